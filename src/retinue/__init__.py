@@ -1,0 +1,3 @@
+"""Retinue: a durable runtime for AI agents."""
+
+__all__: list[str] = []

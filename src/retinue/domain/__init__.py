@@ -1,0 +1,1 @@
+"""Records and decisions. Nothing here does I/O."""

@@ -1,0 +1,130 @@
+"""An Execution: one durable performance of a task, and its state machine.
+
+::
+
+    scheduled ──► queued ──► running ──► completed | failed | cancelled | timed_out
+                    ▲  │       │  ▲
+                    │  │       │  └── (answer) ─┐
+                    │  │       └► input_required ┴─► cancelled | timed_out | failed
+                    │  └► cancelled | timed_out | failed
+                    └── running (retry, takeover), input_required (answer to a parked run)
+
+The states on the right are terminal: exactly one, ever. A move that is not drawn raises.
+``queued → failed`` is the one edge beyond the design's table: a breaker that opens while a task
+waits refuses it without starting it.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from retinue.domain.policy import Delivery
+from retinue.errors import IllegalTransition, Outcome
+
+
+class State(StrEnum):
+    """Where an execution stands."""
+
+    SCHEDULED = "scheduled"
+    QUEUED = "queued"
+    RUNNING = "running"
+    INPUT_REQUIRED = "input_required"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TIMED_OUT = "timed_out"
+
+
+TERMINAL = frozenset({State.COMPLETED, State.FAILED, State.CANCELLED, State.TIMED_OUT})
+ACTIVE = frozenset({State.RUNNING, State.INPUT_REQUIRED})
+
+EDGES: dict[State, frozenset[State]] = {
+    State.SCHEDULED: frozenset({State.QUEUED, State.CANCELLED, State.TIMED_OUT}),
+    State.QUEUED: frozenset({State.RUNNING, State.CANCELLED, State.TIMED_OUT, State.FAILED}),
+    State.RUNNING: TERMINAL | {State.QUEUED, State.INPUT_REQUIRED},
+    State.INPUT_REQUIRED: frozenset(
+        {State.QUEUED, State.RUNNING, State.CANCELLED, State.TIMED_OUT, State.FAILED}
+    ),
+    State.COMPLETED: frozenset(),
+    State.FAILED: frozenset(),
+    State.CANCELLED: frozenset(),
+    State.TIMED_OUT: frozenset(),
+}
+
+
+def advance(state: State, to: State) -> State:
+    """Return ``to`` when the machine has the edge ``state → to``.
+
+    Raises:
+        IllegalTransition: it does not.
+    """
+    if to not in EDGES[state]:
+        raise IllegalTransition(f"an execution cannot go from {state} to {to}")
+    return to
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True):
+    """What a caller asks: a value, with no lifecycle of its own.
+
+    Either ``capability`` or ``agent_id`` (or both) says who shall do it. ``deadline_us`` is the
+    time allowed in microseconds, from acceptance to the reply; None takes the agent's.
+    """
+
+    session_id: str
+    capability: str | None = None
+    agent_id: str | None = None
+    parameters: Any = None
+    context: Any = None
+    intent: str | None = None
+    deadline_us: int | None = None
+    priority: int = 0
+    idempotency_key: str | None = None
+
+
+class Execution(msgspec.Struct, kw_only=True):
+    """The stored record of one performance. Times are microseconds UTC.
+
+    ``worker`` is the epoch that runs it now, ``attempt`` counts starts, ``last_seq`` is the
+    number of its last event, ``digest`` chains its events. Its input and its result are the
+    bodies of its contracts (``request_n``, ``response_n`` within the session's chain).
+    """
+
+    id: str
+    owner: str
+    created_by: str
+    session_id: str
+    from_agent: str
+    agent_id: str | None
+    capability: str | None
+    queue_key: str
+    state: State
+    priority: int
+    attempt: int
+    worker: str | None
+    delivery: Delivery
+    max_attempts: int
+    last_seq: int
+    digest: bytes
+    deadline_at: int | None
+    run_at: int
+    cancel_requested_at: int | None
+    created_at: int
+    started_at: int | None
+    finished_at: int | None
+    outcome: Outcome | None
+    error_code: str | None
+    cursor: str | None
+    request_id: str
+    request_n: int
+    response_id: str | None
+    response_n: int | None
+    parent_id: str | None
+    depth: int
+
+    @property
+    def terminal(self) -> bool:
+        """Whether it has ended."""
+        return self.state in TERMINAL

@@ -1,0 +1,260 @@
+"""What may be written to a store: a closed set of typed intents.
+
+Each intent is atomic; all that are waiting at one moment share a commit; one that is refused
+fails alone. An intent on an execution that runs carries a ``Fence``: it is applied only while
+that attempt, on that worker, is still the one the store knows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from retinue.domain.audit import AuditDraft
+from retinue.domain.contract import Draft
+from retinue.domain.event import EventData
+from retinue.domain.execution import Execution, State
+from retinue.domain.principal import ApiKey
+from retinue.errors import Outcome
+
+
+class Fence(msgspec.Struct, frozen=True):
+    """Which attempt, on which worker, the writer believes it is running."""
+
+    execution_id: str
+    attempt: int
+    worker: str
+
+
+class Idempotency(msgspec.Struct, frozen=True):
+    """A caller's key: the same fingerprint joins the first execution, another one conflicts."""
+
+    key: str
+    fingerprint: bytes
+    expires_at: int
+
+
+class Submit(msgspec.Struct, frozen=True):
+    """Store a new execution with its REQUEST contract.
+
+    With ``worker`` set the caller holds a free slot: the execution is leased to it in the same
+    commit, unless something due is queued for its key already. ``bound`` is how many may be
+    queued for the key. Answers ``Submitted``; ``Rejected`` when the queue is full; ``Conflict``
+    when the idempotency key stands for another request.
+    """
+
+    execution: Execution
+    request: Draft
+    worker: str | None = None
+    bound: int = 10_000
+    idempotency: Idempotency | None = None
+
+
+class Refuse(msgspec.Struct, frozen=True):
+    """Store the REQUEST and the failed RESPONSE of a task that no agent can do."""
+
+    owner: str
+    session_id: str
+    request: Draft
+    response: Draft
+    at: int
+
+
+class Append(msgspec.Struct, frozen=True):
+    """Append events to a running execution. Answers ``Appended``, or ``Conflict`` when fenced."""
+
+    fence: Fence
+    events: tuple[EventData, ...]
+    at: int
+
+
+class Finish(msgspec.Struct, frozen=True):
+    """End an execution: last events, terminal event, state and RESPONSE contract together.
+
+    ``events`` ends with the terminal one. Answers ``Appended``, or ``Conflict`` when fenced.
+    """
+
+    fence: Fence
+    state: State
+    events: tuple[EventData, ...]
+    response: Draft
+    at: int
+    outcome: Outcome | None = None
+    error_code: str | None = None
+
+
+class Requeue(msgspec.Struct, frozen=True):
+    """Give a running execution back to the queue, not before ``run_at`` (retry, takeover)."""
+
+    fence: Fence
+    run_at: int
+    at: int
+
+
+class Cancel(msgspec.Struct, frozen=True):
+    """Ask for an execution's end; one that does not run yet ends in this commit.
+
+    Answers ``Cancelling`` with the state it has now. ``owner`` None means any.
+    """
+
+    execution_id: str
+    owner: str | None
+    by: str
+    response: Draft
+    at: int
+
+
+class Expire(msgspec.Struct, frozen=True):
+    """End a queued execution whose deadline has passed, or that its agent's breaker refuses."""
+
+    execution_id: str
+    state: State
+    events: tuple[EventData, ...]
+    response: Draft
+    at: int
+    error_code: str
+
+
+class Want(msgspec.Struct, frozen=True):
+    """Up to ``count`` queued executions of ``key``, to be run by ``agent_id``."""
+
+    key: str
+    agent_id: str
+    count: int
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """Take queued executions: per key, highest priority first, then oldest. Answers ``Leased``."""
+
+    worker: str
+    wants: tuple[Want, ...]
+    at: int
+
+
+class Ask(msgspec.Struct, frozen=True):
+    """Open a question: row, event and ``input_required`` together."""
+
+    fence: Fence
+    question_id: str
+    event: EventData
+    prompt: str
+    schema: bytes | None
+    expires_at: int | None
+    at: int
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """Answer an open question, once; its execution goes on running."""
+
+    question_id: str
+    owner: str | None
+    by: str
+    answer: bytes
+    at: int
+
+
+class CloseQuestion(msgspec.Struct, frozen=True):
+    """End an open question unanswered: it expired, or the run that asked is gone."""
+
+    question_id: str
+    state: str
+    at: int
+
+
+class PutKey(msgspec.Struct, frozen=True):
+    """Store an API key, with its audit row."""
+
+    key: ApiKey
+    audit: AuditDraft
+
+
+class RevokeKey(msgspec.Struct, frozen=True):
+    """Revoke an API key, with its audit row. Answers ``Rejected`` when there is no such key."""
+
+    key_id: str
+    at: int
+    audit: AuditDraft
+
+
+class Audit(msgspec.Struct, frozen=True):
+    """Append to the audit chain."""
+
+    draft: AuditDraft
+    at: int
+
+
+Intent = (
+    Submit
+    | Refuse
+    | Append
+    | Finish
+    | Requeue
+    | Cancel
+    | Expire
+    | Lease
+    | Ask
+    | Answer
+    | CloseQuestion
+    | PutKey
+    | RevokeKey
+    | Audit
+)
+
+
+class Ok(msgspec.Struct):
+    """The intent was applied; it is durable now."""
+
+
+class Submitted(Ok):
+    """``execution_id`` is the joined execution's when an idempotency key matched.
+
+    ``leased`` says that it is already this worker's to run.
+    """
+
+    execution_id: str
+    leased: bool = False
+    joined: bool = False
+
+
+class Appended(Ok):
+    """``first_seq`` is the number of the first event appended."""
+
+    first_seq: int
+
+
+class Cancelling(Ok):
+    """``state`` is ``cancelled``, an earlier terminal state, or the state it is still in."""
+
+    state: State
+    worker: str | None
+
+
+class Work(msgspec.Struct):
+    """A leased execution with its input (the REQUEST's body)."""
+
+    execution: Execution
+    body: bytes
+
+
+class Leased(Ok):
+    """What the lease took."""
+
+    work: list[Work]
+
+
+class Conflict(msgspec.Struct):
+    """Refused: the stored row is not as the writer believed."""
+
+    reason: str
+    details: dict[str, Any] = {}
+
+
+class Rejected(msgspec.Struct):
+    """Refused: there is no such row (``not_found``), or no room (``queue_full``)."""
+
+    reason: str
+    details: dict[str, Any] = {}
+
+
+Result = Ok | Conflict | Rejected

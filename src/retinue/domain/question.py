@@ -1,0 +1,32 @@
+"""Questions: an execution waits for a person."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+
+class QuestionState(StrEnum):
+    """``lost``: the run that asked died with the question open, and could not be kept."""
+
+    OPEN = "open"
+    ANSWERED = "answered"
+    EXPIRED = "expired"
+    LOST = "lost"
+
+
+class Question(msgspec.Struct, kw_only=True):
+    """A stored question. ``answer`` and ``schema`` are JSON bytes."""
+
+    id: str
+    execution_id: str
+    attempt: int
+    owner: str
+    prompt: str
+    schema: bytes | None
+    state: QuestionState
+    answer: bytes | None
+    answered_by: str | None
+    created_at: int
+    expires_at: int | None

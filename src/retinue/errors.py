@@ -1,0 +1,274 @@
+"""Every error Retinue raises, in one tree.
+
+::
+
+    RetinueError                     E_INTERNAL
+    ├── InvalidInput                 E_INVALID_INPUT
+    │   ├── TooLarge                 E_TOO_LARGE
+    │   └── UnsupportedMedia         E_UNSUPPORTED_MEDIA
+    ├── NotFound                     E_NOT_FOUND
+    │   └── AgentNotFound            E_AGENT_NOT_FOUND
+    ├── Conflict                     E_CONFLICT
+    │   └── IllegalTransition        E_CONFLICT
+    ├── Unauthenticated              E_UNAUTHENTICATED
+    ├── Forbidden                    E_FORBIDDEN
+    ├── NotSupported                 E_NOT_SUPPORTED
+    ├── Unavailable                  E_UNAVAILABLE
+    │   ├── AgentUnavailable         E_AGENT_UNAVAILABLE
+    │   ├── StoreUnavailable         E_STORE_UNAVAILABLE
+    │   ├── StoreFull                E_STORE_FULL
+    │   └── ShuttingDown             E_SHUTTING_DOWN
+    ├── QueueFull                    E_QUEUE_FULL
+    ├── SettingsError                E_SETTINGS
+    ├── StoreLocked                  E_STORE_LOCKED
+    ├── LedgerBroken                 E_LEDGER_BROKEN
+    └── ExecutionError               E_INTERNAL
+        ├── Timeout                  E_TIMEOUT
+        ├── Cancelled                E_CANCELLED
+        ├── CircuitOpen              E_CIRCUIT_OPEN
+        ├── SpawnFailed              E_MODULE_LOAD
+        ├── CommunicationError       E_STREAM_BROKEN
+        │   └── WorkerLost           E_STREAM_BROKEN
+        ├── InvalidResult            E_INTERNAL
+        ├── Fenced                   E_FENCED
+        └── HumanInputRequired       E_HUMAN_INPUT_REQUIRED
+
+``code``, ``kind`` and ``retryable`` are class attributes (codes of specification 000 §3.4, names
+of 001). ``outcome`` says what is known about the work: ``not_started``, ``failed`` (it ran and
+failed) or ``unknown`` (it may have had effects); repeating depends on it. A class docstring's
+first line is the default message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+Outcome = Literal["not_started", "failed", "unknown"]
+
+
+class RetinueError(Exception):
+    """Something went wrong inside Retinue."""
+
+    code: ClassVar[str] = "E_INTERNAL"
+    kind: ClassVar[str] = "internal"
+    retryable: ClassVar[bool] = False
+    default_outcome: ClassVar[Outcome] = "failed"
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        details: Mapping[str, Any] | None = None,
+        outcome: Outcome | None = None,
+    ) -> None:
+        self.message = message or (type(self).__doc__ or type(self).__name__).splitlines()[0]
+        self.details: dict[str, Any] = dict(details or {})
+        self.outcome: Outcome = outcome or self.default_outcome
+        super().__init__(self.message)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return ``{code, message, retryable, details}``, the error object of every door."""
+        return {
+            "code": self.code,
+            "message": self.message,
+            "retryable": self.retryable,
+            "details": self.details,
+        }
+
+
+class InvalidInput(RetinueError):
+    """The request is not valid."""
+
+    code = "E_INVALID_INPUT"
+    kind = "validation"
+    default_outcome = "not_started"
+
+
+class TooLarge(InvalidInput):
+    """The request body is larger than the limit."""
+
+    code = "E_TOO_LARGE"
+
+
+class UnsupportedMedia(InvalidInput):
+    """The request body must be application/json."""
+
+    code = "E_UNSUPPORTED_MEDIA"
+
+
+class NotFound(RetinueError):
+    """There is no such thing."""
+
+    code = "E_NOT_FOUND"
+    kind = "not_found"
+    default_outcome = "not_started"
+
+
+class AgentNotFound(NotFound):
+    """There is no such agent."""
+
+    code = "E_AGENT_NOT_FOUND"
+
+
+class Conflict(RetinueError):
+    """The request conflicts with what is stored."""
+
+    code = "E_CONFLICT"
+    kind = "validation"
+    default_outcome = "not_started"
+
+
+class IllegalTransition(Conflict):
+    """The state machine has no such move."""
+
+
+class Unauthenticated(RetinueError):
+    """A valid credential is required: send "Authorization: Bearer KEY"."""
+
+    code = "E_UNAUTHENTICATED"
+    kind = "auth"
+    default_outcome = "not_started"
+
+
+class Forbidden(RetinueError):
+    """The credential does not allow this."""
+
+    code = "E_FORBIDDEN"
+    kind = "auth"
+    default_outcome = "not_started"
+
+
+class NotSupported(RetinueError):
+    """This driver does not have that power."""
+
+    code = "E_NOT_SUPPORTED"
+    kind = "validation"
+    default_outcome = "not_started"
+
+
+class Unavailable(RetinueError):
+    """Not available right now; try again."""
+
+    code = "E_UNAVAILABLE"
+    retryable = True
+    default_outcome = "not_started"
+
+
+class AgentUnavailable(Unavailable):
+    """No healthy agent is available right now; try again."""
+
+    code = "E_AGENT_UNAVAILABLE"
+
+
+class StoreUnavailable(Unavailable):
+    """The store does not answer; nothing was acknowledged. Try again."""
+
+    code = "E_STORE_UNAVAILABLE"
+
+
+class StoreFull(Unavailable):
+    """The disk is full; nothing was acknowledged. Free space and try again."""
+
+    code = "E_STORE_FULL"
+
+
+class ShuttingDown(Unavailable):
+    """The server is shutting down and takes no new work."""
+
+    code = "E_SHUTTING_DOWN"
+
+
+class QueueFull(RetinueError):
+    """The queue for this agent is full; try again later."""
+
+    code = "E_QUEUE_FULL"
+    retryable = True
+    default_outcome = "not_started"
+
+
+class SettingsError(RetinueError):
+    """The settings are not valid."""
+
+    code = "E_SETTINGS"
+    kind = "validation"
+
+
+class StoreLocked(RetinueError):
+    """Another process has the store open."""
+
+    code = "E_STORE_LOCKED"
+
+
+class LedgerBroken(RetinueError):
+    """The ledger does not verify."""
+
+    code = "E_LEDGER_BROKEN"
+
+
+class ExecutionError(RetinueError):
+    """The agent failed."""
+
+
+class Timeout(ExecutionError):
+    """The execution did not finish before its deadline."""
+
+    code = "E_TIMEOUT"
+    kind = "timeout"
+    retryable = True
+    default_outcome = "unknown"
+
+
+class Cancelled(ExecutionError):
+    """The execution was cancelled."""
+
+    code = "E_CANCELLED"
+
+
+class CircuitOpen(ExecutionError):
+    """The agent failed too often in a row; calls are refused until its circuit closes again."""
+
+    code = "E_CIRCUIT_OPEN"
+    retryable = True
+    default_outcome = "not_started"
+
+
+class SpawnFailed(ExecutionError):
+    """The agent could not be loaded or started."""
+
+    code = "E_MODULE_LOAD"
+    kind = "initialization"
+    default_outcome = "not_started"
+
+
+class CommunicationError(ExecutionError):
+    """The connection to the agent broke."""
+
+    code = "E_STREAM_BROKEN"
+    kind = "stream"
+    retryable = True
+    default_outcome = "unknown"
+
+
+class WorkerLost(CommunicationError):
+    """The worker that ran this execution died; whether the work had effects is not known."""
+
+
+class InvalidResult(ExecutionError):
+    """The agent returned something that is not valid JSON."""
+
+    default_outcome = "unknown"
+
+
+class Fenced(ExecutionError):
+    """Another worker has taken this execution over; the late write was refused."""
+
+    code = "E_FENCED"
+    default_outcome = "unknown"
+
+
+class HumanInputRequired(ExecutionError):
+    """The execution waits for a person's answer."""
+
+    code = "E_HUMAN_INPUT_REQUIRED"
+    kind = "pending"

@@ -1,0 +1,333 @@
+"""The five seams: Driver and Instance, Store, Bus, Sink.
+
+Everything above them is written against these protocols; only ``runtime`` names what stands
+behind them. Each protocol's docstrings are its contract; the conformance suites in
+``retinue.testing`` hold implementations to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+import msgspec
+
+from retinue.domain.agent import AgentDefinition
+from retinue.domain.audit import AuditRow
+from retinue.domain.contract import Contract
+from retinue.domain.event import Event, EventData
+from retinue.domain.execution import Execution, State, Task
+from retinue.domain.intent import Intent, Result
+from retinue.domain.principal import ApiKey, Authority
+from retinue.domain.question import Question
+from retinue.domain.session import Session
+
+T = TypeVar("T")
+
+# -- drivers -----------------------------------------------------------------------------------
+
+
+class Features(msgspec.Struct, frozen=True):
+    """The optional powers of a driver; what is not declared is refused with ``NotSupported``.
+
+    ``park`` says what a restart does to an open question: ``resume``, ``hold``, ``replay``,
+    ``none`` (design §5.8).
+    """
+
+    streams: bool = True
+    asks: bool = False
+    park: str = "none"
+
+
+class InstanceHandle(msgspec.Struct, frozen=True):
+    """What is needed to find an instance again; serialisable."""
+
+    agent_id: str
+    instance_id: str
+
+
+class Health(msgspec.Struct, frozen=True):
+    """Whether an instance can work, and why not."""
+
+    healthy: bool
+    reason: str | None = None
+
+
+class Job(msgspec.Struct, frozen=True):
+    """One attempt, as a driver sees it: the execution and its decoded input."""
+
+    execution: Execution
+    parameters: Any
+    context: Any
+    intent: str | None
+
+
+class SubmitPort(Protocol):
+    """How work submits more work: handed to instances, so that there is no second way in."""
+
+    async def __call__(self, task: Task, authority: Authority, /) -> Any:
+        """Perform ``task`` and return its result data.
+
+        Raises:
+            RetinueError: refused, failed or timed out.
+        """
+        ...
+
+
+class DriverContext(msgspec.Struct, frozen=True):
+    """What the engine lends a driver."""
+
+    submit: SubmitPort
+    max_result_bytes: int
+
+
+class Instance(Protocol):
+    """One live incarnation of an agent."""
+
+    handle: InstanceHandle
+
+    def execute(self, job: Job, /) -> AbstractAsyncContextManager[AsyncIterator[EventData]]:
+        """Perform ``job``: the events it yields, ending with ``completed``.
+
+        A failure raises. Leaving the context cancels the work.
+        """
+        ...
+
+    async def answer(self, question_id: str, answer: Any, /) -> None:
+        """Hand in the answer to a question this instance asked.
+
+        Raises:
+            NotSupported: the driver does not declare ``asks``.
+        """
+        ...
+
+    async def ping(self) -> Health:
+        """Say whether the instance can take work."""
+        ...
+
+    async def stop(self, grace: float, /) -> None:
+        """Stop within ``grace`` seconds; nothing of the instance is left."""
+        ...
+
+
+class Driver(Protocol):
+    """The code that runs one kind of agent."""
+
+    name: ClassVar[str]
+    features: ClassVar[Features]
+
+    async def start(self, agent: AgentDefinition, context: DriverContext, /) -> Instance:
+        """Start an instance.
+
+        Raises:
+            SpawnFailed: it cannot be loaded or started.
+        """
+        ...
+
+
+# -- store -------------------------------------------------------------------------------------
+
+
+class Page(msgspec.Struct, frozen=True):
+    """Which part of a list: at most ``limit`` rows after ``cursor`` (opaque, from the last page)."""
+
+    limit: int = 100
+    cursor: str | None = None
+
+
+class Listing(msgspec.Struct, Generic[T], frozen=True):
+    """A page of a list: ``total`` counts the whole list, ``next_cursor`` is None at its end."""
+
+    items: list[T]
+    total: int
+    next_cursor: str | None = None
+
+
+class ExecutionFilter(msgspec.Struct, frozen=True):
+    """Which executions; None means any."""
+
+    owner: str | None = None
+    session_id: str | None = None
+    agent_id: str | None = None
+    capability: str | None = None
+    state: State | None = None
+
+
+class ContractFilter(msgspec.Struct, frozen=True):
+    """Which contracts; None means any."""
+
+    owner: str | None = None
+    session_id: str | None = None
+    from_agent: str | None = None
+    to_agent: str | None = None
+
+
+class ContractView(msgspec.Struct, frozen=True):
+    """A contract as it is shown: a REQUEST's status and partner derived from its RESPONSE.
+
+    ``answered`` is the RESPONSE's body once it exists, for ``result`` and ``error``.
+    """
+
+    contract: Contract
+    state: State
+    agent_id: str | None
+    finished_at: int | None
+    answered: bytes | None
+
+
+class StoreCounts(msgspec.Struct, frozen=True):
+    """A recount of the ledger: sessions, and contracts by status."""
+
+    sessions: int
+    contracts: int
+    by_status: dict[str, int]
+
+
+class AgentTally(msgspec.Struct, frozen=True):
+    """How many executions an agent has ended, over the whole life of the store."""
+
+    completed: int = 0
+    failed: int = 0
+
+
+class Watched(msgspec.Struct, frozen=True):
+    """Where an execution stands, as the follower polls it."""
+
+    id: str
+    state: State
+    last_seq: int
+    cancel_requested: bool
+
+
+class Store(Protocol):
+    """The ledger and the queue. SQLite and PostgreSQL; one conformance suite runs on both.
+
+    Every read takes an owner as its scope where the record has one (None: any). A read sees
+    every write that was answered before it.
+    """
+
+    worker: str
+    """This process's epoch: a ULID, new at every ``open``."""
+
+    async def open(self) -> None:
+        """Open, migrate, and begin a new epoch.
+
+        Raises:
+            StoreLocked: another process has this store open (SQLite).
+            StoreUnavailable: it does not answer.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Write what is waiting, give up the epoch, close."""
+        ...
+
+    async def write(self, intent: Intent, /) -> Result:
+        """Apply one intent and return once it is durable.
+
+        Raises:
+            StoreUnavailable: nothing was acknowledged; whether it was applied is not known.
+            StoreFull: there is no space; it was not applied.
+        """
+        ...
+
+    async def ping(self) -> None:
+        """Return when the store answers; raise ``StoreUnavailable`` when it does not."""
+        ...
+
+    async def execution(self, execution_id: str, owner: str | None, /) -> Execution | None:
+        """Return an execution of ``owner``."""
+        ...
+
+    async def executions(
+        self, where: ExecutionFilter, page: Page, /
+    ) -> Listing[Execution]:
+        """List executions, newest first."""
+        ...
+
+    async def events(
+        self, execution_id: str, /, *, after: int = 0, limit: int = 1000
+    ) -> Sequence[Event]:
+        """Return journaled events with a number greater than ``after``, in order."""
+        ...
+
+    async def bodies(self, execution: Execution, /) -> tuple[bytes | None, bytes | None]:
+        """Return the bodies of an execution's REQUEST and RESPONSE (None: not there, erased)."""
+        ...
+
+    async def contracts(self, where: ContractFilter, page: Page, /) -> Listing[ContractView]:
+        """List contracts, in chain order."""
+        ...
+
+    async def sessions(self, owner: str | None, page: Page, /) -> Listing[Session]:
+        """List sessions by id."""
+        ...
+
+    async def session(self, owner: str, session_id: str, /) -> Session | None:
+        """Return one session."""
+        ...
+
+    async def counts(self, owner: str | None, /) -> StoreCounts:
+        """Count sessions and contracts."""
+        ...
+
+    async def tallies(self) -> dict[str, AgentTally]:
+        """Return the tally of every agent that ever ended an execution."""
+        ...
+
+    async def watch(self, execution_ids: Sequence[str], /) -> list[Watched]:
+        """Return where the given executions stand, in one query."""
+        ...
+
+    async def orphans(self, limit: int, /) -> list[Execution]:
+        """Return running executions whose worker is dead: to be taken over."""
+        ...
+
+    async def overdue(self, now: int, limit: int, /) -> list[Execution]:
+        """Return queued executions whose deadline has passed."""
+        ...
+
+    async def backlog(self, now: int, /) -> dict[str, int | None]:
+        """Return the queue keys that hold due work, and those that do not yet: key → when due.
+
+        The value is None when something is due now, else the earliest ``run_at``.
+        """
+        ...
+
+    async def questions(self, owner: str | None, page: Page, /) -> Listing[Question]:
+        """List open questions, oldest first."""
+        ...
+
+    async def question(self, question_id: str, owner: str | None, /) -> Question | None:
+        """Return one question."""
+        ...
+
+    async def keys(self) -> list[ApiKey]:
+        """Return all API keys, revoked ones too."""
+        ...
+
+    async def audit(self, page: Page, /) -> Listing[AuditRow]:
+        """List the audit chain, oldest first."""
+        ...
+
+    async def chain(self, owner: str, session_id: str, after: int, limit: int, /) -> list[Contract]:
+        """Return rows of one session's chain, for verification."""
+        ...
+
+
+# -- bus and sinks -----------------------------------------------------------------------------
+
+
+class Bus(Protocol):
+    """Bells between processes: losing a message costs latency, never work."""
+
+    async def publish(self, subject: str, message: bytes, /) -> None:
+        """Tell whoever listens now."""
+        ...
+
+    def subscribe(
+        self, subject: str, heard: Callable[[bytes], Awaitable[None] | None], /
+    ) -> Callable[[], None]:
+        """Call ``heard`` for every message on ``subject``; returns what ends it."""
+        ...

@@ -1,0 +1,82 @@
+"""The lock that makes one process the only writer of a SQLite store.
+
+Held by ``flock``, so it goes with the process however that ends; the file names the holder's pid
+and URL, so that a second ``serve`` can say who is there and ``run`` can become its client.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+import msgspec
+
+from retinue.errors import StoreLocked
+
+
+class Holder(msgspec.Struct, frozen=True):
+    """Who holds a store: process id, and the URL it serves on (None: it serves none)."""
+
+    pid: int
+    url: str | None = None
+
+
+class LockFile:
+    """An exclusive lock on ``path``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd: int | None = None
+
+    def acquire(self, url: str | None) -> None:
+        """Take the lock and write who holds it.
+
+        Raises:
+            StoreLocked: another process holds it; details name its ``pid`` and ``url``.
+        """
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(fd)
+            holder = read_holder(self.path)
+            where = f" serving {holder.url}" if holder and holder.url else ""
+            who = f"process {holder.pid}{where}" if holder else "another process"
+            raise StoreLocked(
+                f"{who} has this store open ({self.path.parent}); stop it, or use it as a client",
+                details={"pid": holder.pid if holder else None, "url": holder and holder.url},
+            ) from None
+        self._fd = fd
+        self.describe(url)
+
+    def describe(self, url: str | None) -> None:
+        """Write the holder's pid and URL into the locked file."""
+        assert self._fd is not None
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, msgspec.json.encode(Holder(os.getpid(), url)), 0)
+
+    def release(self) -> None:
+        """Give the lock up. The file stays: removing it would race with the next holder."""
+        if self._fd is not None:
+            os.ftruncate(self._fd, 0)
+            os.close(self._fd)
+            self._fd = None
+
+
+def read_holder(path: Path) -> Holder | None:
+    """Return who holds the lock at ``path``, or None when nobody does."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return msgspec.json.decode(os.pread(fd, 4096, 0), type=Holder)
+    except msgspec.MsgspecError:
+        return None
+    finally:
+        os.close(fd)
+    return None

@@ -1,0 +1,166 @@
+"""Every statement of the batch program and every read, for both dialects.
+
+A batch statement runs once per row of parameters on SQLite and once for all rows, through
+``unnest``, on PostgreSQL. Reads are one portable text with ``?`` for parameters.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from retinue.storage.program import UPDATED
+from retinue.storage.tables import TABLES, sql_type
+
+
+class Statement(msgspec.Struct, frozen=True):
+    """A named statement: SQLite's text, and PostgreSQL's over arrays of parameters."""
+
+    sqlite: str
+    postgres: str
+
+
+def _columns(table: str, prefix: str = "") -> str:
+    return ", ".join(prefix + column for column in TABLES[table])
+
+
+def _unnest(columns: tuple[str, ...]) -> str:
+    """Return ``unnest(…) AS p(…)`` over one array per column."""
+    arrays = ", ".join(f"${i}::{sql_type(c)}[]" for i, c in enumerate(columns, 1))
+    return f"unnest({arrays}) AS p({', '.join(columns)})"
+
+
+def _sets(columns: tuple[str, ...]) -> tuple[str, str]:
+    sqlite = ", ".join(f"{c} = ?{i}" for i, c in enumerate(columns, 1))
+    postgres = ", ".join(f"{c} = p.{c}" for c in columns)
+    return sqlite, postgres
+
+
+def insert(table: str) -> Statement:
+    """Return the insert of whole rows into ``table``."""
+    columns = TABLES[table]
+    names = ", ".join(columns)
+    arrays = ", ".join(f"${i}::{sql_type(c, table)}[]" for i, c in enumerate(columns, 1))
+    return Statement(
+        f"INSERT INTO {table} ({names}) VALUES ({', '.join('?' * len(columns))})",
+        f"INSERT INTO {table} ({names}) SELECT * FROM unnest({arrays})",
+    )
+
+
+def _update(table: str, columns: tuple[str, ...], keys: tuple[str, ...]) -> Statement:
+    """Return an update of ``columns`` by ``keys``; parameters: columns, then keys."""
+    sqlite, postgres = _sets(columns)
+    by = " AND ".join(f"{k} = ?{len(columns) + i}" for i, k in enumerate(keys, 1))
+    match = " AND ".join(f"t.{k} = p.{k}" for k in keys)
+    return Statement(
+        f"UPDATE {table} SET {sqlite} WHERE {by}",
+        f"UPDATE {table} t SET {postgres} FROM {_unnest(columns + keys)} WHERE {match}",
+    )
+
+
+LEASE_BODY = (
+    "(SELECT c.body FROM contract c WHERE c.owner = e.owner AND c.session_id = e.session_id"
+    " AND c.n = e.request_n)"
+)
+
+BATCH: dict[str, Statement] = {
+    "lock_question": Statement(
+        f"SELECT {_columns('question')} FROM question WHERE id = ?1",
+        f"SELECT {_columns('question')} FROM question WHERE id = ANY($1::text[])"
+        " ORDER BY id FOR UPDATE",
+    ),
+    "lock_execution": Statement(
+        f"SELECT {_columns('execution')} FROM execution WHERE id = ?1",
+        f"SELECT {_columns('execution')} FROM execution WHERE id = ANY($1::text[])"
+        " ORDER BY id FOR UPDATE",
+    ),
+    "make_head": Statement(
+        "INSERT INTO session VALUES (?1, ?2, ?3, ?3, 0, zeroblob(32), 0, 0, 0)"
+        " ON CONFLICT DO NOTHING",
+        "INSERT INTO session SELECT p.owner, p.session_id, p.at, p.at, 0,"
+        " decode(repeat('00', 32), 'hex'), 0, 0, 0"
+        f" FROM {_unnest(('owner', 'session_id', 'at'))} ORDER BY 1, 2 ON CONFLICT DO NOTHING",
+    ),
+    "lock_head": Statement(
+        f"SELECT {_columns('session')} FROM session WHERE owner = ?1 AND session_id = ?2",
+        f"SELECT {_columns('session', 't.')} FROM session t"
+        f" JOIN {_unnest(('owner', 'session_id'))} USING (owner, session_id)"
+        " ORDER BY t.owner, t.session_id FOR UPDATE OF t",
+    ),
+    "queue_depth": Statement(
+        "SELECT ?1, (SELECT count(*) FROM (SELECT 1 FROM execution"
+        " WHERE queue_key = ?1 AND state = 'queued' LIMIT ?2)),"
+        " EXISTS (SELECT 1 FROM execution WHERE queue_key = ?1 AND state = 'queued'"
+        " AND run_at <= ?3)",
+        "SELECT p.key, (SELECT count(*) FROM (SELECT 1 FROM execution"
+        " WHERE queue_key = p.key AND state = 'queued' LIMIT p.limit_) q),"
+        " EXISTS (SELECT 1 FROM execution WHERE queue_key = p.key AND state = 'queued'"
+        f" AND run_at <= p.now) FROM {_unnest(('key', 'limit_', 'now'))}",
+    ),
+    "claim_idempotency": Statement(
+        "INSERT INTO idempotency VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (owner, key) DO UPDATE"
+        " SET fingerprint = excluded.fingerprint, execution_id = excluded.execution_id,"
+        " expires_at = excluded.expires_at WHERE idempotency.expires_at < ?6",
+        "INSERT INTO idempotency SELECT p.owner, p.key, p.fingerprint, p.execution_id,"
+        " p.expires_at FROM "
+        + _unnest(("owner", "key", "fingerprint", "execution_id", "expires_at", "now"))
+        + " ORDER BY 1, 2 ON CONFLICT (owner, key) DO UPDATE"
+        " SET fingerprint = excluded.fingerprint, execution_id = excluded.execution_id,"
+        " expires_at = excluded.expires_at"
+        " WHERE idempotency.expires_at < (extract(epoch FROM clock_timestamp()) * 1000000)::bigint",
+    ),
+    "read_idempotency": Statement(
+        "SELECT owner, key, fingerprint, execution_id FROM idempotency"
+        " WHERE owner = ?1 AND key = ?2",
+        "SELECT t.owner, t.key, t.fingerprint, t.execution_id FROM idempotency t"
+        f" JOIN {_unnest(('owner', 'key'))} USING (owner, key)",
+    ),
+    "drop_idempotency": Statement(
+        "DELETE FROM idempotency WHERE owner = ?1 AND key = ?2",
+        f"DELETE FROM idempotency t USING {_unnest(('owner', 'key'))}"
+        " WHERE t.owner = p.owner AND t.key = p.key",
+    ),
+    "lease": Statement(
+        f"SELECT {_columns('execution', 'e.')}, {LEASE_BODY} FROM execution e"
+        " WHERE queue_key = ?1 AND state = 'queued' AND run_at <= ?3"
+        " ORDER BY priority DESC, id LIMIT ?2",
+        f"SELECT {_columns('execution', 'e.')}, {LEASE_BODY} FROM"
+        f" {_unnest(('key', 'count', 'now'))} CROSS JOIN LATERAL"
+        " (SELECT * FROM execution WHERE queue_key = p.key AND state = 'queued'"
+        " AND run_at <= p.now ORDER BY priority DESC, id LIMIT p.count"
+        " FOR UPDATE SKIP LOCKED) e",
+    ),
+    "update_session": _update(
+        "session",
+        ("n", "head", "completed", "failed", "cancelled", "updated_at"),
+        ("owner", "session_id"),
+    ),
+    "update_execution": _update("execution", UPDATED[:-1], UPDATED[-1:]),
+    "add_tally": Statement(
+        "INSERT INTO tally VALUES (?1, ?2, ?3) ON CONFLICT (agent_id) DO UPDATE SET"
+        " completed = completed + excluded.completed, failed = failed + excluded.failed",
+        "INSERT INTO tally SELECT * FROM "
+        + _unnest(("agent_id", "completed", "failed"))
+        + " ON CONFLICT (agent_id) DO UPDATE SET"
+        " completed = tally.completed + excluded.completed,"
+        " failed = tally.failed + excluded.failed",
+    ),
+    "lose_questions": Statement(
+        "UPDATE question SET state = 'lost' WHERE execution_id = ?1 AND state = 'open'",
+        f"UPDATE question t SET state = 'lost' FROM {_unnest(('execution_id',))}"
+        " WHERE t.execution_id = p.execution_id AND t.state = 'open'",
+    ),
+    "update_question": _update("question", ("state", "answer", "answered_by"), ("id",)),
+    "revoke_key": Statement(
+        "UPDATE api_key SET revoked_at = ?1 WHERE id = ?2 AND revoked_at IS NULL RETURNING id",
+        f"UPDATE api_key t SET revoked_at = p.at FROM {_unnest(('at', 'id'))}"
+        " WHERE t.id = p.id AND t.revoked_at IS NULL RETURNING t.id",
+    ),
+    "lock_audit_head": Statement(
+        "SELECT n, hash FROM audit_head WHERE one = ?1",
+        "SELECT n, hash FROM audit_head WHERE one = ANY($1::bigint[]) FOR UPDATE",
+    ),
+    "update_audit_head": Statement(
+        "UPDATE audit_head SET n = ?1, hash = ?2",
+        f"UPDATE audit_head SET n = p.n, hash = p.hash FROM {_unnest(('n', 'hash'))}",
+    ),
+}

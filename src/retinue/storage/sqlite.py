@@ -1,0 +1,335 @@
+"""The SQLite store: one file, one writer thread, one process.
+
+The lock file makes this process the only writer; so session heads and running executions may be
+kept in memory, and leases die with the process rather than by time. ``synchronous=FULL``: an
+answered write survives a power cut.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import os
+import platform
+import queue
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from retinue.domain.execution import ACTIVE, Execution
+from retinue.domain.ids import now_us, ulid
+from retinue.domain.intent import Intent, Result
+from retinue.domain.session import Session
+from retinue.errors import RetinueError, StoreFull, StoreUnavailable
+from retinue.storage import program
+from retinue.storage.lockfile import LockFile
+from retinue.storage.reads import Reads
+from retinue.storage.sql import BATCH, insert
+from retinue.storage.tables import TABLES, record_of
+from retinue.storage.writer import Answered, Waiting, settle, take
+
+_INSERTS = {table: insert(table).sqlite for table in TABLES}
+_STATEMENTS = {name: statement.sqlite for name, statement in BATCH.items()}
+_HEADS_KEPT = 20_000
+_CALL_STOP = "stop"
+
+
+def migrations(dialect: str) -> list[tuple[int, str]]:
+    """Return the numbered migrations of a dialect, in order."""
+    folder = resources.files("retinue.storage") / "migrations" / dialect
+    found = [(int(f.name[:4]), f.read_text()) for f in folder.iterdir() if f.name[:4].isdigit()]
+    return sorted(found)
+
+
+class SqliteStore(Reads):
+    """A ledger in one SQLite file, or in memory (``path`` None)."""
+
+    def __init__(self, path: Path | None, *, url: str | None = None) -> None:
+        self.path = path
+        self.worker = ""
+        self._url = url
+        self._lock = LockFile(path.with_suffix(".lock")) if path is not None else None
+        self._waiting: deque[Waiting] = deque()
+        self._calls: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._flagged = False
+        self._closed = True
+        self._thread: threading.Thread | None = None
+        self._readers: ThreadPoolExecutor | None = None
+        self._local = threading.local()
+        self._connections: list[sqlite3.Connection] = []
+        self._live: dict[str, Execution] = {}
+        self._heads: dict[tuple[str, str], Session] = {}
+
+    # -- opening and closing -------------------------------------------------------------------
+
+    async def open(self) -> None:
+        if self._lock is not None and self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(self._url)
+        self._loop = asyncio.get_running_loop()
+        try:
+            self._db = self._connect()
+            self._migrate(self._db)
+        except sqlite3.Error as error:
+            self._release()
+            raise StoreUnavailable(f"cannot open the store {self.path}: {error}") from error
+        except RetinueError:
+            self._release()
+            raise
+        self.worker = ulid()
+        self._closed = False
+        self._db.execute("UPDATE worker SET stopped_at = ? WHERE stopped_at IS NULL", [now_us()])
+        self._db.execute(
+            "INSERT INTO worker (id, node, pid, started_at) VALUES (?, ?, ?, ?)",
+            [self.worker, platform.node(), os.getpid(), now_us()],
+        )
+        if self.path is not None:
+            self._readers = ThreadPoolExecutor(2, thread_name_prefix="retinue-read")
+        self._thread = threading.Thread(target=self._run, name="retinue-write", daemon=True)
+        self._thread.start()
+
+    def _connect(self) -> sqlite3.Connection:
+        db = sqlite3.connect(
+            self.path if self.path is not None else ":memory:",
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=256,
+        )
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA busy_timeout = 5000")
+        db.execute("PRAGMA cache_size = -65536")
+        db.execute("PRAGMA temp_store = MEMORY")
+        db.execute("PRAGMA wal_autocheckpoint = 4000")
+        self._connections.append(db)
+        return db
+
+    @staticmethod
+    def _migrate(db: sqlite3.Connection) -> None:
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        known = migrations("sqlite")
+        if version > known[-1][0]:
+            raise StoreUnavailable(
+                f"the store is of version {version}, newer than this Retinue knows"
+                f" ({known[-1][0]}); install the newer Retinue"
+            )
+        for number, script in known:
+            if number > version:
+                db.executescript(
+                    f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {number};\nCOMMIT;"
+                )
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._calls.put(_CALL_STOP)
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join)
+        if self._readers is not None:
+            self._readers.shutdown(wait=True)
+        self._release()
+
+    def _release(self) -> None:
+        for db in self._connections:
+            db.close()
+        self._connections.clear()
+        if self._lock is not None:
+            self._lock.release()
+
+    def describe(self, url: str) -> None:
+        """Write into the lock file where this process serves."""
+        if self._lock is not None:
+            self._lock.describe(url)
+
+    # -- writing -------------------------------------------------------------------------------
+
+    async def write(self, intent: Intent, /) -> Result:
+        if self._closed:
+            raise StoreUnavailable("the store is closed; nothing was acknowledged")
+        future: asyncio.Future[Result] = self._loop.create_future()
+        self._waiting.append(Waiting(intent, future))
+        if not self._flagged:
+            # Once a turn of the loop: what this turn wants written goes into one commit.
+            self._flagged = True
+            self._loop.call_soon(self._flush)
+        return await future
+
+    def _flush(self) -> None:
+        self._flagged = False
+        self._calls.put(None)
+
+    def _run(self) -> None:
+        """Commit batches until told to stop; the writer thread."""
+        while True:
+            call = self._calls.get()
+            if callable(call):
+                call()
+                continue
+            while batch := take(self._waiting):
+                self._commit(batch)
+            if call is _CALL_STOP:
+                self._db.execute(
+                    "UPDATE worker SET stopped_at = ? WHERE id = ?", [now_us(), self.worker]
+                )
+                return
+
+    def _commit(self, batch: list[Waiting]) -> None:
+        answered: Answered
+        try:
+            results = self._apply([item.intent for item in batch])
+            answered = [(i.future, r) for i, r in zip(batch, results, strict=True)]
+        except sqlite3.Error as error:
+            answered = [(item.future, _translate(error)) for item in batch]
+        except Exception as error:
+            if len(batch) > 1:
+                # One of them cannot be applied: let each stand alone, so that only it fails.
+                for item in batch:
+                    self._commit([item])
+                return
+            answered = [(batch[0].future, error)]
+        self._acknowledge(answered)
+
+    def _acknowledge(self, answered: Answered) -> None:
+        self._loop.call_soon_threadsafe(settle, answered)
+
+    def _apply(self, intents: Sequence[Intent]) -> list[Result]:
+        """Run the batch program in one transaction; on return it is durable."""
+        db = self._db
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            steps = program.run(intents)
+            answer: Any = None
+            while True:
+                try:
+                    statement = steps.send(answer)
+                except StopIteration as end:
+                    results: list[Result] = end.value
+                    break
+                answer = self._carry_out(db, statement)
+            db.execute("COMMIT")
+        except BaseException:
+            self._live.clear()
+            self._heads.clear()
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
+        return results
+
+    def _carry_out(self, db: sqlite3.Connection, statement: program.Statement) -> Any:
+        kind = type(statement)
+        if kind is program.Insert:
+            db.executemany(_INSERTS[statement.table], statement.rows)  # type: ignore[union-attr]
+        elif kind is program.Change:
+            db.executemany(_STATEMENTS[statement.name], statement.rows)  # type: ignore[union-attr]
+        elif kind is program.Executions:
+            return self._lock_executions(db, statement.ids)  # type: ignore[union-attr]
+        elif kind is program.Heads:
+            return self._lock_heads(db, statement.keys, statement.at)  # type: ignore[union-attr]
+        elif kind is program.Query:
+            sql = _STATEMENTS[statement.name]  # type: ignore[union-attr]
+            rows: list[Any] = []
+            for values in statement.rows:  # type: ignore[union-attr]
+                rows.extend(db.execute(sql, values).fetchall())
+            return rows
+        elif kind is program.Saved:
+            self._keep(statement)  # type: ignore[arg-type]
+        return None
+
+    def _lock_executions(self, db: sqlite3.Connection, ids: list[str]) -> dict[str, Execution]:
+        found: dict[str, Execution] = {}
+        for execution_id in ids:
+            execution = self._live.get(execution_id)
+            if execution is None:
+                row = db.execute(_STATEMENTS["lock_execution"], [execution_id]).fetchone()
+                if row is None:
+                    continue
+                execution = record_of(Execution, row)
+            found[execution_id] = execution
+        return found
+
+    def _lock_heads(
+        self, db: sqlite3.Connection, keys: list[tuple[str, str]], at: int
+    ) -> dict[tuple[str, str], Session]:
+        found: dict[tuple[str, str], Session] = {}
+        for key in keys:
+            session = self._heads.get(key)
+            if session is None:
+                db.execute(_STATEMENTS["make_head"], [*key, at])
+                row = db.execute(_STATEMENTS["lock_head"], key).fetchone()
+                session = record_of(Session, row)
+            found[key] = session
+        return found
+
+    def _keep(self, saved: program.Saved) -> None:
+        live = self._live
+        for execution in saved.executions:
+            if execution.state in ACTIVE and execution.worker == self.worker:
+                if live.get(execution.id) is not execution:
+                    # The engine holds the same record; ours goes on changing.
+                    live[execution.id] = copy.copy(execution)
+            else:
+                live.pop(execution.id, None)
+        if len(self._heads) > _HEADS_KEPT:
+            self._heads.clear()
+        for session in saved.heads:
+            self._heads[session.owner, session.session_id] = session
+
+    # -- reading -------------------------------------------------------------------------------
+
+    async def ping(self) -> None:
+        await self._fetch("SELECT 1")
+
+    async def orphans(self, limit: int, /) -> list[Execution]:
+        # The lock file says that every other epoch is over.
+        columns = ", ".join(TABLES["execution"])
+        rows = await self._fetch(
+            f"SELECT {columns} FROM execution WHERE state IN ('running', 'input_required')"
+            " AND worker <> ? LIMIT ?",
+            [self.worker, limit],
+        )
+        return [record_of(Execution, row) for row in rows]
+
+    async def _fetch(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+        if self._closed:
+            raise StoreUnavailable("the store is closed")
+        try:
+            if self._readers is not None:
+                return await self._loop.run_in_executor(self._readers, self._read, sql, values)
+            return await self._on_writer(lambda: self._db.execute(sql, values).fetchall())
+        except sqlite3.Error as error:
+            raise _translate(error) from error
+
+    def _read(self, sql: str, values: Sequence[Any]) -> list[Any]:
+        db: sqlite3.Connection | None = getattr(self._local, "db", None)
+        if db is None:
+            db = self._local.db = self._connect()
+            db.execute("PRAGMA query_only = ON")
+        return db.execute(sql, values).fetchall()
+
+    async def _on_writer(self, work: Callable[[], list[Any]]) -> list[Any]:
+        """Run a read on the writer's connection: an in-memory database has no other."""
+        future: asyncio.Future[Any] = self._loop.create_future()
+
+        def call() -> None:
+            try:
+                result: Any = work()
+            except Exception as error:
+                result = error
+            self._loop.call_soon_threadsafe(settle, [(future, result)])
+
+        self._calls.put(call)
+        rows: list[Any] = await future
+        return rows
+
+
+def _translate(error: sqlite3.Error) -> RetinueError:
+    code = getattr(error, "sqlite_errorcode", None)
+    if code == sqlite3.SQLITE_FULL:
+        return StoreFull()
+    return StoreUnavailable(f"the store does not answer: {error}; nothing was acknowledged")

@@ -1,0 +1,92 @@
+"""The tables as both stores see them: columns in order, their types, and records to rows.
+
+A record's fields are named and ordered as its table's columns, so that one line turns the one
+into the other; ``Column`` types are PostgreSQL's, for ``unnest``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+
+from retinue.domain.audit import AuditRow
+from retinue.domain.contract import Contract, ContractStatus, ContractType
+from retinue.domain.event import Event, EventType
+from retinue.domain.execution import Execution, State
+from retinue.domain.policy import Delivery
+from retinue.domain.principal import ApiKey, Role
+from retinue.domain.question import Question, QuestionState
+from retinue.domain.session import Session
+
+R = TypeVar("R", bound=msgspec.Struct)
+
+# field → PostgreSQL type, where it is not text
+_TYPES = {
+    "digest": "bytea",
+    "body": "bytea",
+    "body_hash": "bytea",
+    "hash": "bytea",
+    "head": "bytea",
+    "schema": "bytea",
+    "answer": "bytea",
+    "detail": "bytea",
+    "data": "bytea",
+    "fingerprint": "bytea",
+}
+_NUMBERS = frozenset(
+    "priority attempt max_attempts last_seq deadline_at run_at cancel_requested_at created_at "
+    "started_at finished_at request_n response_n depth seq at n updated_at completed failed "
+    "cancelled expires_at revoked_at pid lease_until last_batch stopped_at count limit_ now".split()
+)
+
+
+def sql_type(column: str, table: str = "") -> str:
+    """Return the PostgreSQL type of a column."""
+    if column in _NUMBERS:
+        return "bigint"
+    if column == "hash" and table == "api_key":
+        return "text"
+    return _TYPES.get(column, "text")
+
+
+TABLES: dict[str, tuple[str, ...]] = {
+    "execution": Execution.__struct_fields__,
+    "event": Event.__struct_fields__,
+    "contract": Contract.__struct_fields__,
+    "session": Session.__struct_fields__,
+    "question": Question.__struct_fields__,
+    "api_key": ApiKey.__struct_fields__,
+    "audit": AuditRow.__struct_fields__,
+}
+
+_ENUMS: dict[type, dict[str, type]] = {
+    Execution: {"state": State, "delivery": Delivery},
+    Event: {"type": EventType},
+    Contract: {"type": ContractType, "status": ContractStatus},
+    Question: {"state": QuestionState},
+    ApiKey: {"role": Role},
+}
+_ENUM_PLACES = {
+    record: [(record.__struct_fields__.index(name), enum) for name, enum in fields.items()]
+    for record, fields in _ENUMS.items()
+}
+
+
+def row_of(record: msgspec.Struct) -> list[Any]:
+    """Turn a record into its row; enumerations become plain text."""
+    values = list(msgspec.structs.astuple(record))
+    for place, _ in _ENUM_PLACES.get(type(record), ()):
+        value = values[place]
+        if value is not None:
+            values[place] = value.value
+    return values
+
+
+def record_of(record: type[R], row: Any) -> R:
+    """Turn a row into its record."""
+    values = list(row)
+    for place, enum in _ENUM_PLACES.get(record, ()):
+        if values[place] is not None:
+            values[place] = enum(values[place])
+    return record(**dict(zip(record.__struct_fields__, values, strict=True)))

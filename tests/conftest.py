@@ -1,0 +1,63 @@
+"""Fixtures for every test: a real PostgreSQL, and a guard against processes left behind."""
+
+import itertools
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from retinue.testing.servers import PostgresServer
+
+CHILDREN_MAY_TAKE = 3.0
+
+_database_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A private PostgreSQL, started by the first test that asks for it."""
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
+    """The address of a database that is empty and this test's own."""
+    name = f"test_{next(_database_numbers)}"
+    yield postgres_server.create_database(name)
+    postgres_server.drop_database(name)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a run that leaves child processes behind; every fixture has ended by now."""
+    deadline = time.monotonic() + CHILDREN_MAY_TAKE
+    while (children := _children()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if not children:
+        return
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None:
+        reporter.ensure_newline()
+        reporter.section("processes left behind", red=True)
+        for child in children:
+            reporter.write_line(child)
+    if session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _children() -> list[str]:
+    """Describe each child of this process, zombies included."""
+    found: list[str] = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            # The name in parentheses may hold anything; state and parent follow the last one.
+            state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except (OSError, ValueError):
+            continue  # it ended while we looked
+        if int(parent) == os.getpid():
+            found.append(f"{entry.name} {state} {command or '(no command line)'}")
+    return found
