@@ -272,3 +272,20 @@ class HumanInputRequired(ExecutionError):
 
     code = "E_HUMAN_INPUT_REQUIRED"
     kind = "pending"
+
+
+def _tree(root: type[RetinueError]) -> list[type[RetinueError]]:
+    found = [root]
+    for child in root.__subclasses__():
+        found.extend(_tree(child))
+    return found
+
+
+def error_from(error: Mapping[str, Any]) -> RetinueError:
+    """Return the exception that an error object (``as_dict``) stands for."""
+    code = error.get("code")
+    # The first of the tree with that code is the most general one: E_STREAM_BROKEN may have been
+    # a WorkerLost, which a reader of the ledger cannot tell and need not.
+    kind = next((k for k in _tree(ExecutionError) if k.code == code), None)
+    kind = kind or next((k for k in _tree(RetinueError) if k.code == code), ExecutionError)
+    return kind(str(error.get("message", "")) or None, details=error.get("details") or {})

@@ -1,4 +1,4 @@
-"""The five seams: Driver and Instance, Store, Bus, Sink.
+"""The seams: Driver and Instance, Store.
 
 Everything above them is written against these protocols; only ``runtime`` names what stands
 behind them. Each protocol's docstrings are its contract; the conformance suites in
@@ -7,7 +7,7 @@ behind them. Each protocol's docstrings are its contract; the conformance suites
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -311,23 +311,11 @@ class Store(Protocol):
         """List the audit chain, oldest first."""
         ...
 
+    async def audit_head(self) -> tuple[int, bytes]:
+        """Return the place and the hash of the audit chain's last row."""
+        ...
+
     async def chain(self, owner: str, session_id: str, after: int, limit: int, /) -> list[Contract]:
         """Return rows of one session's chain, for verification."""
         ...
 
-
-# -- bus and sinks -----------------------------------------------------------------------------
-
-
-class Bus(Protocol):
-    """Bells between processes: losing a message costs latency, never work."""
-
-    async def publish(self, subject: str, message: bytes, /) -> None:
-        """Tell whoever listens now."""
-        ...
-
-    def subscribe(
-        self, subject: str, heard: Callable[[bytes], Awaitable[None] | None], /
-    ) -> Callable[[], None]:
-        """Call ``heard`` for every message on ``subject``; returns what ends it."""
-        ...

@@ -52,14 +52,17 @@ def decode_cursor(cursor: str, *kinds: type) -> tuple[Any, ...]:
     """
     try:
         raw = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
-        place = msgspec.json.decode(raw, type=tuple[kinds])  # type: ignore[valid-type]
-        if any(isinstance(item, str) and "\0" in item for item in place):
-            raise ValueError("NUL")
-        return tuple(place)
-    except ValueError:
-        raise InvalidInput(
-            "cursor is not one that this list returned", details={"path": "cursor"}
-        ) from None
+        place = msgspec.json.decode(raw)
+    except (ValueError, RecursionError):
+        place = None
+    if (
+        not isinstance(place, list)
+        or [type(item) for item in place] != list(kinds)
+        or any(type(item) is str and "\0" in item for item in place)
+        or any(type(item) is int and not 0 <= item < 1 << 63 for item in place)
+    ):
+        raise InvalidInput("cursor is not one that this list returned", details={"path": "cursor"})
+    return tuple(place)
 
 
 class _Where:
@@ -87,11 +90,17 @@ class Reads:
 
     worker: str
 
+    @staticmethod
+    def _among(column: str, values: Sequence[str]) -> tuple[str, Any]:
+        """Return a condition that ``column`` is one of ``values``, with its one parameter."""
+        raise NotImplementedError
+
     async def _fetch(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         """Run one query and return its rows. Each store brings its own."""
         raise NotImplementedError
 
     async def execution(self, execution_id: str, owner: str | None, /) -> Execution | None:
+        """Return an execution of ``owner``."""
         where = _Where()
         where.equal(id=execution_id, owner=owner)
         rows = await self._fetch(
@@ -100,6 +109,7 @@ class Reads:
         return record_of(Execution, rows[0]) if rows else None
 
     async def executions(self, where: ExecutionFilter, page: Page, /) -> Listing[Execution]:
+        """List executions, newest first."""
         query = _Where()
         query.equal(
             owner=where.owner,
@@ -121,6 +131,7 @@ class Reads:
     async def events(
         self, execution_id: str, /, *, after: int = 0, limit: int = 1000
     ) -> Sequence[Event]:
+        """Return journaled events with a number greater than ``after``, in order."""
         rows = await self._fetch(
             f"SELECT {_columns('event')} FROM event WHERE execution_id = ? AND seq > ?"
             " ORDER BY seq LIMIT ?",
@@ -129,6 +140,7 @@ class Reads:
         return [record_of(Event, row) for row in rows]
 
     async def bodies(self, execution: Execution, /) -> tuple[bytes | None, bytes | None]:
+        """Return the bodies of an execution's REQUEST and RESPONSE."""
         rows = await self._fetch(
             "SELECT n, body FROM contract WHERE owner = ? AND session_id = ? AND n IN (?, ?)",
             [
@@ -138,10 +150,11 @@ class Reads:
                 execution.response_n or execution.request_n,
             ],
         )
-        found = {n: body for n, body in rows}
+        found: dict[int, bytes | None] = {row[0]: row[1] for row in rows}
         return found.get(execution.request_n), found.get(execution.response_n or -1)
 
     async def contracts(self, where: ContractFilter, page: Page, /) -> Listing[ContractView]:
+        """List contracts, in chain order."""
         query = _Where()
         query.equal(**{"c.owner": where.owner, "c.session_id": where.session_id})
         query.equal(**{"c.from_agent": where.from_agent})
@@ -182,20 +195,21 @@ class Reads:
         return int(rows[0][0])
 
     async def sessions(self, owner: str | None, page: Page, /) -> Listing[Session]:
+        """List sessions by id."""
         query = _Where()
         query.equal(owner=owner)
         total = await self._count("session", query)
         if page.cursor is not None:
             query.add("(owner, session_id) > (?, ?)", *decode_cursor(page.cursor, str, str))
         rows = await self._fetch(
-            f"SELECT {_columns('session')} FROM session{query}"
-            " ORDER BY owner, session_id LIMIT ?",
+            f"SELECT {_columns('session')} FROM session{query} ORDER BY owner, session_id LIMIT ?",
             [*query.values, page.limit + 1],
         )
         items = [record_of(Session, row) for row in rows]
         return _listing(items, total, page, lambda s: (s.owner, s.session_id))
 
     async def session(self, owner: str, session_id: str, /) -> Session | None:
+        """Return one session."""
         rows = await self._fetch(
             f"SELECT {_columns('session')} FROM session WHERE owner = ? AND session_id = ?",
             [owner, session_id],
@@ -203,6 +217,7 @@ class Reads:
         return record_of(Session, rows[0]) if rows else None
 
     async def counts(self, owner: str | None, /) -> StoreCounts:
+        """Count sessions and contracts."""
         query = _Where()
         query.equal(owner=owner)
         rows = await self._fetch(
@@ -227,21 +242,23 @@ class Reads:
         return StoreCounts(sessions, contracts, {k.value: n for k, n in by_status.items() if n})
 
     async def tallies(self) -> dict[str, AgentTally]:
+        """Return the tally of every agent that ever ended an execution."""
         rows = await self._fetch("SELECT agent_id, completed, failed FROM tally")
         return {agent_id: AgentTally(done, failed) for agent_id, done, failed in rows}
 
     async def watch(self, execution_ids: Sequence[str], /) -> list[Watched]:
+        """Return where the given executions stand, in one query."""
         if not execution_ids:
             return []
-        marks = ", ".join("?" * len(execution_ids))
+        condition, among = self._among("id", execution_ids)
         rows = await self._fetch(
-            "SELECT id, state, last_seq, cancel_requested_at FROM execution"
-            f" WHERE id IN ({marks})",
-            list(execution_ids),
+            f"SELECT id, state, last_seq, cancel_requested_at FROM execution WHERE {condition}",
+            [among],
         )
         return [Watched(i, State(s), seq, asked is not None) for i, s, seq, asked in rows]
 
     async def overdue(self, now: int, limit: int, /) -> list[Execution]:
+        """Return queued executions whose deadline has passed."""
         rows = await self._fetch(
             f"SELECT {_columns('execution')} FROM execution WHERE state = 'queued'"
             " AND deadline_at IS NOT NULL AND deadline_at <= ? ORDER BY deadline_at LIMIT ?",
@@ -250,6 +267,7 @@ class Reads:
         return [record_of(Execution, row) for row in rows]
 
     async def backlog(self, now: int, /) -> dict[str, int | None]:
+        """Return the queue keys that hold work: key → None (due now) or when."""
         # A loose walk over the index: one probe per key, not one per queued row.
         rows = await self._fetch(
             "WITH RECURSIVE keys(key) AS ("
@@ -266,6 +284,7 @@ class Reads:
         return {key: None if due else earliest for key, due, earliest in rows}
 
     async def questions(self, owner: str | None, page: Page, /) -> Listing[Question]:
+        """List open questions, oldest first."""
         query = _Where()
         query.equal(owner=owner)
         query.add("state = 'open'")
@@ -280,6 +299,7 @@ class Reads:
         return _listing(items, total, page, lambda q: (q.id,))
 
     async def question(self, question_id: str, owner: str | None, /) -> Question | None:
+        """Return one question."""
         query = _Where()
         query.equal(id=question_id, owner=owner)
         rows = await self._fetch(
@@ -288,10 +308,12 @@ class Reads:
         return record_of(Question, rows[0]) if rows else None
 
     async def keys(self) -> list[ApiKey]:
+        """Return all API keys, revoked ones too."""
         rows = await self._fetch(f"SELECT {_columns('api_key')} FROM api_key ORDER BY id")
         return [record_of(ApiKey, row) for row in rows]
 
     async def audit(self, page: Page, /) -> Listing[AuditRow]:
+        """List the audit chain, oldest first."""
         query = _Where()
         total = await self._count("audit", query)
         if page.cursor is not None:
@@ -303,9 +325,12 @@ class Reads:
         items = [record_of(AuditRow, row) for row in rows]
         return _listing(items, total, page, lambda row: (row.n,))
 
-    async def chain(
-        self, owner: str, session_id: str, after: int, limit: int, /
-    ) -> list[Contract]:
+    async def audit_head(self) -> tuple[int, bytes]:
+        rows = await self._fetch("SELECT n, hash FROM audit_head")
+        return int(rows[0][0]), bytes(rows[0][1])
+
+    async def chain(self, owner: str, session_id: str, after: int, limit: int, /) -> list[Contract]:
+        """Return rows of one session's chain, for verification."""
         rows = await self._fetch(
             f"SELECT {_columns('contract')} FROM contract WHERE owner = ? AND session_id = ?"
             " AND n > ? ORDER BY n LIMIT ?",

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import msgspec
 
-from retinue.storage.program import UPDATED
-from retinue.storage.tables import TABLES, sql_type
+from retinue.storage.tables import TABLES, UPDATED, sql_type
+
+CLOCK = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+"""PostgreSQL's clock in microseconds: what leases go by, whatever the workers' clocks say."""
 
 
 class Statement(msgspec.Struct, frozen=True):
@@ -63,6 +65,10 @@ LEASE_BODY = (
 )
 
 BATCH: dict[str, Statement] = {
+    "find_question": Statement(
+        "SELECT execution_id FROM question WHERE id = ?1",
+        "SELECT execution_id FROM question WHERE id = ANY($1::text[])",
+    ),
     "lock_question": Statement(
         f"SELECT {_columns('question')} FROM question WHERE id = ?1",
         f"SELECT {_columns('question')} FROM question WHERE id = ANY($1::text[])"
@@ -78,7 +84,8 @@ BATCH: dict[str, Statement] = {
         " ON CONFLICT DO NOTHING",
         "INSERT INTO session SELECT p.owner, p.session_id, p.at, p.at, 0,"
         " decode(repeat('00', 32), 'hex'), 0, 0, 0"
-        f" FROM {_unnest(('owner', 'session_id', 'at'))} ORDER BY 1, 2 ON CONFLICT DO NOTHING",
+        f" FROM {_unnest(('owner', 'session_id', 'at'))}"
+        ' ORDER BY p.owner COLLATE "C", p.session_id COLLATE "C" ON CONFLICT DO NOTHING',
     ),
     "lock_head": Statement(
         f"SELECT {_columns('session')} FROM session WHERE owner = ?1 AND session_id = ?2",
@@ -103,10 +110,11 @@ BATCH: dict[str, Statement] = {
         "INSERT INTO idempotency SELECT p.owner, p.key, p.fingerprint, p.execution_id,"
         " p.expires_at FROM "
         + _unnest(("owner", "key", "fingerprint", "execution_id", "expires_at", "now"))
-        + " ORDER BY 1, 2 ON CONFLICT (owner, key) DO UPDATE"
+        + ' ORDER BY p.owner COLLATE "C", p.key COLLATE "C"'
+        " ON CONFLICT (owner, key) DO UPDATE"
         " SET fingerprint = excluded.fingerprint, execution_id = excluded.execution_id,"
         " expires_at = excluded.expires_at"
-        " WHERE idempotency.expires_at < (extract(epoch FROM clock_timestamp()) * 1000000)::bigint",
+        f" WHERE idempotency.expires_at < {CLOCK}",
     ),
     "read_idempotency": Statement(
         "SELECT owner, key, fingerprint, execution_id FROM idempotency"

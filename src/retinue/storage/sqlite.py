@@ -8,6 +8,7 @@ answered write survives a power cut.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import os
 import platform
@@ -17,7 +18,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,22 @@ from retinue.domain.execution import ACTIVE, Execution
 from retinue.domain.ids import now_us, ulid
 from retinue.domain.intent import Intent, Result
 from retinue.domain.session import Session
-from retinue.errors import RetinueError, StoreFull, StoreUnavailable
+from retinue.domain.strictjson import dumps
+from retinue.errors import Conflict, InvalidInput, RetinueError, StoreFull, StoreUnavailable
 from retinue.storage import program
 from retinue.storage.lockfile import LockFile
+from retinue.storage.migrate import missing
 from retinue.storage.reads import Reads
 from retinue.storage.sql import BATCH, insert
+from retinue.storage.statements import (
+    Change,
+    Executions,
+    Heads,
+    Insert,
+    Query,
+    Saved,
+    Statement,
+)
 from retinue.storage.tables import TABLES, record_of
 from retinue.storage.writer import Answered, Waiting, settle, take
 
@@ -37,13 +48,8 @@ _INSERTS = {table: insert(table).sqlite for table in TABLES}
 _STATEMENTS = {name: statement.sqlite for name, statement in BATCH.items()}
 _HEADS_KEPT = 20_000
 _CALL_STOP = "stop"
-
-
-def migrations(dialect: str) -> list[tuple[int, str]]:
-    """Return the numbered migrations of a dialect, in order."""
-    folder = resources.files("retinue.storage") / "migrations" / dialect
-    found = [(int(f.name[:4]), f.read_text()) for f in folder.iterdir() if f.name[:4].isdigit()]
-    return sorted(found)
+# What fails a whole batch; anything else is the fault of one intent in it.
+_STORES_FAULT = (sqlite3.OperationalError, sqlite3.InternalError, sqlite3.NotSupportedError)
 
 
 class SqliteStore(Reads):
@@ -68,26 +74,30 @@ class SqliteStore(Reads):
     # -- opening and closing -------------------------------------------------------------------
 
     async def open(self) -> None:
+        """Take the lock, open the file, migrate it, and begin a new epoch."""
         if self._lock is not None and self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(self._url)
         self._loop = asyncio.get_running_loop()
+        self.worker = ulid()
         try:
             self._db = self._connect()
             self._migrate(self._db)
+            # The lock says so: every earlier epoch is over.
+            self._db.execute(
+                "UPDATE worker SET stopped_at = ? WHERE stopped_at IS NULL", [now_us()]
+            )
+            self._db.execute(
+                "INSERT INTO worker (id, node, pid, started_at) VALUES (?, ?, ?, ?)",
+                [self.worker, platform.node(), os.getpid(), now_us()],
+            )
         except sqlite3.Error as error:
             self._release()
             raise StoreUnavailable(f"cannot open the store {self.path}: {error}") from error
         except RetinueError:
             self._release()
             raise
-        self.worker = ulid()
         self._closed = False
-        self._db.execute("UPDATE worker SET stopped_at = ? WHERE stopped_at IS NULL", [now_us()])
-        self._db.execute(
-            "INSERT INTO worker (id, node, pid, started_at) VALUES (?, ?, ?, ?)",
-            [self.worker, platform.node(), os.getpid(), now_us()],
-        )
         if self.path is not None:
             self._readers = ThreadPoolExecutor(2, thread_name_prefix="retinue-read")
         self._thread = threading.Thread(target=self._run, name="retinue-write", daemon=True)
@@ -112,19 +122,13 @@ class SqliteStore(Reads):
     @staticmethod
     def _migrate(db: sqlite3.Connection) -> None:
         (version,) = db.execute("PRAGMA user_version").fetchone()
-        known = migrations("sqlite")
-        if version > known[-1][0]:
-            raise StoreUnavailable(
-                f"the store is of version {version}, newer than this Retinue knows"
-                f" ({known[-1][0]}); install the newer Retinue"
+        for number, script in missing("sqlite", version):
+            db.executescript(
+                f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {number};\nCOMMIT;"
             )
-        for number, script in known:
-            if number > version:
-                db.executescript(
-                    f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {number};\nCOMMIT;"
-                )
 
     async def close(self) -> None:
+        """Write what is waiting, give up the epoch, close."""
         if self._closed:
             return
         self._closed = True
@@ -150,6 +154,7 @@ class SqliteStore(Reads):
     # -- writing -------------------------------------------------------------------------------
 
     async def write(self, intent: Intent, /) -> Result:
+        """Apply one intent and return once it is durable."""
         if self._closed:
             raise StoreUnavailable("the store is closed; nothing was acknowledged")
         future: asyncio.Future[Result] = self._loop.create_future()
@@ -174,9 +179,11 @@ class SqliteStore(Reads):
             while batch := take(self._waiting):
                 self._commit(batch)
             if call is _CALL_STOP:
-                self._db.execute(
-                    "UPDATE worker SET stopped_at = ? WHERE id = ?", [now_us(), self.worker]
-                )
+                # A full disk cannot take it, nor does it matter: the next open says it again.
+                with contextlib.suppress(sqlite3.Error):
+                    self._db.execute(
+                        "UPDATE worker SET stopped_at = ? WHERE id = ?", [now_us(), self.worker]
+                    )
                 return
 
     def _commit(self, batch: list[Waiting]) -> None:
@@ -184,15 +191,13 @@ class SqliteStore(Reads):
         try:
             results = self._apply([item.intent for item in batch])
             answered = [(i.future, r) for i, r in zip(batch, results, strict=True)]
-        except sqlite3.Error as error:
-            answered = [(item.future, _translate(error)) for item in batch]
         except Exception as error:
-            if len(batch) > 1:
+            if len(batch) > 1 and not isinstance(error, _STORES_FAULT):
                 # One of them cannot be applied: let each stand alone, so that only it fails.
                 for item in batch:
                     self._commit([item])
                 return
-            answered = [(batch[0].future, error)]
+            answered = [(item.future, _translate(error)) for item in batch]
         self._acknowledge(answered)
 
     def _acknowledge(self, answered: Answered) -> None:
@@ -221,24 +226,23 @@ class SqliteStore(Reads):
             raise
         return results
 
-    def _carry_out(self, db: sqlite3.Connection, statement: program.Statement) -> Any:
-        kind = type(statement)
-        if kind is program.Insert:
-            db.executemany(_INSERTS[statement.table], statement.rows)  # type: ignore[union-attr]
-        elif kind is program.Change:
-            db.executemany(_STATEMENTS[statement.name], statement.rows)  # type: ignore[union-attr]
-        elif kind is program.Executions:
-            return self._lock_executions(db, statement.ids)  # type: ignore[union-attr]
-        elif kind is program.Heads:
-            return self._lock_heads(db, statement.keys, statement.at)  # type: ignore[union-attr]
-        elif kind is program.Query:
-            sql = _STATEMENTS[statement.name]  # type: ignore[union-attr]
-            rows: list[Any] = []
-            for values in statement.rows:  # type: ignore[union-attr]
-                rows.extend(db.execute(sql, values).fetchall())
-            return rows
-        elif kind is program.Saved:
-            self._keep(statement)  # type: ignore[arg-type]
+    def _carry_out(self, db: sqlite3.Connection, statement: Statement) -> Any:
+        match statement:
+            case Insert(table=table, rows=rows):
+                db.executemany(_INSERTS[table], rows)
+            case Change(name=name, rows=changes):
+                db.executemany(_STATEMENTS[name], changes)
+            case Executions(ids=ids):
+                return self._lock_executions(db, ids)
+            case Heads(keys=keys, at=at):
+                return self._lock_heads(db, keys, at)
+            case Query(name=name, rows=asked):
+                found: list[Any] = []
+                for values in asked:
+                    found.extend(db.execute(_STATEMENTS[name], values).fetchall())
+                return found
+            case Saved():
+                self._keep(statement)
         return None
 
     def _lock_executions(self, db: sqlite3.Connection, ids: list[str]) -> dict[str, Execution]:
@@ -266,7 +270,7 @@ class SqliteStore(Reads):
             found[key] = session
         return found
 
-    def _keep(self, saved: program.Saved) -> None:
+    def _keep(self, saved: Saved) -> None:
         live = self._live
         for execution in saved.executions:
             if execution.state in ACTIVE and execution.worker == self.worker:
@@ -283,9 +287,11 @@ class SqliteStore(Reads):
     # -- reading -------------------------------------------------------------------------------
 
     async def ping(self) -> None:
+        """Return when the store answers."""
         await self._fetch("SELECT 1")
 
     async def orphans(self, limit: int, /) -> list[Execution]:
+        """Return running executions whose worker is dead: to be taken over."""
         # The lock file says that every other epoch is over.
         columns = ", ".join(TABLES["execution"])
         rows = await self._fetch(
@@ -295,6 +301,10 @@ class SqliteStore(Reads):
         )
         return [record_of(Execution, row) for row in rows]
 
+    @staticmethod
+    def _among(column: str, values: Sequence[str]) -> tuple[str, Any]:
+        return f"{column} IN (SELECT value FROM json_each(?))", dumps(list(values)).decode()
+
     async def _fetch(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         if self._closed:
             raise StoreUnavailable("the store is closed")
@@ -302,7 +312,7 @@ class SqliteStore(Reads):
             if self._readers is not None:
                 return await self._loop.run_in_executor(self._readers, self._read, sql, values)
             return await self._on_writer(lambda: self._db.execute(sql, values).fetchall())
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OverflowError, UnicodeError) as error:
             raise _translate(error) from error
 
     def _read(self, sql: str, values: Sequence[Any]) -> list[Any]:
@@ -328,8 +338,14 @@ class SqliteStore(Reads):
         return rows
 
 
-def _translate(error: sqlite3.Error) -> RetinueError:
-    code = getattr(error, "sqlite_errorcode", None)
-    if code == sqlite3.SQLITE_FULL:
-        return StoreFull()
-    return StoreUnavailable(f"the store does not answer: {error}; nothing was acknowledged")
+def _translate(error: Exception) -> Exception:
+    match error:
+        case sqlite3.IntegrityError():
+            return Conflict(f"the store refuses a record: {error}")
+        case sqlite3.DataError() | OverflowError() | UnicodeError():
+            return InvalidInput(f"the store cannot hold a value: {error}")
+        case sqlite3.Error():
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+                return StoreFull()
+            return StoreUnavailable(f"the store does not answer: {error}; nothing was acknowledged")
+    return error

@@ -60,7 +60,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "audit": AuditRow.__struct_fields__,
 }
 
-_ENUMS: dict[type, dict[str, type]] = {
+_ENUMS: dict[type[msgspec.Struct], dict[str, type]] = {
     Execution: {"state": State, "delivery": Delivery},
     Event: {"type": EventType},
     Contract: {"type": ContractType, "status": ContractStatus},
@@ -90,3 +90,46 @@ def record_of(record: type[R], row: Any) -> R:
         if values[place] is not None:
             values[place] = enum(values[place])
     return record(**dict(zip(record.__struct_fields__, values, strict=True)))
+
+
+UPDATED = (
+    "state",
+    "agent_id",
+    "attempt",
+    "worker",
+    "last_seq",
+    "digest",
+    "run_at",
+    "cancel_requested_at",
+    "started_at",
+    "finished_at",
+    "outcome",
+    "error_code",
+    "cursor",
+    "response_id",
+    "response_n",
+    "id",
+)
+"""What ``update_execution`` sets, in its parameters' order; the id comes last."""
+
+
+def changes_of(e: Execution) -> tuple[Any, ...]:
+    """Return the parameters of ``update_execution`` for ``e``."""
+    return (
+        e.state.value,
+        e.agent_id,
+        e.attempt,
+        e.worker,
+        e.last_seq,
+        e.digest,
+        e.run_at,
+        e.cancel_requested_at,
+        e.started_at,
+        e.finished_at,
+        e.outcome,
+        e.error_code,
+        e.cursor,
+        e.response_id,
+        e.response_n,
+        e.id,
+    )

@@ -11,8 +11,19 @@ import asyncio
 from collections import deque
 from typing import Any
 
-from retinue.domain.intent import Finish, Intent, Result, Submit
-from retinue.storage.program import split
+from retinue.domain.intent import (
+    Answer,
+    Append,
+    Ask,
+    Cancel,
+    CloseQuestion,
+    Expire,
+    Finish,
+    Intent,
+    Requeue,
+    Result,
+    Submit,
+)
 
 MOST = 512
 MOST_BYTES = 8 << 20
@@ -42,9 +53,39 @@ Answered = list[tuple[asyncio.Future[Result], Any]]
 """Futures with their result, or the exception they get."""
 
 
-def take(waiting: deque[Waiting]) -> list[Waiting]:
-    """Take the next batch."""
-    return split(waiting, MOST, MOST_BYTES)
+def take(waiting: deque[Waiting], most: int = MOST, most_bytes: int = MOST_BYTES) -> list[Waiting]:
+    """Take the next batch off ``waiting``, bounded by count and by bytes.
+
+    An execution has one intent in a batch: its later ones stay behind, in order, so that a flood
+    from one run leaves room for all the others.
+    """
+    taken: list[Waiting] = []
+    held: list[Waiting] = []
+    seen: set[str] = set()
+    size = 0
+    while waiting and len(taken) < most and size < most_bytes:
+        item = waiting.popleft()
+        touched = _touched(item.intent)
+        if touched is not None:
+            if touched in seen:
+                held.append(item)
+                continue
+            seen.add(touched)
+        taken.append(item)
+        size += item.size
+    waiting.extendleft(reversed(held))
+    return taken
+
+
+def _touched(intent: Intent) -> str | None:
+    kind = type(intent)
+    if kind is Append or kind is Finish or kind is Requeue or kind is Ask:
+        return intent.fence.execution_id  # type: ignore[union-attr]
+    if kind is Cancel or kind is Expire:
+        return intent.execution_id  # type: ignore[union-attr]
+    if kind is Answer or kind is CloseQuestion:
+        return intent.question_id  # type: ignore[union-attr]
+    return None
 
 
 def settle(answered: Answered) -> None:

@@ -1,0 +1,1 @@
+"""One module per kind of agent; none knows another."""

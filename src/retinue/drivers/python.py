@@ -1,0 +1,338 @@
+"""The ``python`` driver: an ``Agent`` object in this process.
+
+``async`` agents run as tasks of the loop, blocking ones in a thread of their own. A task that is
+cancelled has ``CANCEL_SECONDS`` to end; one that swallows its cancellation, and a thread that
+never returns, is abandoned, counted, and too many of them make the agent unhealthy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, ClassVar
+
+from retinue.agent import Agent, Context, FunctionAgent, enter
+from retinue.domain.agent import AgentDefinition
+from retinue.domain.event import EventData, EventType
+from retinue.domain.execution import Task
+from retinue.domain.ids import ulid
+from retinue.domain.principal import Authority
+from retinue.errors import ExecutionError, NotSupported, RetinueError, SpawnFailed
+from retinue.interfaces import DriverContext, Features, Health, InstanceHandle, Job
+
+CANCEL_SECONDS = 2.0
+MOST_ABANDONED = 16
+MOST_QUEUED = 1_000
+MOST_UNREAD = 100_000
+_END = None
+
+
+class PythonDriver:
+    """Runs agents that are Python objects; ``config`` of the definition is the object."""
+
+    name: ClassVar[str] = "python"
+    features: ClassVar[Features] = Features(streams=True, asks=True, park="hold")
+
+    async def start(self, agent: AgentDefinition, context: DriverContext, /) -> PythonInstance:
+        """Return the instance of ``agent.config``.
+
+        Raises:
+            SpawnFailed: that is no ``Agent``.
+        """
+        if not isinstance(agent.config, Agent):
+            raise SpawnFailed(f"{agent.agent_id}: {agent.config!r} is not an Agent")
+        return PythonInstance(agent, agent.config, context)
+
+
+class PythonInstance:
+    """One agent object."""
+
+    def __init__(self, definition: AgentDefinition, agent: Agent, context: DriverContext) -> None:
+        self.handle = InstanceHandle(definition.agent_id, ulid())
+        self.agent = agent
+        self.lent = context
+        self.abandoned = 0
+        self.questions: dict[str, asyncio.Future[Any]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        target = agent.function if isinstance(agent, FunctionAgent) else agent.execute
+        self.target: Callable[..., Any] = target
+        self.generates = inspect.isgeneratorfunction(target)
+        self.streams = inspect.isasyncgenfunction(target)
+        self.blocks = self.generates or not (
+            self.streams or inspect.iscoroutinefunction(inspect.unwrap(target))
+        )
+
+    def execute(self, job: Job, /) -> Performance:
+        """Perform ``job``; see ``Instance``."""
+        return Performance(self, job)
+
+    async def answer(self, question_id: str, answer: Any, /) -> None:
+        """Hand in an answer, or the error that stands for it."""
+        future = self.questions.pop(question_id, None)
+        if future is None or future.done():
+            return
+        if isinstance(answer, BaseException):
+            future.set_exception(answer)
+        else:
+            future.set_result(answer)
+
+    async def ping(self) -> Health:
+        """Say whether too many calls were abandoned."""
+        if self.abandoned >= MOST_ABANDONED:
+            return Health(False, f"{self.abandoned} calls never returned")
+        return Health(True)
+
+    async def stop(self, grace: float, /) -> None:
+        """Cancel what was abandoned. A thread cannot be ended; it dies with the process."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=grace)
+
+    def abandon(self, task: asyncio.Future[Any]) -> None:
+        """Keep a call that does not end apart, until it does."""
+        self.abandoned += 1
+
+        def ended(_: object) -> None:
+            self.abandoned -= 1
+            if isinstance(task, asyncio.Task):
+                self._tasks.discard(task)
+            if not task.cancelled():
+                task.exception()
+
+        if isinstance(task, asyncio.Task):
+            self._tasks.add(task)
+        task.add_done_callback(ended)
+
+
+class Performance:
+    """One execution by one agent object: an async context manager that iterates its events."""
+
+    def __init__(self, instance: PythonInstance, job: Job) -> None:
+        self._instance = instance
+        self._job = job
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self._events: asyncio.Queue[EventData | None] = asyncio.Queue()
+        self._work: asyncio.Future[Any] | None = None
+        self._closed = False
+        self.execution_id = job.execution.id
+        self.session_id = job.execution.session_id
+        self.attempt = job.execution.attempt
+
+    async def __aenter__(self) -> AsyncIterator[EventData]:
+        if self._instance.abandoned >= MOST_ABANDONED:
+            raise SpawnFailed(
+                f"{self._instance.abandoned} earlier calls of this agent never returned"
+            )
+        context = contextvars.copy_context()
+        context.run(enter, Context(self))
+        if self._instance.blocks:
+            self._work = self._in_thread(context)
+        else:
+            self._work = self._loop.create_task(self._call(), context=context)
+        self._work.add_done_callback(self._ended)
+        return self._iterate()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._closed = True
+        work = self._work
+        if work is None or work.done():
+            return
+        work.cancel()
+        if isinstance(work, asyncio.Task):
+            await asyncio.wait({work}, timeout=CANCEL_SECONDS)
+            if not work.done():
+                self._instance.abandon(work)
+
+    def _ended(self, _: object) -> None:
+        self._events.put_nowait(_END)
+
+    async def _iterate(self) -> AsyncIterator[EventData]:
+        while (event := await self._events.get()) is not _END:
+            yield event
+        assert self._work is not None
+        try:
+            result = self._work.result()
+        except asyncio.CancelledError:
+            raise ExecutionError("the agent cancelled itself") from None
+        except RetinueError:
+            raise
+        except Exception as error:
+            raise ExecutionError(
+                f"{type(error).__name__}: {error}", details={"exception": type(error).__name__}
+            ) from error
+        yield EventData(EventType.COMPLETED, {"result": _data(result)})
+
+    # -- running the agent ---------------------------------------------------------------------
+
+    async def _call(self) -> Any:
+        target = self._instance.target
+        arguments = self._arguments()
+        if self._instance.streams:
+            return await self._join(target(**arguments))
+        return await target(**arguments)
+
+    def _arguments(self) -> dict[str, Any]:
+        agent = self._instance.agent
+        job = self._job
+        if isinstance(agent, FunctionAgent):
+            return agent.arguments(job.parameters, Context(self))
+        task = {
+            "capability": job.execution.capability,
+            "parameters": job.parameters if job.parameters is not None else {},
+            "context": job.context if job.context is not None else {},
+            "intent": job.intent,
+            "session_id": job.execution.session_id,
+            "execution_id": job.execution.id,
+        }
+        return {"task": task}
+
+    async def _join(self, pieces: AsyncIterator[Any]) -> str:
+        texts = []
+        async for piece in pieces:
+            texts.append(str(piece))
+            self.emit(EventType.CONTENT_CHUNK, {"content": texts[-1]})
+            await self._room()
+        return "".join(texts)
+
+    def _in_thread(self, context: contextvars.Context) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = self._loop.create_future()
+
+        def work() -> None:
+            try:
+                result = context.run(self._block)
+            except BaseException as error:
+                failure = error if isinstance(error, Exception) else ExecutionError(repr(error))
+                self._on_loop(_settle, future, None, failure)
+            else:
+                self._on_loop(_settle, future, result, None)
+
+        name = f"agent-{self._instance.handle.agent_id}"
+        thread = threading.Thread(target=work, name=name, daemon=True)
+        abandoned = self._loop.create_future()
+        future.add_done_callback(
+            lambda f: self._instance.abandon(abandoned) if f.cancelled() else None
+        )
+        self._returned = abandoned
+        thread.start()
+        return future
+
+    def _block(self) -> Any:
+        try:
+            result = self._instance.target(**self._arguments())
+            if not self._instance.generates:
+                return result
+            texts = []
+            for piece in result:
+                texts.append(str(piece))
+                self.emit(EventType.CONTENT_CHUNK, {"content": texts[-1]})
+            return "".join(texts)
+        finally:
+            self._on_loop(_returned, self._returned)
+
+    def _on_loop(self, call: Callable[..., None], *values: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(call, *values)
+        except RuntimeError:
+            pass  # the loop is closed: the process is going, and nobody waits any more
+
+    # -- the agent's side ----------------------------------------------------------------------
+
+    def emit(self, kind: EventType, data: dict[str, Any]) -> None:
+        """Queue one event; from any thread."""
+        event = EventData(kind, data)
+        if threading.get_ident() != self._thread:
+            if self._events.qsize() > MOST_QUEUED:
+                asyncio.run_coroutine_threadsafe(self._room(), self._loop).result()
+            self._on_loop(self._put, event)
+        elif self._events.qsize() > MOST_UNREAD:
+            raise ExecutionError(
+                f"the agent emitted {MOST_UNREAD} events without ever awaiting anything"
+            )
+        else:
+            self._put(event)
+
+    def _put(self, event: EventData) -> None:
+        if not self._closed:
+            self._events.put_nowait(event)
+
+    async def _room(self) -> None:
+        """Wait until the journal has caught up with the agent."""
+        await asyncio.sleep(0)
+        while self._events.qsize() > MOST_QUEUED and not self._closed:
+            await asyncio.sleep(0.002)
+
+    async def call(
+        self, capability: str | None, parameters: Any, agent: str | None, timeout: float | None
+    ) -> Any:
+        """Have another agent do something, in this session; return its data."""
+        execution = self._job.execution
+        task = Task(
+            session_id=execution.session_id,
+            capability=capability,
+            agent_id=agent,
+            parameters=parameters if parameters is not None else {},
+            deadline_us=int(timeout * 1_000_000) if timeout is not None else None,
+        )
+        authority = Authority(
+            owner=execution.owner,
+            created_by=execution.created_by,
+            from_agent=self._instance.handle.agent_id,
+            parent_id=execution.id,
+            depth=execution.depth + 1,
+        )
+        return await self._instance.lent.submit(task, authority)
+
+    async def ask(
+        self, prompt: str, schema: dict[str, Any] | None, timeout: float | None
+    ) -> Any:
+        """Ask a person and wait for the answer."""
+        question_id = ulid()
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._instance.questions[question_id] = future
+        data = {
+            "question_id": question_id,
+            "prompt": prompt,
+            "schema": schema,
+            "timeout": timeout,
+        }
+        self.emit(EventType.INPUT_REQUIRED, data)
+        try:
+            return await future
+        finally:
+            self._instance.questions.pop(question_id, None)
+
+    def run(self, waiting: Coroutine[Any, Any, Any]) -> Any:
+        """Run a coroutine on the loop, from the agent's thread."""
+        if threading.get_ident() == self._thread:
+            waiting.close()
+            raise NotSupported("run() is for blocking agents; await it instead")
+        return asyncio.run_coroutine_threadsafe(waiting, self._loop).result()
+
+
+def _settle(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:
+    if future.done():
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
+
+
+def _returned(future: asyncio.Future[Any]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _data(result: Any) -> Any:
+    """Return the data of what an agent returned; specification 003's failure raises."""
+    if isinstance(result, dict) and isinstance(result.get("success"), bool):
+        if not result["success"]:
+            error = result.get("error")
+            raise ExecutionError(str(error) if error is not None else "the agent failed")
+        return result.get("data")
+    return result

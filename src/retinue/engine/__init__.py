@@ -1,0 +1,1 @@
+"""The one engine: everything that performs a task goes through ``intake.submit``."""

@@ -1,0 +1,357 @@
+"""One attempt at an execution: from a leased record to its end in the ledger.
+
+The agent's events are journaled, then published; its end (terminal event, state and RESPONSE) is
+one commit, and only then does the caller get the reply. A store that is away is waited for: an
+agent's result is never dropped while it may still be written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from retinue.domain.event import EventData, EventType
+from retinue.domain.execution import Execution
+from retinue.domain.ids import now_us
+from retinue.domain.intent import (
+    Append,
+    Appended,
+    Ask,
+    CloseQuestion,
+    Conflict,
+    Fence,
+    Finish,
+    Ok,
+    Requeue,
+)
+from retinue.domain.policy import may_repeat
+from retinue.domain.question import QuestionState
+from retinue.domain.strictjson import NotJson, TooMuch, dumps, encode, loads
+from retinue.engine.journal import Journal
+from retinue.engine.outcome import End, Reply, completed, failed, reply, response
+from retinue.engine.pen import PATIENCE, Pen, publish
+from retinue.engine.registry import Entry, Registry
+from retinue.errors import (
+    Cancelled,
+    ExecutionError,
+    Fenced,
+    HumanInputRequired,
+    InvalidInput,
+    InvalidResult,
+    RetinueError,
+    Timeout,
+    Unavailable,
+    WorkerLost,
+)
+from retinue.interfaces import Job, Store
+
+log = logging.getLogger(__name__)
+
+
+class Attempt:
+    """A running attempt. ``done`` gets the reply, or None when it did not end the execution."""
+
+    __slots__ = ("body", "clock", "done", "entry", "execution", "fence", "paused", "stop", "task")
+
+    def __init__(self, execution: Execution, body: bytes, entry: Entry) -> None:
+        self.execution = execution
+        self.body = body
+        self.entry = entry
+        self.fence = Fence(execution.id, execution.attempt, execution.worker or "")
+        self.stop: RetinueError | None = None
+        self.clock: asyncio.Timeout | None = None
+        self.paused: dict[str, float] = {}
+        self.done: asyncio.Future[Reply | None] = asyncio.get_running_loop().create_future()
+        self.task: asyncio.Task[None] | None = None
+
+    def end(self, why: RetinueError) -> None:
+        """Stop the agent; the execution ends with ``why`` (the first one given)."""
+        if self.stop is None and self.task is not None:
+            self.stop = why
+            self.task.cancel()
+
+
+class Attempts:
+    """The attempts of this process."""
+
+    def __init__(
+        self,
+        store: Store,
+        journal: Journal,
+        registry: Registry,
+        *,
+        max_result_bytes: int,
+        on_free: Callable[[Entry], None],
+        on_later: Callable[[str, int], None],
+    ) -> None:
+        self._store = store
+        self._journal = journal
+        self._registry = registry
+        self._max_result = max_result_bytes
+        self._on_free = on_free
+        self._on_later = on_later
+        self.running: dict[str, Attempt] = {}
+
+    def start(self, execution: Execution, body: bytes, entry: Entry) -> Attempt:
+        """Run a leased execution on an agent whose slot is taken already."""
+        attempt = Attempt(execution, body, entry)
+        self.running[execution.id] = attempt
+        attempt.task = asyncio.create_task(self._run(attempt))
+        return attempt
+
+    def cancel(self, execution_id: str, by: str) -> None:
+        """Stop an execution that runs here because somebody asked."""
+        attempt = self.running.get(execution_id)
+        if attempt is not None:
+            attempt.end(Cancelled("cancelled by " + by, details={"by": by}, outcome="unknown"))
+
+    async def _run(self, attempt: Attempt) -> None:
+        entry = attempt.entry
+        answer: Reply | None = None
+        try:
+            pen = Pen(
+                self._store, self._journal, attempt.fence, lambda: attempt.end(Fenced())
+            )
+            end = await self._perform(attempt, pen)
+            self._judge(entry, end)
+            answer = await self._conclude(attempt, end, await pen.rest())
+        except Exception:
+            # A fault of ours: the execution stays leased, and the next start takes it over.
+            log.exception("attempt failed", extra={"execution_id": attempt.execution.id})
+        finally:
+            del self.running[attempt.execution.id]
+            if not attempt.done.done():
+                attempt.done.set_result(answer)
+            self._registry.give(entry)
+            self._on_free(entry)
+
+    async def _perform(self, attempt: Attempt, pen: Pen) -> End:
+        """Have the agent do it; every way it can go becomes an ``End``."""
+        try:
+            return await self._drive(attempt, pen)
+        except asyncio.CancelledError:
+            if attempt.stop is None:
+                raise
+            assert attempt.task is not None
+            attempt.task.uncancel()
+            return failed(attempt.stop)
+        except RetinueError as error:
+            return failed(error)
+        except Exception as error:
+            return failed(ExecutionError(f"{type(error).__name__}: {error}"))
+
+    async def _drive(self, attempt: Attempt, pen: Pen) -> End:
+        execution = attempt.execution
+        job = _job(execution, attempt.body)
+        final: EventData | None = None
+        seconds = None
+        if execution.deadline_at is not None:
+            seconds = max(execution.deadline_at - now_us(), 0) / 1_000_000
+        try:
+            async with asyncio.timeout(seconds) as clock:
+                attempt.clock = clock
+                instance = await attempt.entry.ready()
+                async with instance.execute(job) as events:
+                    async for event in events:
+                        kind = event.type
+                        if kind is EventType.COMPLETED:
+                            final = event
+                            break
+                        if kind is EventType.INPUT_REQUIRED:
+                            await self._ask(attempt, pen, event)
+                        else:
+                            await pen.write(event)
+        except TimeoutError:
+            if attempt.clock is None or not attempt.clock.expired():
+                raise  # the agent's own
+            raise _timeout(execution) from None
+        if final is None:
+            raise InvalidResult("the agent ended without a result")
+        try:
+            body = encode(final.data.get("result"), self._max_result)
+        except TooMuch as error:
+            raise InvalidResult(
+                f"the agent's result is {error.reason}", details={"limit": self._max_result}
+            ) from None
+        except NotJson as error:
+            raise InvalidResult(f"the agent's result is not JSON: {error}") from None
+        return completed(body, final.data.get("usage"))
+
+    @staticmethod
+    def _judge(entry: Entry, end: End) -> None:
+        """Tell the agent's breaker how it went."""
+        breaker = entry.breaker
+        if end.error is None:
+            breaker.succeeded()
+        elif isinstance(end.error, Cancelled | InvalidInput | Fenced | HumanInputRequired):
+            breaker.abandoned()
+        else:
+            breaker.failed(time.monotonic())
+
+    # -- the end -------------------------------------------------------------------------------
+
+    async def _conclude(
+        self, attempt: Attempt, end: End, events: tuple[EventData, ...]
+    ) -> Reply | None:
+        execution = attempt.execution
+        if isinstance(end.error, Fenced | WorkerLost):
+            log.warning("fenced", extra={"execution_id": execution.id})
+            return None
+        if end.error is not None and self._again(attempt, end.error):
+            await self._requeue(attempt, end.error, events)
+            return None
+        at = now_us()
+        events = (*events, end.event)
+        draft = response(execution, end)
+        error = end.error
+        result = await self._write(
+            Finish(
+                attempt.fence,
+                end.state,
+                events,
+                draft,
+                at,
+                error.outcome if error is not None else None,
+                error.code if error is not None else None,
+            )
+        )
+        if not isinstance(result, Appended):
+            log.warning(
+                "late end refused", extra={"execution_id": execution.id, "result": str(result)}
+            )
+            return None
+        publish(self._journal, execution.id, result.first_seq, events, at)
+        return reply(execution, end)
+
+    @staticmethod
+    def _again(attempt: Attempt, error: RetinueError) -> bool:
+        execution = attempt.execution
+        if attempt.stop is not None:
+            return False
+        retry = attempt.entry.definition.retry
+        if execution.attempt >= execution.max_attempts:
+            return False
+        if not may_repeat(
+            execution.delivery,
+            retry,
+            attempt=execution.attempt,
+            kind=error.kind,
+            outcome=error.outcome,
+        ):
+            return False
+        due = now_us() + retry.wait_us(execution.attempt)
+        return execution.deadline_at is None or due < execution.deadline_at
+
+    async def _requeue(
+        self, attempt: Attempt, error: RetinueError, events: tuple[EventData, ...]
+    ) -> None:
+        """Give the execution back for another attempt, saying why."""
+        execution = attempt.execution
+        wait = attempt.entry.definition.retry.wait_us(execution.attempt)
+        note = {
+            "level": "warning",
+            "message": f"attempt {execution.attempt} failed: {error.message}",
+            "code": error.code,
+            "retry_in_ms": wait // 1000,
+        }
+        events = (*events, EventData(EventType.LOG, note))
+        at = now_us()
+        said = await self._write(Append(attempt.fence, events, at))
+        if not isinstance(said, Appended):
+            return
+        publish(self._journal, execution.id, said.first_seq, events, at)
+        result = await self._write(Requeue(attempt.fence, at + wait, at))
+        if isinstance(result, Ok):
+            self._on_later(execution.queue_key, at + wait)
+
+    async def _write(self, intent: Any) -> Any:
+        """Write, waiting for the store as long as it is away."""
+        while True:
+            try:
+                return await self._store.write(intent)
+            except WorkerLost:
+                return Conflict("fenced")
+            except Unavailable as error:
+                log.warning("store away: %s", error.message)
+                await asyncio.sleep(PATIENCE)
+
+    # -- questions -----------------------------------------------------------------------------
+
+    async def _ask(self, attempt: Attempt, pen: Pen, event: EventData) -> None:
+        """Open a question: the deadline stands still, the question's own time runs."""
+        data = event.data
+        before = await pen.rest()
+        at = now_us()
+        if before:
+            said = await self._write(Append(attempt.fence, before, at))
+            if not isinstance(said, Appended):
+                raise Fenced
+            publish(self._journal, attempt.execution.id, said.first_seq, before, at)
+        seconds = data.get("timeout")
+        schema = data.get("schema")
+        shown = EventData(
+            EventType.INPUT_REQUIRED,
+            {"question_id": data["question_id"], "prompt": data["prompt"], "schema": schema},
+        )
+        result = await self._write(
+            Ask(
+                attempt.fence,
+                data["question_id"],
+                shown,
+                data["prompt"],
+                dumps(schema) if schema is not None else None,
+                at + int(seconds * 1_000_000) if seconds is not None else None,
+                at,
+            )
+        )
+        if isinstance(result, Conflict):
+            if result.reason == "asked":
+                raise InvalidResult("the agent asked while another question is open")
+            raise Fenced
+        publish(self._journal, attempt.execution.id, result.first_seq, (shown,), at)
+        clock = attempt.clock
+        loop = asyncio.get_running_loop()
+        if clock is not None and (when := clock.when()) is not None:
+            attempt.paused[data["question_id"]] = when - loop.time()
+            clock.reschedule(None)
+        if seconds is not None:
+            loop.call_later(
+                seconds, lambda: loop.create_task(self._expire(attempt, data["question_id"]))
+            )
+
+    async def _expire(self, attempt: Attempt, question_id: str) -> None:
+        result = await self._write(
+            CloseQuestion(question_id, QuestionState.EXPIRED.value, now_us())
+        )
+        if isinstance(result, Ok):
+            await self.answered(
+                attempt.execution.id, question_id, Timeout("nobody answered in time")
+            )
+
+    async def answered(self, execution_id: str, question_id: str, value: Any) -> None:
+        """Hand an answer (or the error that stands for it) to the agent that asked."""
+        attempt = self.running.get(execution_id)
+        if attempt is None:
+            return
+        left = attempt.paused.pop(question_id, None)
+        if left is not None and attempt.clock is not None:
+            attempt.clock.reschedule(asyncio.get_running_loop().time() + left)
+        instance = await attempt.entry.ready()
+        await instance.answer(question_id, value)
+
+
+def _job(execution: Execution, body: bytes) -> Job:
+    sent = loads(body)
+    return Job(execution, sent.get("parameters"), sent.get("context"), sent.get("intent"))
+
+
+def _timeout(execution: Execution) -> Timeout:
+    allowed = ((execution.deadline_at or 0) - execution.created_at) // 1000
+    return Timeout(
+        f"Agent invocation timed out after {allowed}ms",
+        details={"elapsed_ms": (now_us() - execution.created_at) // 1000},
+    )
+

@@ -1,0 +1,215 @@
+"""The engine's parts, put together: what the orchestrator talks to."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from retinue.domain.agent import AgentDefinition, check_agent_id
+from retinue.domain.execution import Execution, Task
+from retinue.domain.ids import now_us
+from retinue.domain.intent import Answer, Cancel, Cancelling, Conflict, Rejected
+from retinue.domain.principal import Authority
+from retinue.domain.strictjson import dumps
+from retinue.engine.attempt import Attempts
+from retinue.engine.intake import Accepted, Intake
+from retinue.engine.journal import Journal
+from retinue.engine.outcome import Reply, failed, response, result_of
+from retinue.engine.queue import Queue
+from retinue.engine.registry import Entry, Registry
+from retinue.engine.scheduler import Recovered, Scheduler
+from retinue.errors import Cancelled, Fenced, NotFound, RetinueError, ShuttingDown
+from retinue.errors import Conflict as ConflictError
+from retinue.interfaces import Driver, DriverContext, Features, Store
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """Performs tasks: intake, queue, attempts, journal and scheduler over one store."""
+
+    def __init__(
+        self,
+        store: Store,
+        drivers: dict[str, Driver],
+        *,
+        queue_bound: int = 10_000,
+        max_result_bytes: int = 16 << 20,
+    ) -> None:
+        self.store = store
+        self.registry = Registry()
+        self.journal = Journal(store)
+        self.queue = Queue(store, self.registry)
+        self.attempts = Attempts(
+            store,
+            self.journal,
+            self.registry,
+            max_result_bytes=max_result_bytes,
+            on_free=self.queue.freed,
+            on_later=self.queue.later,
+        )
+        self.queue.attempts = self.attempts
+        self.intake = Intake(
+            store,
+            self.journal,
+            self.registry,
+            self.attempts,
+            queue_bound=queue_bound,
+            on_queued=self._queued,
+        )
+        self.scheduler = Scheduler(store, self.journal, self.queue, self.attempts)
+        self.recovered = Recovered()
+        self._drivers = drivers
+        self._context = DriverContext(self._submit, max_result_bytes)
+        self._ticking: asyncio.Task[None] | None = None
+
+    def _queued(self, key: str, deadline_at: int | None) -> None:
+        self.queue.queued(key)
+        if deadline_at is not None:
+            self.scheduler.at(deadline_at)
+
+    # -- starting and stopping -----------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Take over what earlier processes left, and begin to work on the queue."""
+        self.recovered = await self.scheduler.recover()
+        self._ticking = asyncio.create_task(self.scheduler.run())
+
+    async def drain(self, grace: float) -> bool:
+        """Take no new work and let what runs end, for at most ``grace`` seconds.
+
+        Returns whether everything ended by itself. What did not is stopped: it is queued again
+        where its delivery policy allows, else it ends failed with its outcome unknown. What is
+        queued stays queued.
+        """
+        self.intake.closed = True
+        self.queue.closed = True
+        loop = asyncio.get_running_loop()
+        until = loop.time() + grace
+        while self.attempts.running and loop.time() < until:
+            waiting = {a.done for a in self.attempts.running.values()}
+            await asyncio.wait(waiting, timeout=until - loop.time())
+        clean = not self.attempts.running
+        for attempt in list(self.attempts.running.values()):
+            attempt.end(ShuttingDown("the server stopped while this was running", outcome="unknown"))
+        tasks = {a.task for a in self.attempts.running.values() if a.task is not None}
+        if tasks:
+            await asyncio.wait(tasks, timeout=10)
+        return clean
+
+    async def stop(self) -> None:
+        """Stop the loops and the instances; call ``drain`` first."""
+        self.journal.close()
+        self.scheduler.stop()
+        if self._ticking is not None:
+            await self._ticking
+        try:
+            await self.scheduler.anchor()
+        except RetinueError as error:
+            log.warning("no last anchor: %s", error.message)
+        for entry in self.registry:
+            await entry.stop(1.0)
+
+    def lost(self) -> None:
+        """Stop everything that runs: this worker's lease is over, or cannot be renewed."""
+        for attempt in list(self.attempts.running.values()):
+            attempt.end(Fenced())
+
+    # -- agents --------------------------------------------------------------------------------
+
+    def add_agent(self, definition: AgentDefinition) -> Entry:
+        """Make an agent's capabilities routable at once; it is started by its first task.
+
+        Raises:
+            Conflict: its id is taken.
+            InvalidInput: its id or a capability's schema is not valid.
+        """
+        check_agent_id(definition.agent_id)
+        driver = self._drivers[definition.driver]
+        entry = self.registry.add(definition, lambda: driver.start(definition, self._context))
+        if self._ticking is not None:
+            self.scheduler.soon()
+        return entry
+
+    async def remove_agent(self, agent_id: str) -> None:
+        """Take an agent out of routing and stop it once its running work has ended."""
+        entry = self.registry.remove(agent_id)
+        running = {a.done for a in self.attempts.running.values() if a.entry is entry}
+        if running:
+            await asyncio.wait(running)
+        await entry.stop(1.0)
+
+    def features(self, entry: Entry) -> Features:
+        """Return what the agent's driver can do."""
+        return self._drivers[entry.definition.driver].features
+
+    # -- work ----------------------------------------------------------------------------------
+
+    async def submit(self, task: Task, authority: Authority) -> Accepted:
+        """Accept a task; see ``Intake.submit``."""
+        return await self.intake.submit(task, authority)
+
+    async def perform(self, task: Task, authority: Authority) -> Reply:
+        """Accept a task and return its reply; see ``Intake.perform``."""
+        return await self.intake.perform(task, authority)
+
+    async def _submit(self, task: Task, authority: Authority) -> Any:
+        """Perform a task for an agent: the parent gives up its slot while it waits."""
+        parent = self.attempts.running.get(authority.parent_id or "")
+        if parent is None:
+            return result_of(await self.intake.perform(task, authority))
+        self.registry.give(parent.entry)
+        self.queue.freed(parent.entry)
+        try:
+            return result_of(await self.intake.perform(task, authority))
+        finally:
+            await self.registry.regain(parent.entry)
+
+    async def cancel(self, execution_id: str, owner: str | None, by: str) -> Execution:
+        """Cancel an execution; one that runs is stopped, wherever it runs.
+
+        Returns the execution as it is now. An execution that has ended stays as it is.
+
+        Raises:
+            NotFound: there is none.
+        """
+        execution = await self._known(execution_id, owner)
+        if not execution.terminal:
+            end = failed(Cancelled("cancelled by " + by, details={"by": by}, outcome="not_started"))
+            result = await self.store.write(
+                Cancel(execution_id, owner, by, response(execution, end), now_us())
+            )
+            if isinstance(result, Cancelling):
+                attempt = self.attempts.running.get(execution_id)
+                self.attempts.cancel(execution_id, by)
+                if attempt is not None:
+                    await asyncio.wait({attempt.done}, timeout=5)
+            self.journal.heard(await self.store.watch([execution_id]))
+        return await self._known(execution_id, owner)
+
+    async def answer(self, question_id: str, owner: str | None, by: str, value: Any) -> None:
+        """Answer an open question; its execution goes on.
+
+        Raises:
+            NotFound: there is no such question.
+            Conflict: it was answered, has expired, or its execution is gone.
+        """
+        result = await self.store.write(Answer(question_id, owner, by, dumps(value), now_us()))
+        if isinstance(result, Rejected):
+            raise NotFound(f"no question {question_id}")
+        if isinstance(result, Conflict):
+            raise ConflictError(
+                f"question {question_id} is {result.details.get('state', 'closed')} already"
+            )
+        question = await self.store.question(question_id, owner)
+        if question is not None:
+            await self.attempts.answered(question.execution_id, question_id, value)
+
+    async def _known(self, execution_id: str, owner: str | None) -> Execution:
+        execution = await self.store.execution(execution_id, owner)
+        if execution is None:
+            raise NotFound(f"no execution {execution_id}")
+        return execution
+
+

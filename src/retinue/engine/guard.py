@@ -1,0 +1,68 @@
+"""The circuit breaker, as a pure decision (specification 000 §7.2).
+
+::
+
+    closed ── failure_threshold failures in a row ──► open
+    open ── reset_timeout_ms later ──► half_open: exactly one probe may pass
+    half_open ── the probe succeeds ──► closed      ── it fails ──► open
+
+Times are monotonic seconds, given by the caller.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from retinue.domain.policy import BreakerPolicy
+
+
+class Circuit(StrEnum):
+    """Where a breaker stands."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+
+
+class Breaker(msgspec.Struct):
+    """One agent's breaker. ``admit`` before a call, then exactly one of the other three."""
+
+    policy: BreakerPolicy
+    circuit: Circuit = Circuit.CLOSED
+    failures: int = 0
+    last_failure: float | None = None
+
+    def wait(self, now: float) -> float:
+        """Return how many seconds it still refuses; 0 when a call may pass now."""
+        if self.circuit is Circuit.CLOSED:
+            return 0.0
+        assert self.last_failure is not None
+        left = self.last_failure + self.policy.reset_timeout_ms / 1000 - now
+        if self.circuit is Circuit.HALF_OPEN:
+            # The one probe is out; whoever comes now waits for its answer.
+            return max(left, 0.001)
+        return max(left, 0.0)
+
+    def admit(self) -> None:
+        """Let one call pass; ``wait`` must be 0. The first after the reset is the probe."""
+        if self.circuit is Circuit.OPEN:
+            self.circuit = Circuit.HALF_OPEN
+
+    def succeeded(self) -> None:
+        """Close, and forget earlier failures."""
+        self.circuit = Circuit.CLOSED
+        self.failures = 0
+
+    def failed(self, now: float) -> None:
+        """Count a failure; open at the threshold, or when it was the probe."""
+        self.failures += 1
+        self.last_failure = now
+        if self.circuit is Circuit.HALF_OPEN or self.failures >= self.policy.failure_threshold:
+            self.circuit = Circuit.OPEN
+
+    def abandoned(self) -> None:
+        """Take back a call that said nothing about the agent (cancelled, refused)."""
+        if self.circuit is Circuit.HALF_OPEN:
+            self.circuit = Circuit.OPEN

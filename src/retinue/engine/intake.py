@@ -1,0 +1,316 @@
+"""The only way in: a task becomes a stored execution, or is refused.
+
+Whoever asks (a door, an agent that calls another) comes through ``submit``. It routes, checks the
+parameters, and writes the execution with its REQUEST in one commit; from then on the task is
+accepted and will end. When the chosen agent has a free slot that same commit leases it to this
+process (the fast path); otherwise it waits in the queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from retinue.domain.contract import GENESIS, ContractStatus, ContractType, Draft
+from retinue.domain.execution import Execution, State, Task
+from retinue.domain.ids import now_us, ulid
+from retinue.domain.intent import (
+    Conflict as Conflicted,
+)
+from retinue.domain.intent import (
+    Idempotency,
+    Refuse,
+    Rejected,
+    Submit,
+    Submitted,
+)
+from retinue.domain.principal import Authority
+from retinue.domain.session import check_session_id
+from retinue.domain.strictjson import dumps
+from retinue.engine.attempt import Attempt, Attempts
+from retinue.engine.journal import Journal
+from retinue.engine.outcome import Reply, reply_of
+from retinue.engine.registry import Entry, Registry, Route
+from retinue.errors import (
+    AgentNotFound,
+    Conflict,
+    InvalidInput,
+    QueueFull,
+    RetinueError,
+    ShuttingDown,
+    StoreUnavailable,
+)
+from retinue.interfaces import Store
+
+IDEMPOTENCY_US = 24 * 3600 * 1_000_000
+MOST_DEPTH = 16
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """An accepted task. ``attempt`` is set when it runs here already; ``joined`` says that an
+    idempotency key led to an execution accepted earlier."""
+
+    execution_id: str
+    contract_id: str
+    attempt: Attempt | None = None
+    joined: bool = False
+
+
+class Intake:
+    """Accepts tasks."""
+
+    def __init__(
+        self,
+        store: Store,
+        journal: Journal,
+        registry: Registry,
+        attempts: Attempts,
+        *,
+        queue_bound: int,
+        on_queued: Callable[[str, int | None], None],
+    ) -> None:
+        self._store = store
+        self._journal = journal
+        self._registry = registry
+        self._attempts = attempts
+        self._bound = queue_bound
+        self._on_queued = on_queued
+        self.closed = False
+
+    async def perform(self, task: Task, authority: Authority) -> Reply:
+        """Submit ``task`` and return its reply once it has ended.
+
+        Raises:
+            RetinueError: it was not accepted (see ``submit``).
+        """
+        accepted = await self.submit(task, authority)
+        if accepted.attempt is not None:
+            # Shielded: the execution goes on when its caller goes away.
+            answer = await asyncio.shield(accepted.attempt.done)
+            if answer is not None:
+                return answer
+        return await self.reply(accepted.execution_id)
+
+    async def reply(self, execution_id: str) -> Reply:
+        """Return the reply of an accepted execution once it has ended, wherever it runs.
+
+        Raises:
+            ShuttingDown: this process stops first; the execution is kept.
+        """
+        await self._journal.wait(execution_id)
+        execution = await self._store.execution(execution_id, None)
+        if execution is None or not execution.terminal:
+            raise ShuttingDown(
+                "the server is shutting down; the execution is kept and goes on later",
+                details={"execution_id": execution_id},
+            )
+        _, body = await self._store.bodies(execution)
+        return reply_of(execution, body)
+
+    async def submit(self, task: Task, authority: Authority) -> Accepted:
+        """Accept ``task``: on return it is durable.
+
+        Raises:
+            AgentNotFound: nobody can do it; recorded as a failed exchange in its session.
+            AgentUnavailable, CircuitOpen: somebody could, but not now.
+            InvalidInput: session id or parameters are not valid.
+            Conflict: the idempotency key stands for another request.
+            QueueFull: too much waits for that agent already.
+            ShuttingDown, StoreUnavailable: nothing was accepted.
+        """
+        if self.closed:
+            raise ShuttingDown
+        check_session_id(task.session_id)
+        if authority.depth > MOST_DEPTH:
+            raise InvalidInput(f"agents called agents more than {MOST_DEPTH} levels deep")
+        body = _body(task)
+        try:
+            route = self._registry.route(task.capability, task.agent_id)
+        except AgentNotFound as error:
+            raise await self._refused(task, authority, body, error) from None
+        capability = _capability(task, route)
+        route.template.validators[capability].check(task.parameters)
+        execution, request = self._record(task, authority, route, capability, body)
+        return await self._store_it(task, route, execution, request)
+
+    async def _store_it(
+        self, task: Task, route: Route, execution: Execution, request: Draft
+    ) -> Accepted:
+        entry = route.entry
+        if entry is not None:
+            self._registry.take(entry)
+            entry.breaker.admit()
+        try:
+            result = await self._store.write(
+                Submit(
+                    execution,
+                    request,
+                    worker=self._store.worker if entry is not None else None,
+                    bound=self._bound,
+                    bind=not route.bound,
+                    idempotency=_idempotency(task, request.body, execution.created_at),
+                )
+            )
+        except BaseException:
+            # Not known whether it was written: if it was, a later start takes it over.
+            self._put_back(entry)
+            raise
+        if isinstance(result, Submitted) and result.leased and entry is not None:
+            attempt = self._attempts.start(execution, request.body, entry)
+            return Accepted(execution.id, execution.request_id, attempt)
+        self._put_back(entry)
+        if isinstance(result, Submitted):
+            return await self._waiting(result, route, execution)
+        raise _refusal(result, task)
+
+    async def _waiting(self, result: Submitted, route: Route, execution: Execution) -> Accepted:
+        if not result.joined:
+            self._on_queued(route.key, execution.deadline_at)
+            return Accepted(execution.id, execution.request_id)
+        earlier = await self._store.execution(result.execution_id, execution.owner)
+        if earlier is None:
+            raise StoreUnavailable("the execution this key stands for is not to be found")
+        running = self._attempts.running.get(earlier.id)
+        return Accepted(earlier.id, earlier.request_id, running, joined=True)
+
+    def _put_back(self, entry: Entry | None) -> None:
+        if entry is not None:
+            entry.breaker.abandoned()
+            self._registry.give(entry)
+
+    def _record(
+        self, task: Task, authority: Authority, route: Route, capability: str, body: bytes
+    ) -> tuple[Execution, Draft]:
+        definition = route.template.definition
+        at = now_us()
+        execution_id = ulid()
+        request_id = ulid()
+        agent_id = definition.agent_id if route.bound or route.entry is not None else None
+        allowed = task.deadline_us if task.deadline_us is not None else definition.timeout_us
+        execution = Execution(
+            id=execution_id,
+            owner=authority.owner,
+            created_by=authority.created_by,
+            session_id=task.session_id,
+            from_agent=authority.from_agent,
+            agent_id=agent_id,
+            capability=capability,
+            queue_key=route.key,
+            state=State.QUEUED,
+            priority=task.priority,
+            attempt=0,
+            worker=None,
+            delivery=definition.delivery,
+            max_attempts=definition.retry.max_attempts,
+            last_seq=0,
+            digest=GENESIS,
+            deadline_at=at + allowed,
+            run_at=at,
+            cancel_requested_at=None,
+            created_at=at,
+            started_at=None,
+            finished_at=None,
+            outcome=None,
+            error_code=None,
+            cursor=None,
+            request_id=request_id,
+            request_n=0,
+            response_id=None,
+            response_n=None,
+            parent_id=authority.parent_id,
+            depth=authority.depth,
+        )
+        request = _request(request_id, task, authority, agent_id, capability, execution_id, body)
+        return execution, request
+
+    async def _refused(
+        self, task: Task, authority: Authority, body: bytes, error: RetinueError
+    ) -> RetinueError:
+        """Record that nobody can do it; return the error with the record's id."""
+        if task.capability is None:
+            return error
+        request = _request(ulid(), task, authority, None, task.capability, None, body)
+        answer = Draft(
+            id=ulid(),
+            type=ContractType.RESPONSE,
+            from_agent="orchestrator",
+            to_agent=authority.from_agent,
+            capability=None,
+            status=ContractStatus.FAILED,
+            execution_id=None,
+            body=dumps(error.as_dict()),
+        )
+        await self._store.write(
+            Refuse(authority.owner, task.session_id, request, answer, now_us())
+        )
+        error.details["contract_id"] = request.id
+        return error
+
+
+def _capability(task: Task, route: Route) -> str:
+    """Return the capability meant; an agent with only one need not be told which."""
+    if task.capability is not None:
+        return task.capability
+    names = sorted(route.template.capabilities)
+    if len(names) == 1:
+        return names[0]
+    raise InvalidInput(
+        f"agent {route.template.agent_id} has several capabilities: {', '.join(names)}; name one",
+        details={"path": "$.capability", "capabilities": names},
+    )
+
+
+def _body(task: Task) -> bytes:
+    sent: dict[str, Any] = {"parameters": task.parameters}
+    if task.context is not None:
+        sent["context"] = task.context
+    if task.intent is not None:
+        sent["intent"] = task.intent
+    return dumps(sent)
+
+
+def _request(
+    request_id: str,
+    task: Task,
+    authority: Authority,
+    agent_id: str | None,
+    capability: str,
+    execution_id: str | None,
+    body: bytes,
+) -> Draft:
+    return Draft(
+        id=request_id,
+        type=ContractType.REQUEST,
+        from_agent=authority.from_agent,
+        to_agent=agent_id,
+        capability=capability,
+        status=None,
+        execution_id=execution_id,
+        body=body,
+    )
+
+
+def _idempotency(task: Task, body: bytes, at: int) -> Idempotency | None:
+    if task.idempotency_key is None:
+        return None
+    said = dumps([task.session_id, task.capability, task.agent_id, task.priority])
+    fingerprint = hashlib.sha256(said + body).digest()
+    return Idempotency(task.idempotency_key, fingerprint, at + IDEMPOTENCY_US)
+
+
+def _refusal(result: object, task: Task) -> RetinueError:
+    if isinstance(result, Rejected) and result.reason == "queue_full":
+        return QueueFull(
+            f"{result.details['bound']} tasks wait for this agent already; try again later",
+            details={"retry_after_ms": 1000, **result.details},
+        )
+    if isinstance(result, Conflicted):
+        return Conflict(
+            f"the idempotency key {task.idempotency_key!r} was used for another request",
+            details=result.details,
+        )
+    return StoreUnavailable(f"the store refused the task: {result}")

@@ -1,0 +1,113 @@
+"""How an attempt's end becomes events, a RESPONSE and the caller's reply."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from retinue.domain.contract import ContractType, Draft, status_of
+from retinue.domain.event import EventData, EventType
+from retinue.domain.execution import Execution, State
+from retinue.domain.ids import ulid
+from retinue.domain.strictjson import dumps, loads
+from retinue.errors import Cancelled, RetinueError, Timeout, error_from
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """What the caller gets. ``data`` is the result as JSON bytes; ``error`` an error object."""
+
+    execution_id: str
+    contract_id: str
+    agent_id: str | None
+    state: State
+    data: bytes | None = None
+    error: dict[str, Any] | None = None
+
+    @property
+    def success(self) -> bool:
+        """Whether the execution completed."""
+        return self.state is State.COMPLETED
+
+
+class End(msgspec.Struct, frozen=True):
+    """How an execution ends."""
+
+    state: State
+    event: EventData
+    body: bytes
+    error: RetinueError | None = None
+
+
+def completed(body: bytes, usage: dict[str, Any] | None = None) -> End:
+    """Return the end of an execution whose agent gave ``body`` (JSON) as its result."""
+    data = {"usage": usage} if usage else {}
+    return End(State.COMPLETED, EventData(EventType.COMPLETED, data), body)
+
+
+def failed(error: RetinueError) -> End:
+    """Return the end of an execution that ``error`` ended."""
+    body = dumps(error.as_dict())
+    if isinstance(error, Cancelled):
+        return End(State.CANCELLED, EventData(EventType.CANCELLED, dict(error.details)), body, error)
+    state = State.TIMED_OUT if isinstance(error, Timeout) else State.FAILED
+    data = {
+        "error": error.message,
+        "code": error.code,
+        "retryable": error.retryable,
+        "details": error.details,
+    }
+    return End(state, EventData(EventType.FAILED, data), body, error)
+
+
+def response(execution: Execution, end: End) -> Draft:
+    """Return the RESPONSE contract of an execution that ends so."""
+    return Draft(
+        id=ulid(),
+        type=ContractType.RESPONSE,
+        from_agent=execution.agent_id or "orchestrator",
+        to_agent=execution.from_agent,
+        capability=None,
+        status=status_of(end.state),
+        execution_id=execution.id,
+        body=end.body,
+    )
+
+
+def reply(execution: Execution, end: End) -> Reply:
+    """Return what the caller of an execution that ends so gets."""
+    return Reply(
+        execution.id,
+        execution.request_id,
+        execution.agent_id,
+        end.state,
+        end.body if end.error is None else None,
+        end.error.as_dict() if end.error is not None else None,
+    )
+
+
+def reply_of(execution: Execution, body: bytes | None) -> Reply:
+    """Return the reply of an execution that ended earlier or elsewhere, from the ledger."""
+    if execution.state is State.COMPLETED:
+        return Reply(
+            execution.id,
+            execution.request_id,
+            execution.agent_id,
+            execution.state,
+            body if body is not None else b"null",
+        )
+    error = msgspec.json.decode(body) if body is not None else {"code": execution.error_code}
+    return Reply(
+        execution.id, execution.request_id, execution.agent_id, execution.state, None, error
+    )
+
+
+def result_of(answer: Reply) -> Any:
+    """Return the reply's data, decoded.
+
+    Raises:
+        RetinueError: the reply is an error.
+    """
+    if answer.error is not None:
+        raise error_from(answer.error)
+    return loads(answer.data if answer.data is not None else b"null")

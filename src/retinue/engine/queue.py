@@ -1,0 +1,122 @@
+"""Hands queued executions to agents with free slots.
+
+The store is the queue; this is only the bell and the hands. ``backlog`` names the keys that may
+hold due work; a pass asks the store for as much as there are free slots, key by key. Slots are
+taken before the store is asked, so that a lease never finds its slot gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+
+from retinue.domain.ids import now_us
+from retinue.domain.intent import Lease, Leased, Want
+from retinue.engine.attempt import Attempts
+from retinue.engine.guard import Circuit
+from retinue.engine.registry import Entry, Registry
+from retinue.errors import RetinueError
+from retinue.interfaces import Store
+
+log = logging.getLogger(__name__)
+_PER_LEASE = 64
+
+
+class Queue:
+    """The dispatcher of one process."""
+
+    def __init__(self, store: Store, registry: Registry) -> None:
+        self._store = store
+        self._registry = registry
+        self._backlog: dict[str, None] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._again = False
+        self.attempts: Attempts
+        self.closed = False
+
+    def queued(self, key: str) -> None:
+        """Something due may be waiting under ``key``."""
+        self._backlog[key] = None
+        self._nudge()
+
+    def later(self, key: str, run_at: int) -> None:
+        """Something under ``key`` becomes due at ``run_at`` (microseconds UTC)."""
+        delay = max(run_at - now_us(), 0) / 1_000_000
+        asyncio.get_running_loop().call_later(delay, self.queued, key)
+
+    def freed(self, entry: Entry) -> None:
+        """A slot of ``entry`` is free."""
+        if self._backlog and any(key in self._backlog for key in entry.keys):
+            self._nudge()
+
+    def found(self, backlog: Mapping[str, int | None]) -> None:
+        """Take in what a look at the store found: key → None (due) or when."""
+        for key, due in backlog.items():
+            if due is None:
+                self.queued(key)
+
+    def _nudge(self) -> None:
+        if self.closed:
+            return
+        if self._task is None:
+            self._task = asyncio.create_task(self._passes())
+        else:
+            self._again = True
+
+    async def _passes(self) -> None:
+        try:
+            while not self.closed:
+                self._again = False
+                progress = await self._pass()
+                if not (progress or self._again):
+                    return
+        except RetinueError as error:
+            log.warning("lease failed: %s", error.message)
+        finally:
+            self._task = None
+
+    async def _pass(self) -> bool:
+        """Lease once for every key with backlog and a free slot; say whether any came."""
+        wants: list[tuple[Want, Entry]] = []
+        now = time.monotonic()
+        skipped = False
+        for key in list(self._backlog):
+            entry = self._registry.free_for(key, now)
+            if entry is None:
+                skipped = True
+                continue
+            probing = entry.breaker.circuit is not Circuit.CLOSED
+            count = 1 if probing else min(entry.free, _PER_LEASE)
+            self._registry.take(entry, count)
+            entry.breaker.admit()
+            wants.append((Want(key, entry.agent_id, count), entry))
+        if not wants:
+            return False
+        for want, _ in wants:
+            self._backlog.pop(want.key, None)
+        started: dict[str, int] = {}
+        unused = 0
+        try:
+            result = await self._store.write(
+                Lease(self._store.worker, tuple(want for want, _ in wants), now_us())
+            )
+            assert isinstance(result, Leased)
+            by_key = {want.key: entry for want, entry in wants}
+            for work in result.work:
+                key = work.execution.queue_key
+                started[key] = started.get(key, 0) + 1
+                self.attempts.start(work.execution, work.body, by_key[key])
+        finally:
+            for want, entry in wants:
+                count = started.get(want.key, 0)
+                if count == want.count:
+                    self._backlog[want.key] = None  # there may be more
+                if count == 0:
+                    entry.breaker.abandoned()
+                if want.count > count:
+                    unused += want.count - count
+                    self._registry.give(entry, want.count - count)
+        # A slot that came back may be what a skipped key waits for.
+        return bool(started) or (skipped and unused > 0)

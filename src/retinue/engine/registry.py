@@ -1,0 +1,344 @@
+"""Which agents this process can run, how loaded each is, and which one a task goes to.
+
+Per capability the agents with a free slot stand in buckets by load, so that choosing the least
+loaded one costs the same among ten agents as among ten thousand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from typing import Any
+
+from retinue.domain.agent import AgentDefinition, Capability
+from retinue.engine.guard import Breaker
+from retinue.engine.schema import Validator
+from retinue.errors import AgentNotFound, AgentUnavailable, CircuitOpen, Conflict
+from retinue.interfaces import Instance
+
+
+def agent_key(agent_id: str) -> str:
+    """Return the queue key of tasks bound to one agent."""
+    return f"agent:{agent_id}"
+
+
+def capability_key(capability: str) -> str:
+    """Return the queue key of tasks that any agent with the capability may take."""
+    return f"cap:{capability}"
+
+
+Start = Callable[[], Awaitable[Instance]]
+"""How an agent's instance is started."""
+
+
+class Entry:
+    """One registered agent: its definition, its instance, its slots and its breaker."""
+
+    def __init__(self, definition: AgentDefinition, start: Start) -> None:
+        self.definition = definition
+        self.instance: Instance | None = None
+        self._start = start
+        self._starting: asyncio.Lock | None = None
+        self.breaker = Breaker(definition.breaker)
+        self.running = 0
+        self.unhealthy: str | None = None
+        self.removed = False
+        self.capabilities = {c.name: c for c in definition.capabilities}
+        self.validators = {c.name: Validator(c) for c in definition.capabilities}
+        self.keys = (
+            agent_key(definition.agent_id),
+            *(capability_key(c.name) for c in definition.capabilities),
+        )
+        self.regaining: deque[asyncio.Future[None]] = deque()
+
+    async def ready(self) -> Instance:
+        """Return the instance, started by the first one who asks.
+
+        Raises:
+            SpawnFailed: it cannot be started; the next one who asks tries again.
+        """
+        if self.instance is None:
+            self._starting = self._starting or asyncio.Lock()
+            async with self._starting:
+                if self.instance is None:
+                    self.instance = await self._start()
+        return self.instance
+
+    async def stop(self, grace: float) -> None:
+        """Stop the instance, if one was started."""
+        instance, self.instance = self.instance, None
+        if instance is not None:
+            await instance.stop(grace)
+
+    @property
+    def agent_id(self) -> str:
+        """The agent's id."""
+        return self.definition.agent_id
+
+    @property
+    def free(self) -> int:
+        """How many more executions it may run now."""
+        if self.unhealthy is not None or self.removed:
+            return 0
+        return max(self.definition.concurrency - self.running, 0)
+
+    @property
+    def status(self) -> str:
+        """Specification 003's word: available, busy, offline or error."""
+        if self.unhealthy is not None or self.removed:
+            return "offline"
+        if self.breaker.wait(time.monotonic()) > 0:
+            return "error"
+        return "available" if self.free else "busy"
+
+
+class _Pool:
+    """The agents of one capability that have a free slot, by load."""
+
+    def __init__(self) -> None:
+        self.agents: dict[str, Entry] = {}
+        self._buckets: list[dict[str, Entry]] = []
+        self._at: dict[str, int] = {}
+
+    def place(self, entry: Entry) -> None:
+        """Put ``entry`` where its load says, or nowhere when it has no free slot."""
+        agent_id = entry.agent_id
+        old = self._at.pop(agent_id, None)
+        if old is not None:
+            del self._buckets[old][agent_id]
+        if entry.free:
+            load = entry.running
+            while len(self._buckets) <= load:
+                self._buckets.append({})
+            self._buckets[load][agent_id] = entry
+            self._at[agent_id] = load
+
+    def drop(self, agent_id: str) -> None:
+        """Forget an agent."""
+        self.agents.pop(agent_id, None)
+        old = self._at.pop(agent_id, None)
+        if old is not None:
+            del self._buckets[old][agent_id]
+
+    def least_loaded(self, now: float) -> Entry | None:
+        """Return the least loaded agent whose breaker lets a call pass."""
+        for bucket in self._buckets:
+            for entry in bucket.values():
+                if entry.breaker.wait(now) == 0:
+                    return entry
+        return None
+
+
+class Route:
+    """Where a task goes: its queue key, and the agent that is free for it now, if any."""
+
+    __slots__ = ("bound", "entry", "key", "template")
+
+    def __init__(self, key: str, entry: Entry | None, template: Entry, bound: bool) -> None:
+        self.key = key
+        self.entry = entry
+        self.template = template
+        self.bound = bound
+
+
+class Registry:
+    """The agents of this process."""
+
+    def __init__(self) -> None:
+        self._agents: dict[str, Entry] = {}
+        self._names: dict[str, list[str]] = {}
+        self._pools: dict[str, _Pool] = {}
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(list(self._agents.values()))
+
+    def __len__(self) -> int:
+        return len(self._agents)
+
+    def add(self, definition: AgentDefinition, start: Start) -> Entry:
+        """Register an agent; its capabilities are routable at once.
+
+        Raises:
+            Conflict: the id is taken.
+            InvalidInput: a capability's parameters are no JSON Schema.
+        """
+        if definition.agent_id in self._agents:
+            raise Conflict(f"an agent with the id {definition.agent_id} is registered already")
+        entry = Entry(definition, start)
+        self._agents[entry.agent_id] = entry
+        self._names.setdefault(definition.name, []).append(entry.agent_id)
+        for name in entry.capabilities:
+            pool = self._pools.setdefault(name, _Pool())
+            pool.agents[entry.agent_id] = entry
+            pool.place(entry)
+        return entry
+
+    def remove(self, agent_id: str) -> Entry:
+        """Take an agent out of routing; what it runs goes on.
+
+        Raises:
+            AgentNotFound: there is none.
+        """
+        entry = self._agents.pop(agent_id, None)
+        if entry is None:
+            raise AgentNotFound(f"no agent with the id {agent_id}")
+        entry.removed = True
+        self._names[entry.definition.name].remove(agent_id)
+        for name in entry.capabilities:
+            pool = self._pools[name]
+            pool.drop(agent_id)
+            if not pool.agents:
+                del self._pools[name]
+        return entry
+
+    def find(self, word: str) -> Entry:
+        """Return the agent with that id, else the only one of that name.
+
+        Raises:
+            AgentNotFound: there is none, or the name is ambiguous.
+        """
+        entry = self._agents.get(word)
+        if entry is not None:
+            return entry
+        ids = self._names.get(word, [])
+        if len(ids) == 1:
+            return self._agents[ids[0]]
+        if ids:
+            raise AgentNotFound(
+                f"{word} is the name of several agents: {', '.join(sorted(ids))}; give the id"
+            )
+        raise AgentNotFound(f"no agent with the id or name {word}", details={"agent": word})
+
+    def by_id(self, agent_id: str | None) -> Entry | None:
+        """Return the agent with that id."""
+        return self._agents.get(agent_id) if agent_id is not None else None
+
+    def capability(self, name: str) -> Capability | None:
+        """Return what a capability is, by the first agent that has it."""
+        pool = self._pools.get(name)
+        if pool is None:
+            return None
+        return next(iter(pool.agents.values())).capabilities[name]
+
+    def has_capability(self, name: str) -> bool:
+        """Say whether any registered agent has the capability."""
+        return name in self._pools
+
+    def route(self, capability: str | None, agent: str | None) -> Route:
+        """Decide where a task goes.
+
+        Raises:
+            AgentNotFound: no such agent, or no agent has the capability.
+            AgentUnavailable: it is known, but nothing that could do it is healthy.
+            CircuitOpen: every agent that could do it is refused by its breaker.
+        """
+        now = time.monotonic()
+        if agent is not None:
+            entry = self.find(agent)
+            if capability is not None and capability not in entry.capabilities:
+                raise AgentNotFound(
+                    f"agent {entry.agent_id} has no capability {capability}",
+                    details={"capabilities": sorted(entry.capabilities)},
+                )
+            self._refuse_unhealthy([entry], now, capability or entry.agent_id)
+            ready = entry if entry.free else None
+            return Route(agent_key(entry.agent_id), ready, entry, bound=True)
+        pool = self._pools.get(capability or "")
+        if pool is None or capability is None:
+            raise AgentNotFound(
+                f"No agent available for capability: {capability}",
+                details={"capability": capability},
+            )
+        entry_free = pool.least_loaded(now)
+        if entry_free is not None:
+            return Route(capability_key(capability), entry_free, entry_free, bound=False)
+        self._refuse_unhealthy(pool.agents.values(), now, capability)
+        template = next(iter(pool.agents.values()))
+        return Route(capability_key(capability), None, template, bound=False)
+
+    def free_for(self, key: str, now: float) -> Entry | None:
+        """Return an agent that can take a task queued under ``key`` now."""
+        kind, _, name = key.partition(":")
+        if kind == "cap":
+            pool = self._pools.get(name)
+            return pool.least_loaded(now) if pool is not None else None
+        entry = self._agents.get(name)
+        if entry is None or not entry.free or entry.breaker.wait(now) > 0:
+            return None
+        return entry
+
+    @staticmethod
+    def _refuse_unhealthy(entries: Iterable[Entry], now: float, what: str) -> None:
+        shortest: float | None = None
+        healthy = False
+        for entry in entries:
+            if entry.unhealthy is not None:
+                continue
+            healthy = True
+            wait = entry.breaker.wait(now)
+            if wait == 0:
+                return
+            shortest = wait if shortest is None else min(shortest, wait)
+        if not healthy:
+            raise AgentUnavailable(f"no healthy agent for {what} right now; try again")
+        assert shortest is not None
+        raise CircuitOpen(
+            f"the circuit of every agent for {what} is open; try again in {shortest:.1f} s",
+            details={"retry_after_ms": int(shortest * 1000)},
+        )
+
+    # -- slots ---------------------------------------------------------------------------------
+
+    def take(self, entry: Entry, count: int = 1) -> None:
+        """Occupy slots."""
+        entry.running += count
+        self._moved(entry)
+
+    def give(self, entry: Entry, count: int = 1) -> None:
+        """Free slots; a parent that waits to go on gets one before any new task."""
+        while count and entry.regaining:
+            waiter = entry.regaining.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                count -= 1
+        entry.running -= count
+        self._moved(entry)
+
+    async def regain(self, entry: Entry) -> None:
+        """Occupy a slot again, waiting for one in turn."""
+        if entry.running < entry.definition.concurrency and not entry.regaining:
+            self.take(entry)
+            return
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        entry.regaining.append(waiter)
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled():
+                self.give(entry)  # it was handed over in the same turn
+            # The attempt's end gives a slot back, whatever happened here.
+            self.take(entry)
+            raise
+
+    def set_health(self, entry: Entry, reason: str | None) -> None:
+        """Mark an agent unhealthy (with the reason) or healthy again (None)."""
+        entry.unhealthy = reason
+        self._moved(entry)
+
+    def _moved(self, entry: Entry) -> None:
+        if entry.removed:
+            return
+        for name in entry.capabilities:
+            self._pools[name].place(entry)
+
+
+def describe(entry: Entry) -> dict[str, Any]:
+    """Return the breaker's state as it is shown."""
+    breaker = entry.breaker
+    return {
+        "state": breaker.circuit.value,
+        "failures": breaker.failures,
+        "retry_after_ms": int(breaker.wait(time.monotonic()) * 1000),
+    }

@@ -1,0 +1,190 @@
+"""What happens by itself: deadlines, takeovers, polls, anchors.
+
+One loop, once a second; everything it does is also safe to do late or twice. Stored times are
+compared with stored times; waiting uses the monotonic clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+
+from retinue.domain.audit import ANCHOR, AuditDraft
+from retinue.domain.execution import Execution
+from retinue.domain.ids import now_us
+from retinue.domain.intent import Audit, Expire, Fence, Finish, Ok, Requeue
+from retinue.domain.policy import Delivery
+from retinue.domain.strictjson import dumps
+from retinue.engine.attempt import Attempts
+from retinue.engine.journal import Journal
+from retinue.engine.outcome import End, failed, response
+from retinue.engine.queue import Queue
+from retinue.errors import Cancelled, RetinueError, Timeout, WorkerLost
+from retinue.interfaces import Page, Store
+
+log = logging.getLogger(__name__)
+TICK_SECONDS = 1.0
+ANCHOR_SECONDS = 60.0
+_PAGE = 500
+
+
+class Recovered:
+    """What a start-up found of earlier, dead workers."""
+
+    def __init__(self) -> None:
+        self.requeued = 0
+        self.failed = 0
+        self.cancelled = 0
+
+
+class Scheduler:
+    """The periodic work of one process."""
+
+    def __init__(self, store: Store, journal: Journal, queue: Queue, attempts: Attempts) -> None:
+        self._store = store
+        self._journal = journal
+        self._queue = queue
+        self._attempts = attempts
+        self._stop = asyncio.Event()
+        self._bell = asyncio.Event()
+        self._anchored: dict[tuple[str, str], int] = {}
+        self._anchor_due = 0.0
+
+    def stop(self) -> None:
+        """Make ``run`` return."""
+        self._stop.set()
+        self._bell.set()
+
+    def at(self, when: int) -> None:
+        """Look again at ``when`` (microseconds UTC): a deadline falls then."""
+        delay = max(when - now_us(), 0) / 1_000_000
+        asyncio.get_running_loop().call_later(delay, self._bell.set)
+
+    def soon(self) -> None:
+        """Look again now."""
+        self._bell.set()
+
+    async def run(self) -> None:
+        """Tick until stopped."""
+        loop = asyncio.get_running_loop()
+        self._anchor_due = loop.time() + ANCHOR_SECONDS
+        while not self._stop.is_set():
+            try:
+                await self.tick()
+                if loop.time() >= self._anchor_due:
+                    self._anchor_due = loop.time() + ANCHOR_SECONDS
+                    await self.anchor()
+            except RetinueError as error:
+                log.warning("the store is away: %s", error.message)
+            self._bell.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._bell.wait(), TICK_SECONDS)
+
+    async def tick(self) -> None:
+        """Do everything that is due."""
+        now = now_us()
+        for execution in await self._store.overdue(now, _PAGE):
+            await self._expire(execution, now)
+        await self.recover()
+        self._queue.found(await self._store.backlog(now_us()))
+        mine = list(self._attempts.running)
+        watched = list({*self._journal.watched, *mine})
+        for start in range(0, len(watched), _PAGE):
+            seen = await self._store.watch(watched[start : start + _PAGE])
+            self._journal.heard(seen)
+            for one in seen:
+                if one.cancel_requested:
+                    self._attempts.cancel(one.id, "request")
+
+    async def _expire(self, execution: Execution, now: int) -> None:
+        allowed = ((execution.deadline_at or 0) - execution.created_at) // 1000
+        end = failed(
+            Timeout(
+                f"Agent invocation timed out after {allowed}ms, still queued",
+                details={"elapsed_ms": (now - execution.created_at) // 1000},
+                outcome="not_started",
+            )
+        )
+        await self._store.write(
+            Expire(
+                execution.id, end.state, (end.event,), response(execution, end), now, "E_TIMEOUT"
+            )
+        )
+        self._journal.heard(await self._store.watch([execution.id]))
+
+    async def recover(self) -> Recovered:
+        """Take over what dead workers left running, each by its delivery policy."""
+        found = Recovered()
+        while orphans := await self._store.orphans(_PAGE):
+            for execution in orphans:
+                await self._take_over(execution, found)
+            if len(orphans) < _PAGE:
+                break
+        if found.requeued or found.failed or found.cancelled:
+            log.warning(
+                "took over from dead workers: %d requeued, %d failed with unknown outcome,"
+                " %d cancelled",
+                found.requeued,
+                found.failed,
+                found.cancelled,
+            )
+        return found
+
+    async def _take_over(self, execution: Execution, found: Recovered) -> None:
+        fence = Fence(execution.id, execution.attempt, execution.worker or "")
+        now = now_us()
+        if execution.cancel_requested_at is not None:
+            error: RetinueError = Cancelled(details={"by": "request"}, outcome="unknown")
+            found.cancelled += await self._end(execution, fence, failed(error), now)
+        elif (
+            execution.delivery is not Delivery.AT_MOST_ONCE
+            and execution.attempt < execution.max_attempts
+        ):
+            if isinstance(await self._store.write(Requeue(fence, now, now)), Ok):
+                found.requeued += 1
+                self._queue.queued(execution.queue_key)
+        else:
+            error = WorkerLost(details={"attempt": execution.attempt})
+            found.failed += await self._end(execution, fence, failed(error), now)
+
+    async def _end(self, execution: Execution, fence: Fence, end: End, now: int) -> bool:
+        assert end.error is not None
+        result = await self._store.write(
+            Finish(
+                fence,
+                end.state,
+                (end.event,),
+                response(execution, end),
+                now,
+                end.error.outcome,
+                end.error.code,
+            )
+        )
+        self._journal.heard(await self._store.watch([execution.id]))
+        return isinstance(result, Ok)
+
+    async def anchor(self) -> None:
+        """Write the heads of the chains that grew since the last anchor into the audit chain."""
+        page = Page(limit=1000)
+        while True:
+            listing = await self._store.sessions(None, page)
+            grown = [
+                [s.owner, s.session_id, s.n, bytes(s.head).hex()]
+                for s in listing.items
+                if self._anchored.get((s.owner, s.session_id)) != s.n
+            ]
+            if grown:
+                draft = AuditDraft(
+                    owner="",
+                    actor="retinue",
+                    action=ANCHOR,
+                    target="contract",
+                    detail=dumps({"heads": grown}),
+                )
+                await self._store.write(Audit(draft, now_us()))
+                for owner, session_id, n, _ in grown:
+                    self._anchored[owner, session_id] = n
+            if listing.next_cursor is None:
+                return
+            page = Page(limit=1000, cursor=listing.next_cursor)

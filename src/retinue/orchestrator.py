@@ -1,0 +1,452 @@
+"""The use cases: the only thing entrances call. Authorisation happens here.
+
+Every method that acts for a caller takes a ``Principal``; what it reads and writes is scoped to
+that principal's owner, and another owner's id is simply not found. Called from Python, without
+one, the caller is the local admin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+
+from retinue.agent import Agent
+from retinue.domain.agent import AgentDefinition, Capability
+from retinue.domain.audit import AuditDraft, AuditRow
+from retinue.domain.event import Event, EventType
+from retinue.domain.execution import Execution, Task
+from retinue.domain.ids import iso, now_us
+from retinue.domain.intent import Audit
+from retinue.domain.policy import BreakerPolicy, Delivery, RetryPolicy
+from retinue.domain.principal import LOCAL, Authority, Principal, Role
+from retinue.domain.question import Question
+from retinue.domain.session import Session, check_session_id
+from retinue.domain.strictjson import dumps, loads
+from retinue.engine.compress import compress
+from retinue.engine.core import Engine
+from retinue.engine.intake import Accepted
+from retinue.engine.ledger import Verdict, Verification
+from retinue.engine.outcome import Reply, reply_of
+from retinue.engine.registry import Entry, describe
+from retinue.engine.schema import parameters_schema
+from retinue.errors import Forbidden, InvalidInput, NotFound, RetinueError
+from retinue.interfaces import ContractFilter, ContractView, ExecutionFilter, Listing, Page
+from retinue.engine.keys import Keys
+
+LOCAL_ADMIN = Principal("local", LOCAL, Role.ADMIN)
+
+
+class AgentView(msgspec.Struct, frozen=True, kw_only=True):
+    """An agent as it is listed (specification 003)."""
+
+    agent_id: str
+    name: str
+    description: str
+    status: str
+    capabilities: list[dict[str, Any]]
+    version: str
+    driver: str
+    registered_at: str
+    tasks_completed: int
+    tasks_failed: int
+    running: int
+    concurrency: int
+    breaker: dict[str, Any]
+
+
+class Orchestrator:
+    """What a started system can be asked to do."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._store = engine.store
+        self.keys = Keys(engine.store)
+        self._registered: dict[str, int] = {}
+        self.started_at = now_us()
+
+    # -- tasks ---------------------------------------------------------------------------------
+
+    async def orchestrate(
+        self,
+        session_id: str,
+        task: dict[str, Any],
+        *,
+        principal: Principal = LOCAL_ADMIN,
+    ) -> dict[str, Any]:
+        """Have ``task`` (``capability``, ``parameters``, …) done and return the reply.
+
+        Specification 003's Python form; the reply is that of ``POST /v1/orchestrate``.
+
+        Raises:
+            RetinueError: it was not accepted.
+        """
+        unknown = sorted(set(task) - {"capability", "parameters", "context", "intent", "agent_id"})
+        if unknown:
+            raise InvalidInput(f"a task has no {', '.join(unknown)}")
+        wanted = Task(
+            session_id=session_id,
+            capability=task.get("capability"),
+            agent_id=task.get("agent_id"),
+            parameters=task.get("parameters", {}),
+            context=task.get("context"),
+            intent=task.get("intent"),
+        )
+        return reply_view(await self.perform(wanted, principal))
+
+    async def perform(self, task: Task, principal: Principal = LOCAL_ADMIN) -> Reply:
+        """Submit ``task`` and return its reply once it has ended.
+
+        Raises:
+            RetinueError: it was not accepted; see ``Intake.submit``.
+        """
+        authority = await self._authority(principal)
+        return await self._engine.perform(task, authority)
+
+    async def submit(self, task: Task, principal: Principal = LOCAL_ADMIN) -> Accepted:
+        """Submit ``task`` and return as soon as it is accepted, which is when it is durable.
+
+        Raises:
+            RetinueError: it was not accepted; see ``Intake.submit``.
+        """
+        authority = await self._authority(principal)
+        return await self._engine.submit(task, authority)
+
+    async def _authority(self, principal: Principal) -> Authority:
+        if not principal.role.covers(Role.OPERATOR):
+            await self._forbid(principal, "execution.submit", "")
+        return Authority(principal.owner, principal.name)
+
+    # -- executions ----------------------------------------------------------------------------
+
+    async def execution(self, execution_id: str, principal: Principal = LOCAL_ADMIN) -> Execution:
+        """Return one execution.
+
+        Raises:
+            NotFound: there is none of this owner.
+        """
+        execution = await self._store.execution(execution_id, principal.owner)
+        if execution is None:
+            raise NotFound(f"no execution {execution_id}")
+        return execution
+
+    async def executions(
+        self, where: ExecutionFilter, page: Page, principal: Principal = LOCAL_ADMIN
+    ) -> Listing[Execution]:
+        """List executions, newest first."""
+        scoped = msgspec.structs.replace(where, owner=principal.owner)
+        return await self._store.executions(scoped, page)
+
+    async def task_of(self, execution: Execution) -> tuple[Any, Reply | None]:
+        """Return an execution's input (None once erased), and its reply if it has ended."""
+        asked, answered = await self._store.bodies(execution)
+        reply = reply_of(execution, answered) if execution.terminal else None
+        return (loads(asked) if asked is not None else None), reply
+
+    async def cancel(self, execution_id: str, principal: Principal = LOCAL_ADMIN) -> Execution:
+        """Cancel an execution and return it as it is now.
+
+        Raises:
+            NotFound: there is none of this owner.
+            Forbidden: the caller is only a viewer.
+        """
+        if not principal.role.covers(Role.OPERATOR):
+            await self._forbid(principal, "execution.cancel", execution_id)
+        execution = await self._engine.cancel(execution_id, principal.owner, principal.name)
+        await self._audit(principal, "execution.cancel", execution_id)
+        return execution
+
+    async def follow(
+        self,
+        execution_id: str,
+        *,
+        after: int = 0,
+        heartbeat: float | None = None,
+        principal: Principal = LOCAL_ADMIN,
+    ) -> AsyncIterator[list[Event]]:
+        """Yield an execution's events after number ``after`` until the terminal one.
+
+        What is there at one moment comes as one list; with ``heartbeat`` (seconds) an empty list
+        says that nothing happened. The ``completed`` event carries the whole result.
+
+        Raises:
+            NotFound: there is none of this owner.
+        """
+        await self.execution(execution_id, principal)
+        async for events in self._engine.journal.follow(
+            execution_id, after=after, heartbeat=heartbeat
+        ):
+            if events and events[-1].type is EventType.COMPLETED:
+                events[-1] = await self._with_result(events[-1])
+            yield events
+
+    async def _with_result(self, event: Event) -> Event:
+        """Complete the terminal event at the door: the ledger keeps the result only once."""
+        execution = await self._store.execution(event.execution_id, None)
+        if execution is None:
+            return event
+        _, body = await self._store.bodies(execution)
+        result = loads(body) if body is not None else None
+        text = result if isinstance(result, str) else (body or b"null").decode()
+        data = {"final_response": text, "result": result, **loads(event.data)}
+        return msgspec.structs.replace(event, data=dumps(data))
+
+    # -- questions -----------------------------------------------------------------------------
+
+    async def questions(
+        self, page: Page, principal: Principal = LOCAL_ADMIN
+    ) -> Listing[Question]:
+        """List the open questions, oldest first."""
+        return await self._store.questions(principal.owner, page)
+
+    async def answer(
+        self, question_id: str, value: Any, principal: Principal = LOCAL_ADMIN
+    ) -> None:
+        """Answer an open question; the execution that asked goes on.
+
+        Raises:
+            NotFound: there is none of this owner.
+            Conflict: it is not open any more.
+        """
+        if not principal.role.covers(Role.OPERATOR):
+            await self._forbid(principal, "question.answer", question_id)
+        await self._engine.answer(question_id, principal.owner, principal.name, value)
+
+    # -- the record ----------------------------------------------------------------------------
+
+    async def contracts(
+        self, where: ContractFilter, page: Page, principal: Principal = LOCAL_ADMIN
+    ) -> Listing[ContractView]:
+        """List contracts in chain order."""
+        if where.session_id is not None:
+            check_session_id(where.session_id)
+        scoped = msgspec.structs.replace(where, owner=principal.owner)
+        return await self._store.contracts(scoped, page)
+
+    async def sessions(self, page: Page, principal: Principal = LOCAL_ADMIN) -> Listing[Session]:
+        """List sessions by id."""
+        return await self._store.sessions(principal.owner, page)
+
+    async def session(self, session_id: str, principal: Principal = LOCAL_ADMIN) -> Session:
+        """Return one session.
+
+        Raises:
+            NotFound: there is none of this owner.
+        """
+        check_session_id(session_id)
+        session = await self._store.session(principal.owner, session_id)
+        if session is None:
+            raise NotFound(f"no session {session_id}")
+        return session
+
+    async def compress_session(
+        self, session_id: str, intent: str | None = None, principal: Principal = LOCAL_ADMIN
+    ) -> dict[str, Any]:
+        """Return a memory block of a session, made from its contracts.
+
+        Answers as ``POST /v1/compress`` does: ``compressed`` false, with the reason, when there
+        is nothing to compress.
+        """
+        check_session_id(session_id)
+        answer = {"status": "ok", "session_id": session_id, "compressed": True, "error": None}
+        try:
+            block = await compress(self._store, principal.owner, session_id, intent)
+        except RetinueError as error:
+            return {
+                **answer,
+                "status": "error",
+                "compressed": False,
+                "memory_block": None,
+                "error": error.message,
+            }
+        return {**answer, "memory_block": block}
+
+    async def verify(self, principal: Principal = LOCAL_ADMIN) -> Verdict:
+        """Verify the ledger: everything for an admin, else the caller's own sessions."""
+        owner = None if principal.role is Role.ADMIN else principal.owner
+        return await Verification(self._store).run(owner)
+
+    async def audit(self, page: Page, principal: Principal = LOCAL_ADMIN) -> Listing[AuditRow]:
+        """List the audit chain.
+
+        Raises:
+            Forbidden: the caller is no admin.
+        """
+        await self.require(principal, Role.ADMIN, "audit.read")
+        return await self._store.audit(page)
+
+    # -- agents --------------------------------------------------------------------------------
+
+    def register_agent(self, agent: Agent) -> None:
+        """Register a Python agent; its capabilities are routable at once.
+
+        Raises:
+            Conflict: its id is taken.
+            InvalidInput: its id, options or a capability's parameters are not valid.
+        """
+        self._engine.add_agent(definition_of(agent))
+        self._registered[agent.agent_id] = now_us()
+
+    async def remove_agent(self, agent_id: str) -> None:
+        """Take an agent out of routing; what it runs ends first.
+
+        Raises:
+            AgentNotFound: there is none.
+        """
+        await self._engine.remove_agent(agent_id)
+
+    async def agents(self) -> list[AgentView]:
+        """List the agents."""
+        tallies = await self._store.tallies()
+        return [self._view(entry, tallies.get(entry.agent_id)) for entry in self._engine.registry]
+
+    async def agent(self, word: str) -> AgentView:
+        """Return the agent with that id or name.
+
+        Raises:
+            AgentNotFound: there is none, or the name is ambiguous.
+        """
+        entry = self._engine.registry.find(word)
+        return self._view(entry, (await self._store.tallies()).get(entry.agent_id))
+
+    def _view(self, entry: Entry, tally: Any) -> AgentView:
+        definition = entry.definition
+        return AgentView(
+            agent_id=entry.agent_id,
+            name=definition.name,
+            description=definition.description,
+            status=entry.status,
+            capabilities=[
+                {"name": c.name, "description": c.description, "parameters": c.parameters}
+                for c in definition.capabilities
+            ],
+            version=definition.version,
+            driver=definition.driver,
+            registered_at=iso(self._registered.get(entry.agent_id, self.started_at)),
+            tasks_completed=tally.completed if tally is not None else 0,
+            tasks_failed=tally.failed if tally is not None else 0,
+            running=entry.running,
+            concurrency=definition.concurrency,
+            breaker=describe(entry),
+        )
+
+    # -- the system ----------------------------------------------------------------------------
+
+    async def health(self) -> None:
+        """Return when the store answers.
+
+        Raises:
+            StoreUnavailable: it does not.
+        """
+        await self._store.ping()
+
+    async def status(self, principal: Principal = LOCAL_ADMIN) -> dict[str, Any]:
+        """Return the counts of specification 003's ``/v1/status``."""
+        agents = await self.agents()
+        by_status: dict[str, int] = {}
+        for agent in agents:
+            by_status[agent.status] = by_status.get(agent.status, 0) + 1
+        counts = await self._store.counts(principal.owner)
+        return {
+            "agents": {
+                "total": len(agents),
+                "by_status": by_status,
+                "registered": [agent.agent_id for agent in agents],
+            },
+            "contracts": {
+                "total_sessions": counts.sessions,
+                "total_contracts": counts.contracts,
+                "by_status": counts.by_status,
+            },
+        }
+
+    async def require(self, principal: Principal, role: Role, action: str) -> None:
+        """Check that the caller's role covers ``role``.
+
+        Raises:
+            Forbidden: it does not; that is audited.
+        """
+        if not principal.role.covers(role):
+            await self._forbid(principal, action, "")
+
+    async def _forbid(self, principal: Principal, action: str, target: str) -> None:
+        await self._audit(principal, action, target, outcome="forbidden")
+        raise Forbidden(
+            f"{action} needs a higher role than {principal.role.value}",
+            details={"role": principal.role.value},
+        )
+
+    async def _audit(
+        self, principal: Principal, action: str, target: str, outcome: str = "ok"
+    ) -> None:
+        draft = AuditDraft(
+            owner=principal.owner,
+            actor=principal.name,
+            action=action,
+            target=target,
+            outcome=outcome,
+        )
+        await self._store.write(Audit(draft, now_us()))
+
+
+def reply_view(reply: Reply) -> dict[str, Any]:
+    """Return the reply of ``POST /v1/orchestrate`` (specification 003)."""
+    view: dict[str, Any] = {
+        "success": reply.success,
+        "data": loads(reply.data) if reply.data is not None else None,
+        "contract_id": reply.contract_id,
+        "agent_id": reply.agent_id,
+        "execution_id": reply.execution_id,
+        "timestamp": iso(now_us()),
+    }
+    if reply.error is not None:
+        view["error"] = reply.error
+    return view
+
+
+def definition_of(agent: Agent) -> AgentDefinition:
+    """Return the definition of a Python agent.
+
+    Raises:
+        InvalidInput: an option or a capability's parameters are not valid.
+    """
+    if not isinstance(agent, Agent):
+        raise InvalidInput(f"{agent!r} is not an Agent: subclass retinue.Agent")
+    default = AgentDefinition(agent_id=agent.agent_id, name=agent.name)
+    given = agent.options
+    try:
+        delivery = Delivery(given.delivery or default.delivery)
+    except ValueError:
+        words = ", ".join(d.value for d in Delivery)
+        raise InvalidInput(f"delivery {given.delivery!r} is not one of {words}") from None
+    return AgentDefinition(
+        agent_id=agent.agent_id,
+        name=agent.name,
+        description=agent.description,
+        version=given.version,
+        config=agent,
+        capabilities=tuple(
+            Capability(
+                name=c.name,
+                description=c.description,
+                parameters=parameters_schema(c.parameters),
+            )
+            for c in agent.get_capabilities()
+        ),
+        concurrency=given.concurrency or default.concurrency,
+        timeout_us=int(given.timeout * 1_000_000) if given.timeout else default.timeout_us,
+        delivery=delivery,
+        retry=RetryPolicy(
+            max_attempts=given.max_attempts or default.retry.max_attempts,
+            waits_ms=(
+                given.retry_waits_ms
+                if given.retry_waits_ms is not None
+                else default.retry.waits_ms
+            ),
+        ),
+        breaker=BreakerPolicy(
+            failure_threshold=given.failure_threshold or default.breaker.failure_threshold,
+            reset_timeout_ms=given.reset_timeout_ms or default.breaker.reset_timeout_ms,
+        ),
+    )

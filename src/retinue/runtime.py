@@ -1,0 +1,144 @@
+"""The composition root: settings become a started system. Only this module names implementations.
+
+Started in order, stopped in reverse: store, engine, agents, orchestrator.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import logging
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from retinue.agent import Agent, FunctionAgent
+from retinue.drivers.python import PythonDriver
+from retinue.engine.core import Engine
+from retinue.errors import SettingsError
+from retinue.interfaces import Store
+from retinue.orchestrator import Orchestrator
+from retinue.settings import Settings
+from retinue.storage.sqlite import SqliteStore
+
+log = logging.getLogger(__name__)
+ENTRY_POINTS = "retinue.agents"
+
+
+def open_store(settings: Settings, *, url: str | None = None) -> Store:
+    """Return the store that the settings name, not opened yet.
+
+    ``database_url`` is ``sqlite:///path``, ``sqlite://`` (in memory) or ``postgresql://…``; unset
+    it is ``retinue.db`` in the data directory. ``url`` is where this process will serve.
+    """
+    address = settings.database_url
+    if address is None:
+        return SqliteStore(settings.data_dir / "retinue.db", url=url)
+    if address == "sqlite://":
+        return SqliteStore(None)
+    if address.startswith("sqlite:///"):
+        return SqliteStore(Path(address.removeprefix("sqlite:///")), url=url)
+    from retinue.storage.postgres import PostgresStore  # noqa: PLC0415 asyncpg only when used
+
+    return PostgresStore(address, lease_seconds=settings.lease_seconds)
+
+
+def load_agent(reference: str, arguments: dict[str, Any] | None = None) -> Agent:
+    """Return the agent that ``module:Name`` names: an ``Agent`` class, object or function.
+
+    Raises:
+        SettingsError: it cannot be imported, or is none of these.
+    """
+    module_name, _, name = reference.partition(":")
+    if not name:
+        raise SettingsError(f"agent {reference!r}: write it as module:Class")
+    try:
+        target: Any = importlib.import_module(module_name)
+        for part in name.split("."):
+            target = getattr(target, part)
+        if isinstance(target, type) and issubclass(target, Agent):
+            target = target(**(arguments or {}))
+    except Exception as error:
+        raise SettingsError(
+            f"agent {reference!r} cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(target, Agent | FunctionAgent):
+        raise SettingsError(f"agent {reference!r} is {type(target).__name__}, not an Agent")
+    return target
+
+
+class Runtime:
+    """A system in this process: ``async with Runtime(settings) as orchestrator``.
+
+    With no settings it is embedded: an in-memory store, no example fleet, nothing read from the
+    environment.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        url: str | None = None,
+        store: Store | None = None,
+    ) -> None:
+        self.settings = settings or Settings(database_url="sqlite://", examples=False)
+        self.store = store or open_store(self.settings, url=url)
+        self.engine = Engine(
+            self.store,
+            {PythonDriver.name: PythonDriver()},
+            queue_bound=self.settings.queue_bound,
+            max_result_bytes=self.settings.max_result_bytes,
+        )
+        self.orchestrator = Orchestrator(self.engine)
+
+    async def start(self) -> Orchestrator:
+        """Open the store, load the agents, take over what earlier processes left.
+
+        Raises:
+            StoreLocked, StoreUnavailable: the store cannot be opened.
+            SettingsError: an agent cannot be loaded.
+        """
+        agents = self._agents()
+        await self.store.open()
+        try:
+            for agent in agents:
+                self.orchestrator.register_agent(agent)
+            await self.engine.start()
+        except BaseException:
+            await self.store.close()
+            raise
+        return self.orchestrator
+
+    def _agents(self) -> list[Agent]:
+        agents: list[Agent] = []
+        if self.settings.examples:
+            from retinue.examples import fleet  # noqa: PLC0415 only when it is wanted
+
+            agents.extend(fleet(self.settings.survey_root))
+        for reference in self.settings.agents:
+            agents.append(load_agent(reference.agent, reference.arguments))
+        if self.settings.entry_points:
+            for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+                agents.append(load_agent(point.value))
+        return agents
+
+    async def stop(self, grace: float | None = None) -> bool:
+        """Drain for ``grace`` seconds (default: the settings') and stop everything.
+
+        Returns whether all that ran ended by itself.
+        """
+        clean = await self.engine.drain(self.settings.grace_seconds if grace is None else grace)
+        await self.engine.stop()
+        await self.store.close()
+        return clean
+
+    async def __aenter__(self) -> Orchestrator:
+        return await self.start()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.stop()

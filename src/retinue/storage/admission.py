@@ -1,0 +1,167 @@
+"""Submitting and leasing: how an execution comes into the queue, and out of it to a worker."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import msgspec
+
+from retinue.domain.event import EventData, EventType
+from retinue.domain.execution import Execution, State, advance
+from retinue.domain.ids import now_us
+from retinue.domain.intent import (
+    Conflict,
+    Lease,
+    Leased,
+    Rejected,
+    Result,
+    Submit,
+    Submitted,
+    Work,
+)
+from retinue.storage.decisions import Batch, Locked, Placed
+from retinue.storage.statements import Change, Query, Steps
+from retinue.storage.tables import record_of
+
+
+def submit(batch: Batch, submits: list[tuple[int, Submit]], results: list[Result]) -> Steps[None]:
+    """Accept new executions: idempotency, the queue's bound, the fast path."""
+    fresh = yield from _claim(submits, results)
+    if not fresh:
+        return
+    bounds: dict[str, int] = {}
+    for _, intent in fresh:
+        key = intent.execution.queue_key
+        bounds[key] = max(bounds.get(key, 0), intent.bound)
+    now = now_us()
+    rows = yield Query("queue_depth", [(k, n + 1, now) for k, n in sorted(bounds.items())])
+    depth = {key: (queued, bool(due)) for key, queued, due in rows}
+    refused: dict[str, int] = {}
+    dropped: list[tuple[str, str]] = []
+    for i, intent in fresh:
+        execution = intent.execution
+        queued, due = depth.get(execution.queue_key, (0, False))
+        is_due = execution.run_at <= max(now, execution.created_at)
+        leased = intent.worker is not None and is_due and not due
+        if not leased and queued >= intent.bound:
+            results[i] = Rejected("queue_full", {"bound": intent.bound})
+            refused[execution.id] = intent.bound
+            if intent.idempotency is not None:
+                dropped.append((execution.owner, intent.idempotency.key))
+            continue
+        if not leased:
+            depth[execution.queue_key] = (queued + 1, due or is_due)
+        batch.new.append(execution)
+        batch.placed.append(_accept(intent, leased=leased))
+        results[i] = Submitted(execution.id, leased=leased)
+    if dropped:
+        yield Change("drop_idempotency", sorted(dropped))
+        _refuse_joined(submits, results, refused)
+
+
+def _refuse_joined(
+    submits: list[tuple[int, Submit]], results: list[Result], refused: dict[str, int]
+) -> None:
+    """Refuse what met an idempotency key of this very batch whose own submit found no room."""
+    for i, _ in submits:
+        result = results[i]
+        if isinstance(result, Submitted) and result.joined:
+            holder = result.execution_id
+        elif isinstance(result, Conflict):
+            holder = result.details["execution_id"]
+        else:
+            continue
+        if holder in refused:
+            results[i] = Rejected("queue_full", {"bound": refused[holder]})
+
+
+def _accept(intent: Submit, *, leased: bool) -> Placed:
+    """Make the execution a running or a queued one; return its REQUEST.
+
+    Sets every field that depends on ``leased``: an earlier run of this batch, rolled back since,
+    may have decided otherwise.
+    """
+    execution = intent.execution
+    request = intent.request
+    execution.state = State.RUNNING if leased else State.QUEUED
+    execution.worker = intent.worker if leased else None
+    execution.attempt = 1 if leased else 0
+    execution.started_at = execution.created_at if leased else None
+    if intent.bind:
+        execution.agent_id = request.to_agent if leased else None
+        if not leased:
+            request = msgspec.structs.replace(request, to_agent=None)
+    return Placed(execution.owner, execution.session_id, request, execution.created_at, execution)
+
+
+def _claim(
+    submits: list[tuple[int, Submit]], results: list[Result]
+) -> Steps[list[tuple[int, Submit]]]:
+    """Settle idempotency keys; return the submits that are new."""
+    keyed = [(i, s) for i, s in submits if s.idempotency is not None]
+    if not keyed:
+        return submits
+    first: dict[tuple[str, str], Submit] = {}
+    for _, submit in keyed:
+        assert submit.idempotency is not None
+        first.setdefault((submit.execution.owner, submit.idempotency.key), submit)
+    now = now_us()
+    claims = []
+    for (owner, key), submit in sorted(first.items()):
+        assert submit.idempotency is not None
+        idem = submit.idempotency
+        claims.append((owner, key, idem.fingerprint, submit.execution.id, idem.expires_at, now))
+    yield Change("claim_idempotency", claims)
+    rows = yield Query("read_idempotency", [(owner, key) for owner, key, *_ in claims])
+    holders = {(owner, key): (bytes(mark), held) for owner, key, mark, held in rows}
+    fresh = [(i, s) for i, s in submits if s.idempotency is None]
+    for i, submit in keyed:
+        assert submit.idempotency is not None
+        mark, holder = holders[submit.execution.owner, submit.idempotency.key]
+        if holder == submit.execution.id:
+            fresh.append((i, submit))
+        elif mark == submit.idempotency.fingerprint:
+            results[i] = Submitted(holder, joined=True)
+        else:
+            results[i] = Conflict("idempotency", {"execution_id": holder})
+    fresh.sort(key=lambda pair: pair[0])
+    return fresh
+
+
+def lease(batch: Batch, intent: Lease, locked: Locked) -> Steps[Result]:
+    """Hand queued executions to a worker.
+
+    What this batch has decided about already is passed over; so that it does not count against
+    what is wanted, the query asks for that much more.
+    """
+    decided: Counter[str] = Counter()
+    for execution in {**locked, **batch.changed}.values():
+        decided[execution.queue_key] += 1
+    wants = {want.key: want for want in intent.wants}
+    asked = [(key, wants[key].count + decided[key], intent.at) for key in sorted(wants)]
+    rows = yield Query("lease", asked)
+    taken: Counter[str] = Counter()
+    work: list[Work] = []
+    for *row, body in rows:
+        execution = record_of(Execution, row)
+        key = execution.queue_key
+        if (
+            execution.id in locked
+            or execution.id in batch.changed
+            or taken[key] == wants[key].count
+        ):
+            continue
+        taken[key] += 1
+        execution.state = advance(execution.state, State.RUNNING)
+        execution.attempt += 1
+        execution.worker = intent.worker
+        execution.agent_id = wants[key].agent_id
+        if execution.started_at is None:
+            execution.started_at = intent.at
+        if execution.attempt > 1:
+            data = {"attempt": execution.attempt, "is_reset": True}
+            started = EventData(EventType.ATTEMPT_STARTED, data)
+            batch.add_events(execution, [started], intent.at)
+        batch.changed[execution.id] = execution
+        work.append(Work(execution, body))
+    return Leased(work)

@@ -1,0 +1,165 @@
+"""One connection to PostgreSQL: how it is made, and what its errors mean.
+
+Connections are dedicated: one writes, a few read, one renews the lease. None is ever borrowed
+from a pool for a single statement.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from enum import Enum, auto
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+import asyncpg
+
+from retinue.errors import Conflict, InvalidInput, RetinueError, StoreFull, StoreUnavailable
+
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+Connect: TypeAlias = Callable[[], Awaitable[Connection]]
+
+CONNECT_SECONDS = 2.0
+"""How long a connection may take to come about."""
+
+_STATEMENT_SECONDS = 15.0
+
+_SETTINGS = {
+    "application_name": "retinue",
+    "synchronous_commit": "on",
+    "jit": "off",
+}
+# A writer's statements find rows by key. Its plans must not turn into scans of whole tables while
+# the planner's statistics lag behind, and need not be made anew each time.
+_WRITER_SETTINGS = {
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "plan_cache_mode": "force_generic_plan",
+}
+
+
+class Fault(Enum):
+    """Whose fault an error is, and so what to do about it."""
+
+    LOST = auto()
+    """The connection or the server went away: connect again, then repeat."""
+    AGAIN = auto()
+    """A conflict between transactions: repeat."""
+    FULL = auto()
+    """There is no space."""
+    INTENT = auto()
+    """Something in one of the intents: try them one by one."""
+    STORE = auto()
+    """Anything else the server says no to."""
+
+
+_LOST = frozenset({"57P01", "57P02", "57P03", "57P05", "25P03", "25P04", "25006"})
+_AGAIN = frozenset({"40001", "40P01", "55P03", "0A000"})
+
+
+def fault_of(error: BaseException) -> Fault:
+    """Say what kind of error it is."""
+    if isinstance(error, RetinueError):
+        return Fault.STORE
+    if isinstance(error, asyncpg.PostgresError):
+        state = str(error.sqlstate)
+        if state in _LOST or state.startswith("08"):
+            return Fault.LOST
+        if state in _AGAIN:
+            return Fault.AGAIN
+        if state == "53100":
+            return Fault.FULL
+        return Fault.INTENT if state[:2] in {"22", "23"} else Fault.STORE
+    if isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError | OSError):
+        return Fault.LOST
+    return Fault.INTENT
+
+
+def translate(error: Exception) -> Exception:
+    """Return our error for one of the driver's; others are returned as they are."""
+    if isinstance(error, RetinueError):
+        return error
+    fault = fault_of(error)
+    if fault is Fault.FULL:
+        return StoreFull()
+    if fault is Fault.INTENT:
+        if isinstance(error, asyncpg.IntegrityConstraintViolationError):
+            return Conflict(f"the store refuses a record: {error}")
+        if isinstance(error, asyncpg.DataError | OverflowError | UnicodeError):
+            return InvalidInput(f"the store cannot hold a value: {error}")
+        return error
+    said = str(error) or type(error).__name__
+    return StoreUnavailable(f"the store does not answer: {said}; nothing was acknowledged")
+
+
+async def connect(dsn: str, *, writer: bool = False, idle_seconds: float = 0.0) -> Connection:
+    """Connect to the server.
+
+    Args:
+        dsn: where it is.
+        writer: this connection writes batches.
+        idle_seconds: end a transaction that stands still for so long, so that the locks of a
+            process that was stopped in the middle of a batch do not stop everybody else.
+    """
+    settings = dict(_SETTINGS)
+    if writer:
+        settings |= _WRITER_SETTINGS
+    if idle_seconds:
+        settings["idle_in_transaction_session_timeout"] = str(int(idle_seconds * 1000))
+    return await asyncpg.connect(
+        dsn,
+        timeout=CONNECT_SECONDS,
+        command_timeout=_STATEMENT_SECONDS,
+        statement_cache_size=256,
+        max_cached_statement_lifetime=0,
+        server_settings=settings,
+    )
+
+
+@lru_cache(maxsize=512)
+def numbered(sql: str) -> str:
+    """Turn the ``?`` of a portable query into PostgreSQL's ``$1``, ``$2`` …"""
+    parts = re.split(r"\?", sql)
+    return "".join(f"{part}${i}" for i, part in enumerate(parts[:-1], 1)) + parts[-1]
+
+
+class Readers:
+    """A few connections for reading, handed out one query at a time."""
+
+    def __init__(self, connect: Connect, count: int) -> None:
+        self._connect = connect
+        # The last one back goes out first: its connection is the least likely to have died.
+        self._free: asyncio.LifoQueue[Connection | None] = asyncio.LifoQueue()
+        self._open: set[Connection] = set()
+        for _ in range(count):
+            self._free.put_nowait(None)
+
+    async def fetch(self, sql: str, values: Sequence[Any]) -> list[Any]:
+        """Run one query; once more, on a fresh connection, when the connection was lost."""
+        connection = await self._free.get()
+        try:
+            if connection is not None and not connection.is_closed():
+                try:
+                    return await connection.fetch(sql, *values)
+                except Exception as error:
+                    if fault_of(error) is not Fault.LOST:
+                        raise
+            if connection is not None:
+                self._drop(connection)
+                connection = None
+            connection = await self._connect()
+            self._open.add(connection)
+            return await connection.fetch(sql, *values)
+        finally:
+            self._free.put_nowait(connection)
+
+    def _drop(self, connection: Connection) -> None:
+        self._open.discard(connection)
+        connection.terminate()
+
+    def close(self) -> None:
+        """Drop the connections, whatever they are doing."""
+        for connection in list(self._open):
+            self._drop(connection)
