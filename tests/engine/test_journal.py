@@ -1,0 +1,216 @@
+"""Following executions: resumable, gap-free, merged, the same for every reader."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from retinue import Context, Orchestrator, Runtime, capability
+from retinue.domain.event import Event, EventType
+from retinue.domain.execution import State, Task
+from retinue.domain.strictjson import loads
+from retinue.errors import Conflict, NotFound
+from retinue.interfaces import Page
+
+
+async def follow(orchestrator: Orchestrator, execution_id: str, after: int = 0) -> list[Event]:
+    found: list[Event] = []
+    async for events in orchestrator.follow(execution_id, after=after):
+        found.extend(events)
+    return found
+
+
+@capability()
+async def tell(pieces: int, context: Context) -> str:
+    """Stream pieces of text, of every kind of event."""
+    context.thinking("how to begin")
+    for n in range(pieces):
+        context.text(f"{n} ")
+        await asyncio.sleep(0)
+    context.tool_call("lookup", {"q": 1})
+    context.tool_result("lookup", [1, 2])
+    context.progress(100, "done")
+    context.log("ready")
+    return "told"
+
+
+async def test_every_reader_gets_the_same_events_in_the_same_order(
+    orchestrator: Orchestrator,
+) -> None:
+    orchestrator.register_agent(tell)
+    accepted = await orchestrator.submit(
+        Task(session_id="s", capability="tell", parameters={"pieces": 300})
+    )
+    readers = await asyncio.gather(*(follow(orchestrator, accepted.execution_id) for _ in range(20)))
+    first = readers[0]
+    assert all(reader == first for reader in readers)
+    assert [e.seq for e in first] == list(range(1, len(first) + 1))
+    text = "".join(
+        loads(e.data)["content"] for e in first if e.type is EventType.CONTENT_CHUNK
+    )
+    assert text == "".join(f"{n} " for n in range(300))
+    kinds = [e.type.value for e in first if e.type is not EventType.CONTENT_CHUNK]
+    assert kinds == ["thinking", "tool_call", "tool_result", "progress", "log", "completed"]
+    assert loads(first[-1].data)["final_response"] == "told"
+    # A late reader, and one that comes back with the number it has, get exactly the rest.
+    assert await follow(orchestrator, accepted.execution_id) == first
+    for after in (1, 3, len(first) - 1):
+        assert await follow(orchestrator, accepted.execution_id, after) == first[after:]
+    assert await follow(orchestrator, accepted.execution_id, len(first)) == []
+
+
+async def test_text_is_merged_but_its_first_piece_goes_out_at_once(
+    orchestrator: Orchestrator,
+) -> None:
+    released = asyncio.Event()
+
+    @capability()
+    async def story(context: Context) -> None:
+        context.text("first")
+        await released.wait()
+        for n in range(1000):
+            context.text(f" {n}")
+            if n % 100 == 0:
+                await asyncio.sleep(0)
+
+    orchestrator.register_agent(story)
+    accepted = await orchestrator.submit(Task(session_id="s", capability="story", parameters={}))
+    reader = orchestrator.follow(accepted.execution_id)
+    async with asyncio.timeout(10):
+        assert loads((await anext(reader))[0].data) == {"content": "first"}
+    released.set()
+    rest: list[Event] = []
+    async for events in reader:
+        rest.extend(events)
+    # 1,000 pieces became a handful of rows.
+    assert len(rest) < 20
+    text = "".join(loads(e.data)["content"] for e in rest[:-1])
+    assert text == "".join(f" {n}" for n in range(1000))
+
+
+async def test_a_reader_that_lags_behind_reads_on_from_the_store(
+    orchestrator: Orchestrator,
+) -> None:
+    @capability()
+    async def chatter(context: Context) -> None:
+        for n in range(2000):
+            context.log(str(n))
+            if n % 50 == 0:
+                await asyncio.sleep(0.001)
+
+    orchestrator.register_agent(chatter)
+    accepted = await orchestrator.submit(
+        Task(session_id="s", capability="chatter", parameters={})
+    )
+    slow = orchestrator.follow(accepted.execution_id)
+    found = list(await anext(slow))
+    await follow(orchestrator, accepted.execution_id)  # a fast one reads to the end meanwhile
+    async for events in slow:
+        found.extend(events)
+    assert [e.seq for e in found] == list(range(1, 2002))
+    assert [loads(e.data)["message"] for e in found[:-1]] == [str(n) for n in range(2000)]
+
+
+async def test_nobody_sees_an_event_the_ledger_does_not_hold(runtime: Runtime) -> None:
+    orchestrator = runtime.orchestrator
+    orchestrator.register_agent(tell)
+    accepted = await orchestrator.submit(
+        Task(session_id="s", capability="tell", parameters={"pieces": 50})
+    )
+    async for events in orchestrator.follow(accepted.execution_id):
+        stored = await runtime.store.events(accepted.execution_id)
+        assert {e.seq for e in events} <= {e.seq for e in stored}
+
+
+async def test_an_unknown_execution_is_not_found(orchestrator: Orchestrator) -> None:
+    with pytest.raises(NotFound):
+        await follow(orchestrator, "01ARZ3NDEKTSV4RRFFQ69G5FAV")
+
+
+async def test_watching_leaves_nothing_behind(runtime: Runtime) -> None:
+    orchestrator = runtime.orchestrator
+    orchestrator.register_agent(tell)
+    for _ in range(50):
+        accepted = await orchestrator.submit(
+            Task(session_id="s", capability="tell", parameters={"pieces": 1})
+        )
+        await follow(orchestrator, accepted.execution_id)
+    assert runtime.engine.journal.watched == []
+    assert runtime.engine.attempts.running == {}
+
+
+async def test_a_heartbeat_says_that_nothing_happened(orchestrator: Orchestrator) -> None:
+    gate = asyncio.Event()
+
+    @capability()
+    async def quiet() -> None:
+        await gate.wait()
+
+    orchestrator.register_agent(quiet)
+    accepted = await orchestrator.submit(Task(session_id="s", capability="quiet", parameters={}))
+    reader = orchestrator.follow(accepted.execution_id, heartbeat=0.01)
+    async with asyncio.timeout(10):
+        assert await anext(reader) == []
+    gate.set()
+    seen = [event async for events in reader for event in events]
+    assert [e.type for e in seen] == [EventType.COMPLETED]
+
+
+# -- questions ---------------------------------------------------------------------------------
+
+
+@capability()
+async def approve(context: Context) -> Any:
+    """Ask a person."""
+    return await context.ask("May I?", {"type": "boolean"})
+
+
+async def asked(orchestrator: Orchestrator) -> str:
+    async with asyncio.timeout(10):
+        while not (found := (await orchestrator.questions(Page())).items):
+            await asyncio.sleep(0.002)
+    return found[0].id
+
+
+async def test_a_question_is_answered_once_and_the_agent_goes_on(
+    orchestrator: Orchestrator,
+) -> None:
+    orchestrator.register_agent(approve)
+    accepted = await orchestrator.submit(
+        Task(session_id="s", capability="approve", parameters={}, deadline_us=300_000)
+    )
+    question = await asked(orchestrator)
+    execution = await orchestrator.execution(accepted.execution_id)
+    assert execution.state is State.INPUT_REQUIRED
+    await asyncio.sleep(0.4)  # longer than its deadline, which stands still meanwhile
+    await orchestrator.answer(question, True)
+    with pytest.raises(Conflict):
+        await orchestrator.answer(question, False)
+    events = await follow(orchestrator, accepted.execution_id)
+    assert [e.type.value for e in events] == ["input_required", "completed"]
+    assert loads(events[-1].data)["result"] is True
+    with pytest.raises(NotFound):
+        await orchestrator.answer("01ARZ3NDEKTSV4RRFFQ69G5FAV", True)
+
+
+async def test_a_question_nobody_answers_expires(orchestrator: Orchestrator) -> None:
+    @capability()
+    async def impatient(context: Context) -> Any:
+        return await context.ask("Quick?", timeout=0.05)
+
+    orchestrator.register_agent(impatient)
+    async with asyncio.timeout(10):
+        reply = await orchestrator.orchestrate("s", {"capability": "impatient"})
+    assert reply["error"]["message"] == "nobody answered in time"
+    assert (await orchestrator.questions(Page())).items == []
+
+
+async def test_cancelling_closes_the_question(orchestrator: Orchestrator) -> None:
+    orchestrator.register_agent(approve)
+    accepted = await orchestrator.submit(
+        Task(session_id="s", capability="approve", parameters={})
+    )
+    question = await asked(orchestrator)
+    assert (await orchestrator.cancel(accepted.execution_id)).state is State.CANCELLED
+    with pytest.raises(Conflict, match="lost"):
+        await orchestrator.answer(question, True)

@@ -1,0 +1,283 @@
+"""What a start makes of what an earlier process left, how a stop drains, what verify names."""
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from retinue import Options, Orchestrator, Runtime, Settings, capability
+from retinue.agent import FunctionAgent
+from retinue.domain.event import EventType
+from retinue.domain.execution import Execution, State, Task
+from retinue.domain.intent import Cancel
+from retinue.domain.policy import Delivery
+from retinue.engine.outcome import failed, response
+from retinue.errors import Cancelled, ShuttingDown
+from retinue.interfaces import ContractFilter, ExecutionFilter, Page
+
+
+def settings(path: Path) -> Settings:
+    return Settings(data_dir=path, examples=False, entry_points=False)
+
+
+def worker(name: str, delivery: Delivery, gate: asyncio.Event | None = None) -> FunctionAgent:
+    @capability(name, options=Options(delivery=delivery.value))
+    async def work() -> str:
+        if gate is not None:
+            await gate.wait()
+        return "done"
+
+    return work
+
+
+def kill_loop(runtime: Runtime) -> None:
+    """End the periodic work without its last words."""
+    runtime.engine.scheduler.stop()
+
+
+async def crash(path: Path, *names: str) -> list[str]:
+    """Leave one running execution per capability, as a process that was killed would."""
+    runtime = Runtime(settings(path))
+    await runtime.start()
+    never = asyncio.Event()
+    for name in names:
+        delivery = Delivery.IDEMPOTENT if name == "again" else Delivery.AT_MOST_ONCE
+        runtime.orchestrator.register_agent(worker(name, delivery, never))
+    accepted = [
+        await runtime.orchestrator.submit(Task(session_id="s", capability=name, parameters={}))
+        for name in names
+    ]
+    await asyncio.sleep(0)
+    if "cancelled" in names:
+        execution = await runtime.orchestrator.execution(
+            accepted[names.index("cancelled")].execution_id
+        )
+        end = failed(Cancelled())
+        await runtime.store.write(
+            Cancel(execution.id, None, "test", response(execution, end), execution.created_at)
+        )
+    # Gone without a word: nothing is drained, no end is written.
+    kill_loop(runtime)
+    for attempt in list(runtime.engine.attempts.running.values()):
+        assert attempt.task is not None
+        attempt.task.cancel()
+    await asyncio.sleep(0)
+    await runtime.store.close()
+    return [a.execution_id for a in accepted]
+
+
+async def ended(orchestrator: Orchestrator, execution_id: str) -> Execution:
+    async for _ in orchestrator.follow(execution_id):
+        pass
+    return await orchestrator.execution(execution_id)
+
+
+async def test_a_start_takes_over_by_delivery_policy(tmp_path: Path) -> None:
+    once, again, cancelled = await crash(tmp_path, "once", "again", "cancelled")
+    runtime = Runtime(settings(tmp_path))
+    for name, delivery in [
+        ("once", Delivery.AT_MOST_ONCE),
+        ("again", Delivery.IDEMPOTENT),
+        ("cancelled", Delivery.AT_MOST_ONCE),
+    ]:
+        runtime.orchestrator.register_agent(worker(name, delivery))
+    orchestrator = await runtime.start()
+    try:
+        found = runtime.engine.recovered
+        assert (found.failed, found.requeued, found.cancelled) == (1, 1, 1)
+        lost = await ended(orchestrator, once)
+        assert (lost.state, lost.outcome) == (State.FAILED, "unknown")
+        assert lost.error_code == "E_STREAM_BROKEN"
+        repeated = await ended(orchestrator, again)
+        assert (repeated.state, repeated.attempt) == (State.COMPLETED, 2)
+        events = [e async for page in orchestrator.follow(again) for e in page]
+        assert [e.type for e in events] == [EventType.ATTEMPT_STARTED, EventType.COMPLETED]
+        assert (await ended(orchestrator, cancelled)).state is State.CANCELLED
+        listing = await orchestrator.contracts(ContractFilter(session_id="s"), Page())
+        assert listing.total == 6
+        assert (await orchestrator.verify()).ok
+    finally:
+        await runtime.stop(grace=1)
+
+
+async def test_a_poison_task_stops_at_its_last_attempt(tmp_path: Path) -> None:
+    (poison,) = await crash(tmp_path, "again")
+    for _ in range(2):
+        runtime = Runtime(settings(tmp_path))
+        runtime.orchestrator.register_agent(
+            worker("again", Delivery.IDEMPOTENT, asyncio.Event())
+        )
+        await runtime.start()
+        async with asyncio.timeout(10):
+            while poison not in runtime.engine.attempts.running:
+                await asyncio.sleep(0.002)
+        kill_loop(runtime)
+        task = runtime.engine.attempts.running[poison].task
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(0)
+        await runtime.store.close()
+    async with Runtime(settings(tmp_path)) as orchestrator:
+        execution = await ended(orchestrator, poison)
+        assert (execution.state, execution.attempt) == (State.FAILED, 3)
+
+
+async def test_queued_work_survives_and_goes_on(tmp_path: Path) -> None:
+    gate = asyncio.Event()
+
+    def agent() -> FunctionAgent:
+        @capability("gated", options=Options(concurrency=1, delivery="idempotent"))
+        async def gated() -> str:
+            await gate.wait()
+            return "done"
+
+        return gated
+
+    runtime = Runtime(settings(tmp_path))
+    orchestrator = await runtime.start()
+    orchestrator.register_agent(agent())
+    wanted = Task(session_id="s", capability="gated", parameters={})
+    accepted = [await orchestrator.submit(wanted) for _ in range(5)]
+    assert not await runtime.stop(grace=0.05)
+    gate.set()
+    runtime = Runtime(settings(tmp_path))
+    runtime.orchestrator.register_agent(agent())
+    orchestrator = await runtime.start()
+    try:
+        for one in accepted[1:]:
+            assert (await ended(orchestrator, one.execution_id)).state is State.COMPLETED
+        assert (await ended(orchestrator, accepted[0].execution_id)).terminal
+    finally:
+        await runtime.stop(grace=1)
+
+
+async def test_a_stop_lets_running_work_end(tmp_path: Path) -> None:
+    runtime = Runtime(settings(tmp_path))
+    orchestrator = await runtime.start()
+    gate = asyncio.Event()
+    orchestrator.register_agent(worker("once", Delivery.AT_MOST_ONCE, gate))
+    caller = asyncio.create_task(orchestrator.orchestrate("s", {"capability": "once"}))
+    async with asyncio.timeout(10):
+        while not runtime.engine.attempts.running:
+            await asyncio.sleep(0.001)
+    stopping = asyncio.create_task(runtime.stop(grace=10))
+    async with asyncio.timeout(10):
+        while not runtime.engine.intake.closed:
+            await asyncio.sleep(0.001)
+    with pytest.raises(ShuttingDown):
+        await orchestrator.orchestrate("s", {"capability": "once"})
+    gate.set()
+    assert await stopping is True
+    assert (await caller)["data"] == "done"
+
+
+async def test_what_outlasts_the_grace_ends_with_its_outcome_unknown(tmp_path: Path) -> None:
+    runtime = Runtime(settings(tmp_path))
+    orchestrator = await runtime.start()
+    orchestrator.register_agent(worker("once", Delivery.AT_MOST_ONCE, asyncio.Event()))
+    caller = asyncio.create_task(orchestrator.orchestrate("s", {"capability": "once"}))
+    async with asyncio.timeout(10):
+        while not runtime.engine.attempts.running:
+            await asyncio.sleep(0.001)
+    assert await runtime.stop(grace=0.01) is False
+    reply = await caller
+    assert reply["error"]["code"] == "E_SHUTTING_DOWN"
+    async with Runtime(settings(tmp_path)) as again:
+        execution = await again.execution(reply["execution_id"])
+        assert (execution.state, execution.outcome) == (State.FAILED, "unknown")
+
+
+# -- verification ------------------------------------------------------------------------------
+
+Tamper = Callable[[sqlite3.Connection], object]
+
+
+def _update(sql: str) -> Tamper:
+    def run(db: sqlite3.Connection) -> None:
+        for trigger in ("contract_fixed", "audit_fixed", "audit_kept", "event_fixed"):
+            db.execute(f"DROP TRIGGER {trigger}")
+        assert db.execute(sql).rowcount >= 1
+
+    return run
+
+
+async def filled(path: Path) -> None:
+    async with Runtime(settings(path)) as orchestrator:
+        orchestrator.register_agent(worker("once", Delivery.AT_MOST_ONCE))
+        for n in range(6):
+            await orchestrator.orchestrate(f"s{n % 2}", {"capability": "once"})
+        assert (await orchestrator.verify()).ok
+
+
+@pytest.mark.parametrize(
+    ("tamper", "chain", "n"),
+    [
+        ("UPDATE contract SET body = x'22' WHERE session_id = 's1' AND n = 4", "session s1", 4),
+        ("UPDATE contract SET capability = 'x' WHERE session_id = 's0' AND n = 3", "session s0", 3),
+        ("UPDATE contract SET owner = 'x' WHERE session_id = 's0' AND n = 2", "session s0", 2),
+        ("DELETE FROM contract WHERE session_id = 's0' AND n = 2", "session s0", 2),
+        ("DELETE FROM contract WHERE session_id = 's0' AND n = 6", "session s0", 6),
+        ("UPDATE contract SET n = 9 WHERE session_id = 's0' AND n = 1", "session s0", 1),
+        ("UPDATE event SET data = x'7b7d20' WHERE seq = 1", "events of", 1),
+        ("DELETE FROM event WHERE seq = 1", "events of", 0),
+        ("UPDATE session SET head = zeroblob(32) WHERE session_id = 's1'", "session s1", 6),
+        ("DELETE FROM session WHERE session_id = 's1'", "session s1", 6),
+        ("UPDATE audit SET actor = 'x' WHERE n = 1", "audit", 1),
+        ("DELETE FROM audit WHERE n = 1", "audit", 1),
+    ],
+)
+async def test_verify_names_the_first_row_that_does_not_fit(
+    tmp_path: Path, tamper: str, chain: str, n: int
+) -> None:
+    await filled(tmp_path)
+    db = sqlite3.connect(tmp_path / "retinue.db", isolation_level=None)
+    _update(tamper)(db)
+    db.close()
+    async with Runtime(settings(tmp_path)) as orchestrator:
+        verdict = await orchestrator.verify()
+    assert verdict.fault is not None
+    assert verdict.fault.chain.startswith(chain)
+    assert verdict.fault.n == n
+
+
+async def test_rows_that_changed_places_show(tmp_path: Path) -> None:
+    await filled(tmp_path)
+    db = sqlite3.connect(tmp_path / "retinue.db", isolation_level=None)
+    for trigger in ("contract_fixed",):
+        db.execute(f"DROP TRIGGER {trigger}")
+    for before, after in ((3, 100), (5, 3), (100, 5)):
+        db.execute(
+            "UPDATE contract SET n = ? WHERE session_id = 's0' AND n = ?", [after, before]
+        )
+    db.close()
+    async with Runtime(settings(tmp_path)) as orchestrator:
+        fault = (await orchestrator.verify()).fault
+    assert fault is not None
+    assert (fault.n, fault.reason) == (3, "the row was changed or moved")
+
+
+async def test_a_tail_cut_off_with_its_head_shows_by_the_anchor(tmp_path: Path) -> None:
+    await filled(tmp_path)
+    db = sqlite3.connect(tmp_path / "retinue.db", isolation_level=None)
+    ((digest,),) = db.execute("SELECT hash FROM contract WHERE session_id = 's0' AND n = 4")
+    db.execute("DELETE FROM contract WHERE session_id = 's0' AND n > 4")
+    db.execute("UPDATE session SET n = 4, head = ? WHERE session_id = 's0'", [digest])
+    db.close()
+    async with Runtime(settings(tmp_path)) as orchestrator:
+        fault = (await orchestrator.verify()).fault
+    assert fault is not None
+    assert (fault.n, fault.reason) == (5, "rows at the end are missing")
+
+
+async def test_an_erased_body_leaves_the_chain_whole(tmp_path: Path) -> None:
+    await filled(tmp_path)
+    db = sqlite3.connect(tmp_path / "retinue.db", isolation_level=None)
+    db.execute("UPDATE contract SET body = NULL WHERE session_id = 's0' AND n = 3")
+    db.close()
+    async with Runtime(settings(tmp_path)) as orchestrator:
+        assert (await orchestrator.verify()).ok
+        listing = await orchestrator.executions(ExecutionFilter(session_id="s0"), Page())
+        for execution in listing.items:
+            await orchestrator.task_of(execution)
