@@ -16,25 +16,48 @@ _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 # Two characters a lookup: a ULID is made for every execution and contract.
 _PAIRS = [a + b for a in _ALPHABET for b in _ALPHABET]
 _PATTERN = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}\Z")
-_RANDOM_BITS = 80
+_LOW_BITS = 50
 
 
 class _Ulids:
-    """A strictly increasing source of ULIDs, safe for use by several threads."""
+    """A strictly increasing source of ULIDs, safe for use by several threads.
+
+    A ULID is 48 bits of milliseconds and 80 random bits. Within one millisecond the lower 50
+    bits count on from their random start, so that only they are encoded anew.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._last = 0
+        self._at = 0
+        self._head = ""
+        self._low = 0
 
     def next(self) -> str:
-        value = (time.time_ns() // 1_000_000 << _RANDOM_BITS) | int.from_bytes(os.urandom(10), "big")
+        at = time.time_ns() // 1_000_000
         with self._lock:
-            if value >> _RANDOM_BITS <= self._last >> _RANDOM_BITS:
-                # Same millisecond, or a clock that went back: count on from the last one.
-                value = self._last + 1
-            self._last = value
+            if at > self._at or self._low + 1 >> _LOW_BITS:
+                self._renew(max(at, self._at + (at <= self._at)))
+            else:
+                # The same millisecond, or a clock that went back.
+                self._low += 1
+            low, head = self._low, self._head
         pairs = _PAIRS
-        return "".join([pairs[value >> shift & 1023] for shift in range(120, -1, -10)])
+        return (
+            head
+            + pairs[low >> 40]
+            + pairs[low >> 30 & 1023]
+            + pairs[low >> 20 & 1023]
+            + pairs[low >> 10 & 1023]
+            + pairs[low & 1023]
+        )
+
+    def _renew(self, at: int) -> None:
+        """Begin a new millisecond with fresh random bits."""
+        self._at = at
+        value = at << 80 | int.from_bytes(os.urandom(10), "big")
+        # The topmost counting bit stays 0: room to count.
+        self._low = value & ((1 << _LOW_BITS - 1) - 1)
+        self._head = "".join([_PAIRS[value >> shift & 1023] for shift in range(120, 49, -10)])
 
 
 _ulids = _Ulids()

@@ -11,6 +11,7 @@ import asyncio
 import contextvars
 import inspect
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, ClassVar
 
@@ -27,7 +28,6 @@ CANCEL_SECONDS = 2.0
 MOST_ABANDONED = 16
 MOST_QUEUED = 1_000
 MOST_UNREAD = 100_000
-_END = None
 
 
 class PythonDriver:
@@ -116,7 +116,8 @@ class Performance:
         self._job = job
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
-        self._events: asyncio.Queue[EventData | None] = asyncio.Queue()
+        self._events: deque[EventData] = deque()
+        self._bell: asyncio.Future[None] | None = None
         self._work: asyncio.Future[Any] | None = None
         self._closed = False
         self.execution_id = job.execution.id
@@ -134,8 +135,8 @@ class Performance:
             self._work = self._in_thread(context)
         else:
             self._work = self._loop.create_task(self._call(), context=context)
-        self._work.add_done_callback(self._ended)
-        return self._iterate()
+        self._work.add_done_callback(self._ring)
+        return self
 
     async def __aexit__(self, *_: object) -> None:
         self._closed = True
@@ -148,24 +149,24 @@ class Performance:
             if not work.done():
                 self._instance.abandon(work)
 
-    def _ended(self, _: object) -> None:
-        self._events.put_nowait(_END)
+    def _ring(self, _: object = None) -> None:
+        if self._bell is not None and not self._bell.done():
+            self._bell.set_result(None)
 
-    async def _iterate(self) -> AsyncIterator[EventData]:
-        while (event := await self._events.get()) is not _END:
-            yield event
-        assert self._work is not None
-        try:
-            result = self._work.result()
-        except asyncio.CancelledError:
-            raise ExecutionError("the agent cancelled itself") from None
-        except RetinueError:
-            raise
-        except Exception as error:
-            raise ExecutionError(
-                f"{type(error).__name__}: {error}", details={"exception": type(error).__name__}
-            ) from error
-        yield EventData(EventType.COMPLETED, {"result": _data(result)})
+    def __aiter__(self) -> AsyncIterator[EventData]:
+        return self
+
+    async def __anext__(self) -> EventData:
+        work = self._work
+        if work is None:
+            raise StopAsyncIteration
+        while not self._events:
+            if work.done():
+                self._work = None
+                return EventData(EventType.COMPLETED, {"result": _data(_result(work))})
+            self._bell = self._loop.create_future()
+            await self._bell
+        return self._events.popleft()
 
     # -- running the agent ---------------------------------------------------------------------
 
@@ -246,10 +247,10 @@ class Performance:
         """Queue one event; from any thread."""
         event = EventData(kind, data)
         if threading.get_ident() != self._thread:
-            if self._events.qsize() > MOST_QUEUED:
+            if len(self._events) > MOST_QUEUED:
                 asyncio.run_coroutine_threadsafe(self._room(), self._loop).result()
             self._on_loop(self._put, event)
-        elif self._events.qsize() > MOST_UNREAD:
+        elif len(self._events) > MOST_UNREAD:
             raise ExecutionError(
                 f"the agent emitted {MOST_UNREAD} events without ever awaiting anything"
             )
@@ -258,12 +259,13 @@ class Performance:
 
     def _put(self, event: EventData) -> None:
         if not self._closed:
-            self._events.put_nowait(event)
+            self._events.append(event)
+            self._ring()
 
     async def _room(self) -> None:
         """Wait until the journal has caught up with the agent."""
         await asyncio.sleep(0)
-        while self._events.qsize() > MOST_QUEUED and not self._closed:
+        while len(self._events) > MOST_QUEUED and not self._closed:
             await asyncio.sleep(0.002)
 
     async def call(
@@ -321,6 +323,20 @@ def _settle(future: asyncio.Future[Any], result: Any, error: Exception | None) -
         future.set_exception(error)
     else:
         future.set_result(result)
+
+
+def _result(work: asyncio.Future[Any]) -> Any:
+    """Return what the agent returned; what it raised becomes a typed error."""
+    try:
+        return work.result()
+    except asyncio.CancelledError:
+        raise ExecutionError("the agent cancelled itself") from None
+    except RetinueError:
+        raise
+    except Exception as error:
+        raise ExecutionError(
+            f"{type(error).__name__}: {error}", details={"exception": type(error).__name__}
+        ) from error
 
 
 def _returned(future: asyncio.Future[Any]) -> None:

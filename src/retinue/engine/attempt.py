@@ -52,9 +52,24 @@ log = logging.getLogger(__name__)
 
 
 class Attempt:
-    """A running attempt. ``done`` gets the reply, or None when it did not end the execution."""
+    """A running attempt.
 
-    __slots__ = ("body", "clock", "done", "entry", "execution", "fence", "paused", "stop", "task")
+    Its deadline is a timer of the loop; ``left`` holds the seconds it had when a question stopped
+    it. Waiters get the reply, or None when this attempt did not end the execution.
+    """
+
+    __slots__ = (
+        "_waiters",
+        "body",
+        "entry",
+        "execution",
+        "fence",
+        "left",
+        "over",
+        "stop",
+        "task",
+        "timer",
+    )
 
     def __init__(self, execution: Execution, body: bytes, entry: Entry) -> None:
         self.execution = execution
@@ -62,16 +77,46 @@ class Attempt:
         self.entry = entry
         self.fence = Fence(execution.id, execution.attempt, execution.worker or "")
         self.stop: RetinueError | None = None
-        self.clock: asyncio.Timeout | None = None
-        self.paused: dict[str, float] = {}
-        self.done: asyncio.Future[Reply | None] = asyncio.get_running_loop().create_future()
+        self.timer: asyncio.TimerHandle | None = None
+        self.left: float | None = None
+        self.over = False
         self.task: asyncio.Task[None] | None = None
+        self._waiters: list[asyncio.Future[Reply | None]] = []
 
     def end(self, why: RetinueError) -> None:
         """Stop the agent; the execution ends with ``why`` (the first one given)."""
-        if self.stop is None and self.task is not None:
+        if self.stop is None and not self.over and self.task is not None:
             self.stop = why
             self.task.cancel()
+
+    def wait(self) -> asyncio.Future[Reply | None]:
+        """Return a future of its own for this waiter: one that leaves takes nobody along."""
+        future: asyncio.Future[Reply | None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(future)
+        return future
+
+    def tell(self, answer: Reply | None) -> None:
+        """Give every waiter the reply."""
+        for future in self._waiters:
+            if not future.done():
+                future.set_result(answer)
+
+    # -- the deadline --------------------------------------------------------------------------
+
+    def start_clock(self, seconds: float) -> None:
+        """Let the deadline fall in ``seconds``."""
+        loop = asyncio.get_running_loop()
+        self.timer = loop.call_later(seconds, self._late)
+
+    def stop_clock(self) -> None:
+        """Let the deadline stand still; ``left`` says how many seconds it has."""
+        if self.timer is not None:
+            self.left = max(self.timer.when() - asyncio.get_running_loop().time(), 0.0)
+            self.timer.cancel()
+            self.timer = None
+
+    def _late(self) -> None:
+        self.end(_timeout(self.execution))
 
 
 class Attempts:
@@ -123,8 +168,7 @@ class Attempts:
             log.exception("attempt failed", extra={"execution_id": attempt.execution.id})
         finally:
             del self.running[attempt.execution.id]
-            if not attempt.done.done():
-                attempt.done.set_result(answer)
+            attempt.tell(answer)
             self._registry.give(entry)
             self._on_free(entry)
 
@@ -142,32 +186,28 @@ class Attempts:
             return failed(error)
         except Exception as error:
             return failed(ExecutionError(f"{type(error).__name__}: {error}"))
+        finally:
+            attempt.over = True
+            if attempt.timer is not None:
+                attempt.timer.cancel()
 
     async def _drive(self, attempt: Attempt, pen: Pen) -> End:
         execution = attempt.execution
         job = _job(execution, attempt.body)
         final: EventData | None = None
-        seconds = None
         if execution.deadline_at is not None:
-            seconds = max(execution.deadline_at - now_us(), 0) / 1_000_000
-        try:
-            async with asyncio.timeout(seconds) as clock:
-                attempt.clock = clock
-                instance = await attempt.entry.ready()
-                async with instance.execute(job) as events:
-                    async for event in events:
-                        kind = event.type
-                        if kind is EventType.COMPLETED:
-                            final = event
-                            break
-                        if kind is EventType.INPUT_REQUIRED:
-                            await self._ask(attempt, pen, event)
-                        else:
-                            await pen.write(event)
-        except TimeoutError:
-            if attempt.clock is None or not attempt.clock.expired():
-                raise  # the agent's own
-            raise _timeout(execution) from None
+            attempt.start_clock(max(execution.deadline_at - now_us(), 0) / 1_000_000)
+        instance = attempt.entry.instance or await attempt.entry.ready()
+        async with instance.execute(job) as events:
+            async for event in events:
+                kind = event.type
+                if kind is EventType.COMPLETED:
+                    final = event
+                    break
+                if kind is EventType.INPUT_REQUIRED:
+                    await self._ask(attempt, pen, event)
+                else:
+                    await pen.write(event)
         if final is None:
             raise InvalidResult("the agent ended without a result")
         try:
@@ -312,11 +352,8 @@ class Attempts:
                 raise InvalidResult("the agent asked while another question is open")
             raise Fenced
         publish(self._journal, attempt.execution.id, result.first_seq, (shown,), at)
-        clock = attempt.clock
+        attempt.stop_clock()
         loop = asyncio.get_running_loop()
-        if clock is not None and (when := clock.when()) is not None:
-            attempt.paused[data["question_id"]] = when - loop.time()
-            clock.reschedule(None)
         if seconds is not None:
             loop.call_later(
                 seconds, lambda: loop.create_task(self._expire(attempt, data["question_id"]))
@@ -336,9 +373,9 @@ class Attempts:
         attempt = self.running.get(execution_id)
         if attempt is None:
             return
-        left = attempt.paused.pop(question_id, None)
-        if left is not None and attempt.clock is not None:
-            attempt.clock.reschedule(asyncio.get_running_loop().time() + left)
+        if attempt.left is not None and not attempt.over:
+            attempt.start_clock(attempt.left)
+            attempt.left = None
         instance = await attempt.entry.ready()
         await instance.answer(question_id, value)
 

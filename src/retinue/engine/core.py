@@ -88,7 +88,7 @@ class Engine:
         loop = asyncio.get_running_loop()
         until = loop.time() + grace
         while self.attempts.running and loop.time() < until:
-            waiting = {a.done for a in self.attempts.running.values()}
+            waiting = {a.wait() for a in self.attempts.running.values()}
             await asyncio.wait(waiting, timeout=until - loop.time())
         clean = not self.attempts.running
         for attempt in list(self.attempts.running.values()):
@@ -135,7 +135,7 @@ class Engine:
     async def remove_agent(self, agent_id: str) -> None:
         """Take an agent out of routing and stop it once its running work has ended."""
         entry = self.registry.remove(agent_id)
-        running = {a.done for a in self.attempts.running.values() if a.entry is entry}
+        running = {a.wait() for a in self.attempts.running.values() if a.entry is entry}
         if running:
             await asyncio.wait(running)
         await entry.stop(1.0)
@@ -182,9 +182,10 @@ class Engine:
             )
             if isinstance(result, Cancelling):
                 attempt = self.attempts.running.get(execution_id)
-                self.attempts.cancel(execution_id, by)
                 if attempt is not None:
-                    await asyncio.wait({attempt.done}, timeout=5)
+                    ended = attempt.wait()
+                    self.attempts.cancel(execution_id, by)
+                    await asyncio.wait({ended}, timeout=5)
             self.journal.heard(await self.store.watch([execution_id]))
         return await self._known(execution_id, owner)
 

@@ -8,7 +8,6 @@ process (the fast path); otherwise it waits in the queue.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Callable
 from typing import Any
@@ -89,8 +88,7 @@ class Intake:
         """
         accepted = await self.submit(task, authority)
         if accepted.attempt is not None:
-            # Shielded: the execution goes on when its caller goes away.
-            answer = await asyncio.shield(accepted.attempt.done)
+            answer = await accepted.attempt.wait()
             if answer is not None:
                 return answer
         return await self.reply(accepted.execution_id)

@@ -101,6 +101,7 @@ class _Pool:
         self.agents: dict[str, Entry] = {}
         self._buckets: list[dict[str, Entry]] = []
         self._at: dict[str, int] = {}
+        self._lowest = 0
 
     def place(self, entry: Entry) -> None:
         """Put ``entry`` where its load says, or nowhere when it has no free slot."""
@@ -114,6 +115,8 @@ class _Pool:
                 self._buckets.append({})
             self._buckets[load][agent_id] = entry
             self._at[agent_id] = load
+            if load < self._lowest:
+                self._lowest = load
 
     def drop(self, agent_id: str) -> None:
         """Forget an agent."""
@@ -124,8 +127,11 @@ class _Pool:
 
     def least_loaded(self, now: float) -> Entry | None:
         """Return the least loaded agent whose breaker lets a call pass."""
-        for bucket in self._buckets:
-            for entry in bucket.values():
+        buckets = self._buckets
+        while self._lowest < len(buckets) and not buckets[self._lowest]:
+            self._lowest += 1
+        for load in range(self._lowest, len(buckets)):
+            for entry in buckets[load].values():
                 if entry.breaker.wait(now) == 0:
                     return entry
         return None
