@@ -1,9 +1,9 @@
 """What an agent's author imports: the ``Agent`` class, the ``capability`` decorator, ``Context``.
 
 Specification 003's shape: subclass ``Agent``, give ``execute`` and ``get_capabilities``. Or put
-``@capability()`` on a plain function: its typed parameters become the capability's JSON Schema. Both may
-be ``async`` or blocking (those run in a thread), and both may use ``current()`` to stream, to ask
-and to call other agents.
+``@capability()`` on a plain function: its typed parameters become the capability's JSON Schema.
+Both may be ``async`` or blocking (those run in a thread), and both may use ``current()`` to stream,
+to ask and to call other agents.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import msgspec
 
 from retinue.domain.event import EventType
 from retinue.errors import InvalidInput
-
 
 
 class AgentCapability(msgspec.Struct, frozen=True):
@@ -137,9 +136,7 @@ class Context:
 
     def tool_call(self, tool_name: str, arguments: Any) -> None:
         """Record that a tool is called."""
-        self._performer.emit(
-            EventType.TOOL_CALL, {"tool_name": tool_name, "arguments": arguments}
-        )
+        self._performer.emit(EventType.TOOL_CALL, {"tool_name": tool_name, "arguments": arguments})
 
     def tool_result(self, tool_name: str, result: Any) -> None:
         """Record what a tool returned."""
@@ -147,9 +144,7 @@ class Context:
 
     def progress(self, percentage: float | None = None, message: str | None = None) -> None:
         """Say how far the work is (0 to 100)."""
-        self._performer.emit(
-            EventType.PROGRESS, {"percentage": percentage, "message": message}
-        )
+        self._performer.emit(EventType.PROGRESS, {"percentage": percentage, "message": message})
 
     def log(self, message: str, level: str = "info") -> None:
         """Write a line into the execution's log."""
@@ -179,7 +174,6 @@ class Context:
             Timeout: nobody answered within ``timeout`` seconds.
         """
         return await self._performer.ask(prompt, schema, timeout)
-
 
     def run(self, waiting: Coroutine[Any, Any, Any]) -> Any:
         """In a blocking agent: ``context.run(context.call(…))`` waits and returns the result."""

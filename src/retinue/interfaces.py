@@ -130,7 +130,7 @@ class Driver(Protocol):
 
 
 class Page(msgspec.Struct, frozen=True):
-    """Which part of a list: at most ``limit`` rows after ``cursor`` (opaque, from the last page)."""
+    """Which part of a list: at most ``limit`` rows after ``cursor`` (from the last page)."""
 
     limit: int = 100
     cursor: str | None = None
@@ -240,9 +240,7 @@ class Store(Protocol):
         """Return an execution of ``owner``."""
         ...
 
-    async def executions(
-        self, where: ExecutionFilter, page: Page, /
-    ) -> Listing[Execution]:
+    async def executions(self, where: ExecutionFilter, page: Page, /) -> Listing[Execution]:
         """List executions, newest first."""
         ...
 
@@ -318,4 +316,3 @@ class Store(Protocol):
     async def chain(self, owner: str, session_id: str, after: int, limit: int, /) -> list[Contract]:
         """Return rows of one session's chain, for verification."""
         ...
-

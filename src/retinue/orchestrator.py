@@ -194,9 +194,7 @@ class Orchestrator:
 
     # -- questions -----------------------------------------------------------------------------
 
-    async def questions(
-        self, page: Page, principal: Principal = LOCAL_ADMIN
-    ) -> Listing[Question]:
+    async def questions(self, page: Page, principal: Principal = LOCAL_ADMIN) -> Listing[Question]:
         """List the open questions, oldest first."""
         return await self._store.questions(principal.owner, page)
 
@@ -440,9 +438,7 @@ def definition_of(agent: Agent) -> AgentDefinition:
         retry=RetryPolicy(
             max_attempts=given.max_attempts or default.retry.max_attempts,
             waits_ms=(
-                given.retry_waits_ms
-                if given.retry_waits_ms is not None
-                else default.retry.waits_ms
+                given.retry_waits_ms if given.retry_waits_ms is not None else default.retry.waits_ms
             ),
         ),
         breaker=BreakerPolicy(

@@ -19,6 +19,7 @@ from retinue.errors import SettingsError
 from retinue.interfaces import Store
 from retinue.orchestrator import Orchestrator
 from retinue.settings import Settings
+from retinue.storage.lockfile import Holder, read_holder
 from retinue.storage.sqlite import SqliteStore
 
 log = logging.getLogger(__name__)
@@ -32,15 +33,26 @@ def open_store(settings: Settings, *, url: str | None = None) -> Store:
     it is ``retinue.db`` in the data directory. ``url`` is where this process will serve.
     """
     address = settings.database_url
-    if address is None:
-        return SqliteStore(settings.data_dir / "retinue.db", url=url)
-    if address == "sqlite://":
-        return SqliteStore(None)
-    if address.startswith("sqlite:///"):
-        return SqliteStore(Path(address.removeprefix("sqlite:///")), url=url)
+    if address is None or address.startswith("sqlite:"):
+        return SqliteStore(store_file(settings), url=url)
     from retinue.storage.postgres import PostgresStore  # noqa: PLC0415 asyncpg only when used
 
     return PostgresStore(address, lease_seconds=settings.lease_seconds)
+
+
+def store_file(settings: Settings) -> Path | None:
+    """Return the file of the SQLite store; None when it is in memory, or PostgreSQL."""
+    address = settings.database_url
+    if address is None:
+        return settings.data_dir / "retinue.db"
+    path = address.removeprefix("sqlite:///")
+    return Path(path) if path != address else None
+
+
+def holder_of(settings: Settings) -> Holder | None:
+    """Return which process has the SQLite store open, and where it serves; None: nobody."""
+    path = store_file(settings)
+    return read_holder(path.with_suffix(".lock")) if path is not None else None
 
 
 def load_agent(reference: str, arguments: dict[str, Any] | None = None) -> Agent:
@@ -98,16 +110,32 @@ class Runtime:
             StoreLocked, StoreUnavailable: the store cannot be opened.
             SettingsError: an agent cannot be loaded.
         """
-        agents = self._agents()
-        await self.store.open()
+        await self.open()
         try:
-            for agent in agents:
-                self.orchestrator.register_agent(agent)
             await self.engine.start()
         except BaseException:
             await self.store.close()
             raise
         return self.orchestrator
+
+    async def open(self) -> Orchestrator:
+        """Open the store and register the agents, but work on nothing: ``close`` ends this.
+
+        Enough to read and to administer. Raises what ``start`` raises.
+        """
+        agents = self._agents()
+        await self.store.open()
+        try:
+            for agent in agents:
+                self.orchestrator.register_agent(agent)
+        except BaseException:
+            await self.store.close()
+            raise
+        return self.orchestrator
+
+    async def close(self) -> None:
+        """Close what was opened only."""
+        await self.store.close()
 
     def _agents(self) -> list[Agent]:
         agents: list[Agent] = []
@@ -115,11 +143,10 @@ class Runtime:
             from retinue.examples import fleet  # noqa: PLC0415 only when it is wanted
 
             agents.extend(fleet(self.settings.survey_root))
-        for reference in self.settings.agents:
-            agents.append(load_agent(reference.agent, reference.arguments))
+        agents.extend(load_agent(given.agent, given.arguments) for given in self.settings.agents)
         if self.settings.entry_points:
-            for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
-                agents.append(load_agent(point.value))
+            found = importlib.metadata.entry_points(group=ENTRY_POINTS)
+            agents.extend(load_agent(point.value) for point in found)
         return agents
 
     async def stop(self, grace: float | None = None) -> bool:

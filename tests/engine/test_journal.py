@@ -41,13 +41,13 @@ async def test_every_reader_gets_the_same_events_in_the_same_order(
     accepted = await orchestrator.submit(
         Task(session_id="s", capability="tell", parameters={"pieces": 300})
     )
-    readers = await asyncio.gather(*(follow(orchestrator, accepted.execution_id) for _ in range(20)))
+    readers = await asyncio.gather(
+        *(follow(orchestrator, accepted.execution_id) for _ in range(20))
+    )
     first = readers[0]
     assert all(reader == first for reader in readers)
     assert [e.seq for e in first] == list(range(1, len(first) + 1))
-    text = "".join(
-        loads(e.data)["content"] for e in first if e.type is EventType.CONTENT_CHUNK
-    )
+    text = "".join(loads(e.data)["content"] for e in first if e.type is EventType.CONTENT_CHUNK)
     assert text == "".join(f"{n} " for n in range(300))
     kinds = [e.type.value for e in first if e.type is not EventType.CONTENT_CHUNK]
     assert kinds == ["thinking", "tool_call", "tool_result", "progress", "log", "completed"]
@@ -99,9 +99,7 @@ async def test_a_reader_that_lags_behind_reads_on_from_the_store(
                 await asyncio.sleep(0.001)
 
     orchestrator.register_agent(chatter)
-    accepted = await orchestrator.submit(
-        Task(session_id="s", capability="chatter", parameters={})
-    )
+    accepted = await orchestrator.submit(Task(session_id="s", capability="chatter", parameters={}))
     slow = orchestrator.follow(accepted.execution_id)
     found = list(await anext(slow))
     await follow(orchestrator, accepted.execution_id)  # a fast one reads to the end meanwhile
@@ -207,9 +205,7 @@ async def test_a_question_nobody_answers_expires(orchestrator: Orchestrator) -> 
 
 async def test_cancelling_closes_the_question(orchestrator: Orchestrator) -> None:
     orchestrator.register_agent(approve)
-    accepted = await orchestrator.submit(
-        Task(session_id="s", capability="approve", parameters={})
-    )
+    accepted = await orchestrator.submit(Task(session_id="s", capability="approve", parameters={}))
     question = await asked(orchestrator)
     assert (await orchestrator.cancel(accepted.execution_id)).state is State.CANCELLED
     with pytest.raises(Conflict, match="lost"):

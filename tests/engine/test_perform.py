@@ -426,14 +426,10 @@ async def test_an_agent_calls_another_in_its_session(orchestrator: Orchestrator)
 
     for agent in (double, quadruple, from_a_thread):
         orchestrator.register_agent(agent)
-    reply = await orchestrator.orchestrate(
-        "s", {"capability": "quadruple", "parameters": {"n": 3}}
-    )
+    reply = await orchestrator.orchestrate("s", {"capability": "quadruple", "parameters": {"n": 3}})
     assert reply["data"] == 12
     views = await contracts(orchestrator, "s")
-    pairs = [
-        (v.contract.type.value, v.contract.from_agent, v.contract.to_agent) for v in views
-    ]
+    pairs = [(v.contract.type.value, v.contract.from_agent, v.contract.to_agent) for v in views]
     assert pairs == [
         ("REQUEST", "orchestrator", "quadruple"),
         ("REQUEST", "quadruple", "double"),
@@ -459,9 +455,7 @@ async def test_a_waiting_parent_gives_up_its_slot(orchestrator: Orchestrator) ->
     async with asyncio.timeout(20):
         replies = await asyncio.gather(
             *(
-                orchestrator.orchestrate(
-                    "s", {"capability": "countdown", "parameters": {"n": 3}}
-                )
+                orchestrator.orchestrate("s", {"capability": "countdown", "parameters": {"n": 3}})
                 for _ in range(3)
             )
         )

@@ -11,7 +11,8 @@ from retinue.domain.event import Event, EventType
 from retinue.domain.execution import State, Task
 from retinue.domain.policy import BreakerPolicy, RetryPolicy
 from retinue.engine.guard import Breaker, Circuit
-from retinue.errors import CircuitOpen, Conflict, NotFound, QueueFull
+from retinue.errors import CircuitOpen, Conflict, InvalidInput, NotFound, QueueFull
+from retinue.interfaces import ExecutionFilter, Page
 
 
 class Gate:
@@ -94,8 +95,6 @@ async def test_a_queued_task_is_cancelled_in_one_commit(
 
 
 async def _queued(orchestrator: Orchestrator) -> list[str]:
-    from retinue.interfaces import ExecutionFilter, Page  # noqa: PLC0415
-
     listing = await orchestrator.executions(ExecutionFilter(state=State.QUEUED), Page())
     return [e.id for e in listing.items]
 
@@ -116,8 +115,6 @@ async def test_a_running_task_is_cancelled_and_its_agent_stopped(
 
 
 async def _running(orchestrator: Orchestrator) -> list[str]:
-    from retinue.interfaces import ExecutionFilter, Page  # noqa: PLC0415
-
     listing = await orchestrator.executions(ExecutionFilter(state=State.RUNNING), Page())
     return [e.id for e in listing.items]
 
@@ -214,8 +211,6 @@ async def test_a_failed_attempt_is_repeated_when_the_agent_allows(
 @pytest.mark.requirement("000.retry")
 @pytest.mark.parametrize("kind", ["default", "validation"])
 async def test_nothing_is_repeated_unasked(orchestrator: Orchestrator, kind: str) -> None:
-    from retinue.errors import InvalidInput  # noqa: PLC0415
-
     runs: list[int] = []
     options = Options(retry_waits_ms=(1,))
     if kind == "validation":
@@ -235,6 +230,10 @@ async def test_nothing_is_repeated_unasked(orchestrator: Orchestrator, kind: str
 # -- the breaker -------------------------------------------------------------------------------
 
 
+def state(breaker: Breaker) -> tuple[Circuit, int]:
+    return breaker.circuit, breaker.failures
+
+
 @pytest.mark.requirement("000.breaker")
 def test_the_breaker_lets_exactly_one_probe_pass() -> None:
     breaker = Breaker(BreakerPolicy())
@@ -244,24 +243,24 @@ def test_the_breaker_lets_exactly_one_probe_pass() -> None:
     breaker.succeeded()
     for n in range(4):
         breaker.failed(float(n))
-    assert breaker.circuit is Circuit.CLOSED
+    assert state(breaker) == (Circuit.CLOSED, 4)
     assert breaker.wait(4.0) == 0
     breaker.failed(4.0)
-    assert breaker.circuit is Circuit.OPEN
+    assert state(breaker) == (Circuit.OPEN, 5)
     assert breaker.wait(34.0) == 30.0
     assert breaker.wait(64.0) == 0
     breaker.admit()
-    assert breaker.circuit is Circuit.HALF_OPEN
+    assert state(breaker) == (Circuit.HALF_OPEN, 5)
     assert breaker.wait(64.0) > 0  # a second one does not pass
     breaker.failed(65.0)
     assert breaker.wait(65.0) == 60.0
     breaker.admit()
     breaker.abandoned()
-    assert breaker.circuit is Circuit.OPEN
+    assert state(breaker) == (Circuit.OPEN, 6)
     assert breaker.wait(125.0) == 0
     breaker.admit()
     breaker.succeeded()
-    assert (breaker.circuit, breaker.failures) == (Circuit.CLOSED, 0)
+    assert state(breaker) == (Circuit.CLOSED, 0)
 
 
 @pytest.mark.requirement("000.breaker")
@@ -298,7 +297,7 @@ async def test_an_agent_that_fails_in_a_row_is_refused_then_probed_once(
         asyncio.create_task(orchestrator.orchestrate("s", {"capability": "fragile"}))
         for _ in range(10)
     ]
-    done, _ = await asyncio.wait(attempts, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait(attempts, return_when=asyncio.FIRST_COMPLETED)
     gate.set()
     results = await asyncio.gather(*attempts, return_exceptions=True)
     assert sum(isinstance(r, dict) and r["success"] for r in results) == 1

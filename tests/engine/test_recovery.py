@@ -106,9 +106,7 @@ async def test_a_poison_task_stops_at_its_last_attempt(tmp_path: Path) -> None:
     (poison,) = await crash(tmp_path, "again")
     for _ in range(2):
         runtime = Runtime(settings(tmp_path))
-        runtime.orchestrator.register_agent(
-            worker("again", Delivery.IDEMPOTENT, asyncio.Event())
-        )
+        runtime.orchestrator.register_agent(worker("again", Delivery.IDEMPOTENT, asyncio.Event()))
         await runtime.start()
         async with asyncio.timeout(10):
             while poison not in runtime.engine.attempts.running:
@@ -248,9 +246,7 @@ async def test_rows_that_changed_places_show(tmp_path: Path) -> None:
     for trigger in ("contract_fixed",):
         db.execute(f"DROP TRIGGER {trigger}")
     for before, after in ((3, 100), (5, 3), (100, 5)):
-        db.execute(
-            "UPDATE contract SET n = ? WHERE session_id = 's0' AND n = ?", [after, before]
-        )
+        db.execute("UPDATE contract SET n = ? WHERE session_id = 's0' AND n = ?", [after, before])
     db.close()
     async with Runtime(settings(tmp_path)) as orchestrator:
         fault = (await orchestrator.verify()).fault

@@ -62,9 +62,11 @@ class Event(msgspec.Struct, frozen=True):
 
     def as_wire(self) -> bytes:
         """Return the JSON object that every streaming door sends for this event."""
-        head = (
-            b'{"executionId":"%s","eventType":"%s","sequence":%d,"timestamp":"%s"'
-            % (self.execution_id.encode(), self.type.encode(), self.seq, iso(self.at).encode())
+        head = b'{"executionId":"%s","eventType":"%s","sequence":%d,"timestamp":"%s"' % (
+            self.execution_id.encode(),
+            self.type.encode(),
+            self.seq,
+            iso(self.at).encode(),
         )
         if self.data == b"{}":
             return head + b"}"

@@ -41,8 +41,9 @@ class Submit(msgspec.Struct, frozen=True):
     With ``worker`` set the caller holds a free slot: the execution is leased to it in the same
     commit, unless something due is queued for its key already. ``bound`` is how many may be
     queued for the key. ``bind`` says that ``agent_id`` was chosen by capability only because that
-    agent was free: an execution that is queued instead is stored unbound. Answers ``Submitted``; ``Rejected`` when the queue is full; ``Conflict``
-    when the idempotency key stands for another request.
+    agent was free: an execution that is queued instead is stored unbound. Answers ``Submitted``;
+    ``Rejected`` when the queue is full; ``Conflict`` when the idempotency key stands for another
+    request.
     """
 
     execution: Execution

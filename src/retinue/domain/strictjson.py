@@ -18,6 +18,7 @@ from retinue.errors import InvalidInput, TooLarge
 
 MAX_DEPTH = 64
 MAX_DIGITS = 1_000
+_NAMED_DEPTH = 8  # a path says where this deep, and no longer grows below
 
 _LARGEST = 10**MAX_DIGITS
 _decode = msgspec.json.Decoder().decode
@@ -87,7 +88,7 @@ def check(value: Any, limit: int | None = None) -> None:
                     raise NotJson(path, f"a key is {type(key).__name__}, not a string")
                 _check_text(key, path)
                 left -= len(key) + 4
-                stack.append((child, f"{path}.{key}" if depth < 8 else path, depth + 1))
+                stack.append((child, f"{path}.{key}" if depth < _NAMED_DEPTH else path, depth + 1))
         elif kind is list or kind is tuple:
             if depth >= MAX_DEPTH:
                 raise NotJson(path, f"nested deeper than {MAX_DEPTH} levels")

@@ -118,6 +118,7 @@ class Performance:
         self._thread = threading.get_ident()
         self._events: deque[EventData] = deque()
         self._bell: asyncio.Future[None] | None = None
+        self._drained = asyncio.Event()
         self._work: asyncio.Future[Any] | None = None
         self._closed = False
         self.execution_id = job.execution.id
@@ -140,6 +141,7 @@ class Performance:
 
     async def __aexit__(self, *_: object) -> None:
         self._closed = True
+        self._drained.set()
         work = self._work
         if work is None or work.done():
             return
@@ -166,6 +168,8 @@ class Performance:
                 return EventData(EventType.COMPLETED, {"result": _data(_result(work))})
             self._bell = self._loop.create_future()
             await self._bell
+        if len(self._events) <= MOST_QUEUED:
+            self._drained.set()
         return self._events.popleft()
 
     # -- running the agent ---------------------------------------------------------------------
@@ -266,7 +270,8 @@ class Performance:
         """Wait until the journal has caught up with the agent."""
         await asyncio.sleep(0)
         while len(self._events) > MOST_QUEUED and not self._closed:
-            await asyncio.sleep(0.002)
+            self._drained.clear()
+            await self._drained.wait()
 
     async def call(
         self, capability: str | None, parameters: Any, agent: str | None, timeout: float | None
@@ -289,9 +294,7 @@ class Performance:
         )
         return await self._instance.lent.submit(task, authority)
 
-    async def ask(
-        self, prompt: str, schema: dict[str, Any] | None, timeout: float | None
-    ) -> Any:
+    async def ask(self, prompt: str, schema: dict[str, Any] | None, timeout: float | None) -> Any:
         """Ask a person and wait for the answer."""
         question_id = ulid()
         future: asyncio.Future[Any] = self._loop.create_future()

@@ -131,6 +131,7 @@ class Attempts:
         max_result_bytes: int,
         on_free: Callable[[Entry], None],
         on_later: Callable[[str, int], None],
+        grown: set[tuple[str, str]],
     ) -> None:
         self._store = store
         self._journal = journal
@@ -138,6 +139,7 @@ class Attempts:
         self._max_result = max_result_bytes
         self._on_free = on_free
         self._on_later = on_later
+        self._grown = grown
         self.running: dict[str, Attempt] = {}
 
     def start(self, execution: Execution, body: bytes, entry: Entry) -> Attempt:
@@ -157,9 +159,7 @@ class Attempts:
         entry = attempt.entry
         answer: Reply | None = None
         try:
-            pen = Pen(
-                self._store, self._journal, attempt.fence, lambda: attempt.end(Fenced())
-            )
+            pen = Pen(self._store, self._journal, attempt.fence, lambda: attempt.end(Fenced()))
             end = await self._perform(attempt, pen)
             self._judge(entry, end)
             answer = await self._conclude(attempt, end, await pen.rest())
@@ -263,6 +263,7 @@ class Attempts:
                 "late end refused", extra={"execution_id": execution.id, "result": str(result)}
             )
             return None
+        self._grown.add((execution.owner, execution.session_id))
         publish(self._journal, execution.id, result.first_seq, events, at)
         return reply(execution, end)
 
@@ -391,4 +392,3 @@ def _timeout(execution: Execution) -> Timeout:
         f"Agent invocation timed out after {allowed}ms",
         details={"elapsed_ms": (now_us() - execution.created_at) // 1000},
     )
-

@@ -41,6 +41,7 @@ class Engine:
         self.registry = Registry()
         self.journal = Journal(store)
         self.queue = Queue(store, self.registry)
+        grown: set[tuple[str, str]] = set()
         self.attempts = Attempts(
             store,
             self.journal,
@@ -48,6 +49,7 @@ class Engine:
             max_result_bytes=max_result_bytes,
             on_free=self.queue.freed,
             on_later=self.queue.later,
+            grown=grown,
         )
         self.queue.attempts = self.attempts
         self.intake = Intake(
@@ -57,8 +59,9 @@ class Engine:
             self.attempts,
             queue_bound=queue_bound,
             on_queued=self._queued,
+            grown=grown,
         )
-        self.scheduler = Scheduler(store, self.journal, self.queue, self.attempts)
+        self.scheduler = Scheduler(store, self.journal, self.queue, self.attempts, grown)
         self.recovered = Recovered()
         self._drivers = drivers
         self._context = DriverContext(self._submit, max_result_bytes)
@@ -92,7 +95,9 @@ class Engine:
             await asyncio.wait(waiting, timeout=until - loop.time())
         clean = not self.attempts.running
         for attempt in list(self.attempts.running.values()):
-            attempt.end(ShuttingDown("the server stopped while this was running", outcome="unknown"))
+            attempt.end(
+                ShuttingDown("the server stopped while this was running", outcome="unknown")
+            )
         tasks = {a.task for a in self.attempts.running.values() if a.task is not None}
         if tasks:
             await asyncio.wait(tasks, timeout=10)
@@ -212,5 +217,3 @@ class Engine:
         if execution is None:
             raise NotFound(f"no execution {execution_id}")
         return execution
-
-

@@ -50,8 +50,11 @@ MOST_DEPTH = 16
 
 
 class Accepted(msgspec.Struct, frozen=True):
-    """An accepted task. ``attempt`` is set when it runs here already; ``joined`` says that an
-    idempotency key led to an execution accepted earlier."""
+    """An accepted task.
+
+    ``attempt`` is set when it runs here already; ``joined`` says that an idempotency key led to an
+    execution accepted earlier.
+    """
 
     execution_id: str
     contract_id: str
@@ -242,9 +245,7 @@ class Intake:
             execution_id=None,
             body=dumps(error.as_dict()),
         )
-        await self._store.write(
-            Refuse(authority.owner, task.session_id, request, answer, now_us())
-        )
+        await self._store.write(Refuse(authority.owner, task.session_id, request, answer, now_us()))
         error.details["contract_id"] = request.id
         return error
 

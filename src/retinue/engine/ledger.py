@@ -72,9 +72,7 @@ class Verification:
                 await self._session(session)
             for key, anchors in self._anchors.items():
                 if key not in known and (owner is None or key[0] == owner):
-                    raise _Broken(
-                        Fault(_name(*key), min(anchors), "the whole session is missing")
-                    )
+                    raise _Broken(Fault(_name(*key), min(anchors), "the whole session is missing"))
         except _Broken as broken:
             fault = broken.fault
         return Verdict(self.sessions, self.contracts, self.events, self.audits, fault)

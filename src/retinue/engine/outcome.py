@@ -49,7 +49,9 @@ def failed(error: RetinueError) -> End:
     """Return the end of an execution that ``error`` ended."""
     body = dumps(error.as_dict())
     if isinstance(error, Cancelled):
-        return End(State.CANCELLED, EventData(EventType.CANCELLED, dict(error.details)), body, error)
+        return End(
+            State.CANCELLED, EventData(EventType.CANCELLED, dict(error.details)), body, error
+        )
     state = State.TIMED_OUT if isinstance(error, Timeout) else State.FAILED
     data = {
         "error": error.message,

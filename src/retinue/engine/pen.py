@@ -75,9 +75,7 @@ class Pen:
         if self._waiting and self._waiting[-1].type is EventType.CONTENT_CHUNK:
             last = self._waiting.pop()
             self._bytes -= len(dumps(last.data))
-            return EventData(
-                event.type, {"content": last.data["content"] + content}, event.cursor
-            )
+            return EventData(event.type, {"content": last.data["content"] + content}, event.cursor)
         return event
 
     def _push(self) -> None:

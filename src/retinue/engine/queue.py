@@ -37,7 +37,7 @@ class Queue:
         self.closed = False
 
     def queued(self, key: str) -> None:
-        """Something due may be waiting under ``key``."""
+        """Take in that something due may be waiting under ``key``."""
         self._backlog[key] = None
         self._nudge()
 
@@ -47,7 +47,7 @@ class Queue:
         asyncio.get_running_loop().call_later(delay, self.queued, key)
 
     def freed(self, entry: Entry) -> None:
-        """A slot of ``entry`` is free."""
+        """Take in that a slot of ``entry`` is free."""
         if self._backlog and any(key in self._backlog for key in entry.keys):
             self._nudge()
 

@@ -115,8 +115,7 @@ class _Pool:
                 self._buckets.append({})
             self._buckets[load][agent_id] = entry
             self._at[agent_id] = load
-            if load < self._lowest:
-                self._lowest = load
+            self._lowest = min(self._lowest, load)
 
     def drop(self, agent_id: str) -> None:
         """Forget an agent."""

@@ -21,7 +21,7 @@ from retinue.engine.journal import Journal
 from retinue.engine.outcome import End, failed, response
 from retinue.engine.queue import Queue
 from retinue.errors import Cancelled, RetinueError, Timeout, WorkerLost
-from retinue.interfaces import Page, Store
+from retinue.interfaces import Store
 
 log = logging.getLogger(__name__)
 TICK_SECONDS = 1.0
@@ -41,14 +41,21 @@ class Recovered:
 class Scheduler:
     """The periodic work of one process."""
 
-    def __init__(self, store: Store, journal: Journal, queue: Queue, attempts: Attempts) -> None:
+    def __init__(
+        self,
+        store: Store,
+        journal: Journal,
+        queue: Queue,
+        attempts: Attempts,
+        grown: set[tuple[str, str]],
+    ) -> None:
         self._store = store
         self._journal = journal
         self._queue = queue
         self._attempts = attempts
         self._stop = asyncio.Event()
         self._bell = asyncio.Event()
-        self._anchored: dict[tuple[str, str], int] = {}
+        self._grown = grown
         self._anchor_due = 0.0
 
     def stop(self) -> None:
@@ -166,25 +173,19 @@ class Scheduler:
 
     async def anchor(self) -> None:
         """Write the heads of the chains that grew since the last anchor into the audit chain."""
-        page = Page(limit=1000)
-        while True:
-            listing = await self._store.sessions(None, page)
-            grown = [
-                [s.owner, s.session_id, s.n, bytes(s.head).hex()]
-                for s in listing.items
-                if self._anchored.get((s.owner, s.session_id)) != s.n
-            ]
-            if grown:
-                draft = AuditDraft(
-                    owner="",
-                    actor="retinue",
-                    action=ANCHOR,
-                    target="contract",
-                    detail=dumps({"heads": grown}),
-                )
-                await self._store.write(Audit(draft, now_us()))
-                for owner, session_id, n, _ in grown:
-                    self._anchored[owner, session_id] = n
-            if listing.next_cursor is None:
-                return
-            page = Page(limit=1000, cursor=listing.next_cursor)
+        grown = sorted(self._grown)
+        self._grown.clear()
+        for start in range(0, len(grown), _PAGE):
+            heads: list[list[object]] = []
+            for owner, session_id in grown[start : start + _PAGE]:
+                session = await self._store.session(owner, session_id)
+                if session is not None:
+                    heads.append([owner, session_id, session.n, bytes(session.head).hex()])
+            draft = AuditDraft(
+                owner="",
+                actor="retinue",
+                action=ANCHOR,
+                target="contract",
+                detail=dumps({"heads": heads}),
+            )
+            await self._store.write(Audit(draft, now_us()))
