@@ -74,6 +74,7 @@ class Intake:
         *,
         queue_bound: int,
         on_queued: Callable[[str, int | None], None],
+        grown: set[tuple[str, str]],
     ) -> None:
         self._store = store
         self._journal = journal
@@ -81,6 +82,7 @@ class Intake:
         self._attempts = attempts
         self._bound = queue_bound
         self._on_queued = on_queued
+        self._grown = grown
         self.closed = False
 
     async def perform(self, task: Task, authority: Authority) -> Reply:
@@ -165,6 +167,7 @@ class Intake:
             return Accepted(execution.id, execution.request_id, attempt)
         self._put_back(entry)
         if isinstance(result, Submitted):
+            self._grown.add((execution.owner, execution.session_id))
             return await self._waiting(result, route, execution)
         raise _refusal(result, task)
 
@@ -245,6 +248,7 @@ class Intake:
             execution_id=None,
             body=dumps(error.as_dict()),
         )
+        self._grown.add((authority.owner, task.session_id))
         await self._store.write(Refuse(authority.owner, task.session_id, request, answer, now_us()))
         error.details["contract_id"] = request.id
         return error
