@@ -1,8 +1,8 @@
 """The closed loop that every in-process contender runs, and the line it prints.
 
 ``callers`` tasks call, wait for the answer, and call again. What ends before ``warm`` seconds have
-passed is not counted; what ends in the ``seconds`` after that is. Only the standard library is used,
-so that the peers' environment can run this file too.
+passed is not counted; what ends in the ``seconds`` after that is. Only the standard library is
+used, so that the peers' environment can run this file too.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import resource
 import shutil
 import sqlite3
@@ -21,7 +20,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 CALLERS = 64
 TEXT = "The quick brown fox jumps over the lazy dog; then it sits down and writes a report. " * 3
@@ -43,8 +42,8 @@ class Load:
         count = len(self.latencies)
         return {
             "per_second": round(count / self.seconds, 1),
-            "p50_ms": round(percentile(self.latencies, 0.50) * 1e3, 3),
-            "p99_ms": round(percentile(self.latencies, 0.99) * 1e3, 3),
+            "p50_ms": round(percentile(self.latencies, 0.50) * 1e3, 6),
+            "p99_ms": round(percentile(self.latencies, 0.99) * 1e3, 6),
             "counted": count,
             "total": self.total,
             "cpu_us_per_task": round(self.cpu / count * 1e6, 1) if count else None,
@@ -142,16 +141,20 @@ def expect(what: str, found: int, wanted: int) -> None:
         raise SystemExit(f"{what}: the database holds {found}, acknowledged were {wanted}")
 
 
+def peak_mb() -> float:
+    """Return the most memory this process has had, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10), 1)
+
+
 def report(line: dict[str, Any]) -> None:
     """Print the contender's one line, its memory included."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    line.setdefault("rss_mb", round(peak / (1024 if sys.platform != "darwin" else 1 << 20), 1))
+    line.setdefault("rss_mb", peak_mb())
     sys.stdout.write(json.dumps(line) + "\n")
     sys.stdout.flush()
 
 
-def skip(reason: str) -> None:
+def skip(reason: str) -> NoReturn:
     """Say that this contender cannot run here, and leave."""
     report({"skipped": reason})
-    sys.stdout.flush()
-    os._exit(0)
+    raise SystemExit(0)

@@ -1,13 +1,24 @@
--- What wrk sends, and how it says what it saw: the body comes from the file named by BENCH_BODY,
--- the result is one line of JSON behind the word "bench".
+-- What wrk sends, and how it says what it saw. The file named by BENCH_BODIES holds one body a line;
+-- they are sent in turn. The result is one line of JSON behind the word "bench".
 
-local file = assert(io.open(assert(os.getenv("BENCH_BODY"), "BENCH_BODY is not set"), "rb"))
-wrk.method = "POST"
-wrk.headers["Content-Type"] = "application/json"
-wrk.body = file:read("*a")
-file:close()
+local requests = {}
+local turn = 0
 
-function done(summary, latency, requests)
+function init(_)
+   wrk.method = "POST"
+   wrk.headers["Content-Type"] = "application/json"
+   local name = assert(os.getenv("BENCH_BODIES"), "BENCH_BODIES is not set")
+   for body in io.lines(name) do
+      requests[#requests + 1] = wrk.format(nil, nil, nil, body)
+   end
+end
+
+function request()
+   turn = turn % #requests + 1
+   return requests[turn]
+end
+
+function done(summary, latency, _)
    local errors = summary.errors
    io.write(string.format(
       'bench {"requests":%d,"micros":%d,"p50_us":%d,"p90_us":%d,"p99_us":%d,"max_us":%d,' ..

@@ -2,7 +2,7 @@
 
 64 callers await two commits a task, as Retinue's callers do. One writer thread, the standard
 library's ``sqlite3``, WAL, ``synchronous=FULL``: it gathers everything queued into one transaction,
-one ``executemany`` a statement, and wakes all callers of the batch at once. The tables are made from
+one ``executemany`` a statement, and wakes all callers of a batch at once. The tables are made from
 Retinue's own migration; the hash chains and event digests are real, and are checked afterwards with
 Retinue's own functions. There is no routing, no validation, no state machine, no retry, no event
 object: what stands between this and Retinue is what those cost.
@@ -38,6 +38,8 @@ from bench.load import (
     report,
     scratch,
 )
+from retinue.domain.contract import Contract, ContractStatus, ContractType, chain_hash
+from retinue.domain.contract import body_hash as hash_of
 
 MIGRATIONS = Path(__file__).parent.parent / "src" / "retinue" / "storage" / "migrations" / "sqlite"
 OWNER, AGENT, CAPABILITY, CALLER = "local", "echo", "echo", "orchestrator"
@@ -82,7 +84,10 @@ def request_row(t: Task) -> tuple[Any, ...]:
     s = t.session
     s.n = t.request_n = s.n + 1
     body_hash = hashlib.sha256(t.body).digest()
-    header = f'[{s.n},"{t.request_id}","{OWNER}","{s.session_id}","REQUEST","{CALLER}","{AGENT}","{CAPABILITY}",null,"{t.id}",{t.at},null]'
+    header = (
+        f'[{s.n},"{t.request_id}","{OWNER}","{s.session_id}","REQUEST","{CALLER}","{AGENT}",'
+        f'"{CAPABILITY}",null,"{t.id}",{t.at},null]'
+    )
     s.head = hashlib.sha256(s.head + header.encode() + body_hash).digest()
     s.at = t.at
     return (
@@ -99,7 +104,10 @@ def response_row(t: Task) -> tuple[Any, ...]:
     s.completed += 1
     t.digest = hashlib.sha256(b"%b|1|completed|{}" % GENESIS).digest()
     body_hash = hashlib.sha256(t.answer).digest()
-    header = f'[{s.n},"{t.response_id}","{OWNER}","{s.session_id}","RESPONSE","{AGENT}","{CALLER}",null,"completed","{t.id}",{t.at},"{t.digest.hex()}"]'
+    header = (
+        f'[{s.n},"{t.response_id}","{OWNER}","{s.session_id}","RESPONSE","{AGENT}","{CALLER}",'
+        f'null,"completed","{t.id}",{t.at},"{t.digest.hex()}"]'
+    )
     s.head = hashlib.sha256(s.head + header.encode() + body_hash).digest()
     s.at = t.at
     return (
@@ -137,8 +145,11 @@ def session_row(s: Session) -> tuple[Any, ...]:
 
 @dataclass(frozen=True)
 class Write:
-    """One statement of the batch and whose rows it takes: of tasks accepted, of tasks finished,
-    of every session touched (once each), or of the batch (once, given how many finished)."""
+    """One statement of the batch and whose rows it takes.
+
+    Of tasks accepted, of tasks finished, of every session touched (once each), or of the batch
+    (once, given how many finished).
+    """
 
     sql: str
     accepted: Callable[[Task], tuple[Any, ...]] | None = None
@@ -277,13 +288,14 @@ async def measure(run: Run, path: Path) -> tuple[Load, int]:
     ids = (f"{number:026d}" for number in itertools.count(1))
     fresh = run.options.sessions == 0
     count = run.options.sessions or 1
-    sessions = [Session(f"bench-{i}", time.time_ns() // 1000) for i in range(count)]
+    sessions = [Session(f"bench-{i:04d}", time.time_ns() // 1000) for i in range(count)]
+    turn = itertools.count()
 
-    async def call(caller: int) -> None:
+    async def call(_caller: int) -> None:
         at = time.time_ns() // 1000
-        session = sessions[caller % count]
+        session = sessions[next(turn) % count]
         if fresh:
-            session = Session(f"bench-{next(ids)}", at)
+            session = Session(f"bench-{next(turn):04d}", at)
         body = json.dumps({"parameters": {"text": TEXT}}, separators=(",", ":")).encode()
         task = Task(next(ids), session, body, next(ids), at)
         await writer.commit(task)
@@ -302,9 +314,6 @@ async def measure(run: Run, path: Path) -> tuple[Load, int]:
 
 def verify(path: Path, most: int) -> int:
     """Check chains with Retinue's own functions, ``most`` contracts at least; return how many."""
-    from retinue.domain.contract import Contract, ContractStatus, ContractType, chain_hash
-    from retinue.domain.contract import body_hash as hash_of
-
     fields = ", ".join(Contract.__struct_fields__)
     checked = 0
     with contextlib.closing(sqlite3.connect(path)) as db:

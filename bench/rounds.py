@@ -1,4 +1,4 @@
-"""Run the contenders of a scenario in turn, each in a fresh process: A B C, A B C, …
+"""Run the contenders of a scenario in turn (A B C, A B C), each in a fresh process.
 
 Interleaving is what makes the ratios worth something on a machine whose speed changes by the
 minute: whatever slows one contender slows its neighbours of the same round too.

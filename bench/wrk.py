@@ -1,4 +1,4 @@
-"""Drive an HTTP server with ``wrk``: POST one body over many connections, and read what it saw.
+"""Drive an HTTP server with ``wrk``: POST bodies over many connections, and read what it saw.
 
 ``wrk`` is a program of its own; without it the HTTP scenarios are skipped, and the skip says how to
 get it.
@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,19 @@ def find() -> str | None:
 
 
 def post(
-    url: str, body: bytes, *, connections: int, seconds: float, warm: float = 0.0, threads: int = 1
+    url: str,
+    bodies: Sequence[bytes],
+    *,
+    connections: int,
+    seconds: float,
+    warm: float = 0.0,
+    threads: int = 1,
 ) -> dict[str, Any]:
-    """POST ``body`` to ``url`` over and over; return the rate, latencies and failures.
+    """POST ``bodies`` (each one line) in turn to ``url``; return the rate, latencies and failures.
 
     The warm-up is a run of its own whose numbers are dropped (its answered requests are counted in
-    ``total``). ``non_2xx`` counts answers of 400 and above, ``socket_errors`` everything that got no
-    answer.
+    ``total``). ``non_2xx`` counts answers of 400 and above, ``socket_errors`` everything that got
+    no answer.
 
     Raises:
         WrkFailed: it is not there, or could not run.
@@ -47,8 +54,8 @@ def post(
         raise WrkFailed(MISSING)
     total = 0
     if warm > 0:
-        total = int(_run(wrk, url, body, connections, threads, warm)["requests"])
-    seen = _run(wrk, url, body, connections, threads, seconds)
+        total = int(_run(wrk, url, bodies, connections, threads, warm)["requests"])
+    seen = _run(wrk, url, bodies, connections, threads, seconds)
     measured = seen["micros"] / 1e6
     return {
         "per_second": round(seen["requests"] / measured, 1),
@@ -63,17 +70,17 @@ def post(
 
 
 def _run(
-    wrk: str, url: str, body: bytes, connections: int, threads: int, seconds: float
+    wrk: str, url: str, bodies: Sequence[bytes], connections: int, threads: int, seconds: float
 ) -> dict[str, Any]:
-    with tempfile.NamedTemporaryFile(suffix=".json") as file:
-        file.write(body)
+    with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
+        file.write(b"\n".join(bodies) + b"\n")
         file.flush()
         # wrk takes whole seconds only.
         duration = max(round(seconds), 1)
         command = [wrk, f"-t{threads}", f"-c{connections}", f"-d{duration}s", "--timeout", "10s"]
         ended = subprocess.run(
             [*command, "--script", str(SCRIPT), url],
-            env={**os.environ, "BENCH_BODY": file.name},
+            env={**os.environ, "BENCH_BODIES": file.name},
             capture_output=True,
             text=True,
             timeout=duration + 60,

@@ -17,12 +17,12 @@ from typing import Any, TypedDict
 os.environ["LANGSMITH_TRACING"] = "false"
 os.environ["LANGCHAIN_TRACING_V2"] = "false"
 
-from langgraph.checkpoint.sqlite.aio import (  # type: ignore[import-not-found] # noqa: E402
+from langgraph.checkpoint.sqlite.aio import (  # type: ignore[import-not-found]
     AsyncSqliteSaver,
 )
-from langgraph.graph import END, START, StateGraph  # type: ignore[import-not-found] # noqa: E402
+from langgraph.graph import END, START, StateGraph  # type: ignore[import-not-found]
 
-from bench.load import (  # noqa: E402
+from bench.load import (
     TEXT,
     Load,
     Run,
@@ -84,7 +84,9 @@ def main() -> None:
     with scratch(run) as directory:
         database = directory / "checkpoints.db"
         load, settings = asyncio.run(measure(run, str(database)))
-        rows = count_rows(database, "checkpoints", "writes", "(SELECT DISTINCT thread_id FROM checkpoints)")
+        rows = count_rows(
+            database, "checkpoints", "writes", "(SELECT DISTINCT thread_id FROM checkpoints)"
+        )
         expect("threads", rows.pop("(SELECT DISTINCT thread_id FROM checkpoints)"), load.total)
         line = load.line()
         line["rows_per_task"] = {table: round(n / load.total, 2) for table, n in rows.items()}

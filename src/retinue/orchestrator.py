@@ -7,7 +7,8 @@ one, the caller is the local admin.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
@@ -34,6 +35,17 @@ from retinue.engine.schema import parameters_schema
 from retinue.errors import Forbidden, InvalidInput, NotFound, RetinueError
 from retinue.interfaces import ContractFilter, ContractView, ExecutionFilter, Listing, Page
 from retinue.engine.keys import Keys
+
+__all__ = [
+    "LOCAL_ADMIN",
+    "Accepted",
+    "AgentView",
+    "Orchestrator",
+    "Reply",
+    "Verdict",
+    "definition_of",
+    "reply_view",
+]
 
 LOCAL_ADMIN = Principal("local", LOCAL, Role.ADMIN)
 
@@ -164,7 +176,7 @@ class Orchestrator:
         after: int = 0,
         heartbeat: float | None = None,
         principal: Principal = LOCAL_ADMIN,
-    ) -> AsyncIterator[list[Event]]:
+    ) -> AsyncGenerator[list[Event], None]:
         """Yield an execution's events after number ``after`` until the terminal one.
 
         What is there at one moment comes as one list; with ``heartbeat`` (seconds) an empty list
@@ -174,12 +186,14 @@ class Orchestrator:
             NotFound: there is none of this owner.
         """
         await self.execution(execution_id, principal)
-        async for events in self._engine.journal.follow(
-            execution_id, after=after, heartbeat=heartbeat
-        ):
-            if events and events[-1].type is EventType.COMPLETED:
-                events[-1] = await self._with_result(events[-1])
-            yield events
+        journal = self._engine.journal
+        async with aclosing(
+            journal.follow(execution_id, after=after, heartbeat=heartbeat)
+        ) as batches:
+            async for events in batches:
+                if events and events[-1].type is EventType.COMPLETED:
+                    events[-1] = await self._with_result(events[-1])
+                yield events
 
     async def _with_result(self, event: Event) -> Event:
         """Complete the terminal event at the door: the ledger keeps the result only once."""
@@ -338,6 +352,27 @@ class Orchestrator:
             StoreUnavailable: it does not.
         """
         await self._store.ping()
+
+    @property
+    def worker(self) -> str:
+        """This process's identity in the store, new at every start."""
+        return self._store.worker
+
+    @property
+    def draining(self) -> bool:
+        """Whether new tasks are refused because the process is about to stop."""
+        return self._engine.intake.closed
+
+    async def drain(self, grace: float) -> bool:
+        """Take no new tasks and let what runs end, for at most ``grace`` seconds.
+
+        Returns whether everything ended by itself.
+        """
+        return await self._engine.drain(grace)
+
+    def close_streams(self) -> None:
+        """End every ``follow``; its reader comes back with its cursor after the restart."""
+        self._engine.journal.close()
 
     async def status(self, principal: Principal = LOCAL_ADMIN) -> dict[str, Any]:
         """Return the counts of specification 003's ``/v1/status``."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 
 from retinue.domain.event import Event
@@ -96,7 +96,7 @@ class Journal:
 
     async def follow(
         self, execution_id: str, *, after: int = 0, heartbeat: float | None = None
-    ) -> AsyncIterator[list[Event]]:
+    ) -> AsyncGenerator[list[Event], None]:
         """Yield the events after ``after``, as they are committed, until the terminal one.
 
         What is there at one moment comes as one list. With ``heartbeat`` an empty list comes

@@ -139,6 +139,8 @@ def lease(batch: Batch, intent: Lease, locked: Locked) -> Steps[Result]:
         decided[execution.queue_key] += 1
     wants = {want.key: want for want in intent.wants}
     asked = [(key, wants[key].count + decided[key], intent.at) for key in sorted(wants)]
+    if not asked:
+        return Leased([])
     rows = yield Query("lease", asked)
     taken: Counter[str] = Counter()
     work: list[Work] = []

@@ -102,25 +102,31 @@ async def connect(dsn: str, *, writer: bool = False, idle_seconds: float = 0.0) 
         writer: this connection writes batches.
         idle_seconds: end a transaction that stands still for so long, so that the locks of a
             process that was stopped in the middle of a batch do not stop everybody else.
+
+    Raises:
+        StoreUnavailable: the address makes no sense. Otherwise the driver's own errors.
     """
     settings = dict(_SETTINGS)
     if writer:
         settings |= _WRITER_SETTINGS
     if idle_seconds:
         settings["idle_in_transaction_session_timeout"] = str(int(idle_seconds * 1000))
-    return await asyncpg.connect(
-        dsn,
-        timeout=CONNECT_SECONDS,
-        command_timeout=_STATEMENT_SECONDS,
-        statement_cache_size=256,
-        max_cached_statement_lifetime=0,
-        server_settings=settings,
-    )
+    try:
+        return await asyncpg.connect(
+            dsn,
+            timeout=CONNECT_SECONDS,
+            command_timeout=_STATEMENT_SECONDS,
+            statement_cache_size=256,
+            max_cached_statement_lifetime=0,
+            server_settings=settings,
+        )
+    except ValueError as error:
+        raise StoreUnavailable(f"the address of the database is not valid: {error}") from error
 
 
 @lru_cache(maxsize=512)
 def numbered(sql: str) -> str:
-    """Turn the ``?`` of a portable query into PostgreSQL's ``$1``, ``$2`` …"""
+    """Turn the ``?`` of a portable query into the ``$n`` of PostgreSQL."""
     parts = re.split(r"\?", sql)
     return "".join(f"{part}${i}" for i, part in enumerate(parts[:-1], 1)) + parts[-1]
 
@@ -133,6 +139,7 @@ class Readers:
         # The last one back goes out first: its connection is the least likely to have died.
         self._free: asyncio.LifoQueue[Connection | None] = asyncio.LifoQueue()
         self._open: set[Connection] = set()
+        self._closed = False
         for _ in range(count):
             self._free.put_nowait(None)
 
@@ -149,6 +156,8 @@ class Readers:
             if connection is not None:
                 self._drop(connection)
                 connection = None
+            if self._closed:
+                raise StoreUnavailable("the store is closed")
             connection = await self._connect()
             self._open.add(connection)
             return await connection.fetch(sql, *values)
@@ -160,6 +169,7 @@ class Readers:
         connection.terminate()
 
     def close(self) -> None:
-        """Drop the connections, whatever they are doing."""
+        """Drop the connections, whatever they are doing, and make no more."""
+        self._closed = True
         for connection in list(self._open):
             self._drop(connection)

@@ -326,6 +326,7 @@ class Reads:
         return _listing(items, total, page, lambda row: (row.n,))
 
     async def audit_head(self) -> tuple[int, bytes]:
+        """Return the audit chain's last number and hash."""
         rows = await self._fetch("SELECT n, hash FROM audit_head")
         return int(rows[0][0]), bytes(rows[0][1])
 

@@ -1,0 +1,135 @@
+"""The table of scenarios: who runs against whom, and what is aimed at.
+
+A contender is a module that takes ``--warm``, ``--seconds`` and ``--directory`` and prints one line
+of JSON with at least ``per_second``, ``p50_ms`` and ``p99_ms`` (or ``{"skipped": why}``). The first
+contender of a scenario is its baseline: every ratio in the table is against it, round by round.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to answer a scenario's question.
+
+    ``quick`` are arguments added by ``--quick``; ``patience`` is how many seconds it may take
+    beyond the measured ones (imports, making its data, checking it); ``peer`` says that it runs in
+    the peers' environment.
+    """
+
+    name: str
+    module: str
+    arguments: tuple[str, ...] = ()
+    quick: tuple[str, ...] = ()
+    patience: float = 60.0
+    peer: bool = False
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a contender aims at: ``metric`` at least or at most ``bound``.
+
+    With ``of`` the value is the ratio of the contender's metric to that contender's, in the same
+    round; without, the metric itself. The median over the rounds decides.
+    """
+
+    contender: str
+    bound: float
+    of: str | None = None
+    metric: str = "per_second"
+    at_most: bool = False
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A question: contenders, the baseline first, and targets."""
+
+    name: str
+    title: str
+    contenders: tuple[Contender, ...]
+    targets: tuple[Target, ...] = ()
+    unit: str = "tasks/s"
+
+
+ECHO = Scenario(
+    name="echo",
+    title="in-process durable echo on SQLite, 64 callers; every answered task is on disk",
+    contenders=(
+        Contender("probe", "bench.probe"),
+        Contender("retinue", "bench.ours.echo"),
+        Contender("langgraph", "bench.peers.langgraph_sqlite", peer=True),
+        # Threads and one connection: the fastest of its settings here, see the module.
+        Contender(
+            "dbos", "bench.peers.dbos_sqlite", ("--api", "threads", "--pool", "1"), peer=True
+        ),
+    ),
+    targets=(
+        Target("retinue", 0.5, of="probe"),
+        Target("retinue", 10, of="langgraph"),
+        Target("retinue", 10, of="dbos"),
+    ),
+)
+
+HTTP = Scenario(
+    name="http",
+    title="POST an echo over 64 connections: the durable route beside the same door with no store",
+    contenders=(
+        Contender("not durable", "bench.ours.http", ("--door", "echo")),
+        Contender("retinue", "bench.ours.http", ("--door", "durable")),
+        Contender("bare starlette", "bench.ours.http", ("--door", "bare")),
+    ),
+    targets=(Target("retinue", 0.5, of="not durable"),),
+    unit="requests/s",
+)
+
+ROUTING = Scenario(
+    name="routing",
+    title="choose the least loaded agent of a capability that all agents have, and take its slot",
+    contenders=(
+        Contender("10 agents", "bench.ours.routing", ("--agents", "10")),
+        Contender("10,000 agents", "bench.ours.routing", ("--agents", "10000")),
+        Contender(
+            "10,000, 99% open circuits",
+            "bench.ours.routing",
+            ("--agents", "10000", "--open", "0.99"),
+        ),
+    ),
+    targets=(
+        Target("10,000 agents", 1.0, metric="p99_ms", at_most=True),
+        Target("10,000, 99% open circuits", 1.0, metric="p99_ms", at_most=True),
+    ),
+    unit="routes/s",
+)
+
+LOOKUP = Scenario(
+    name="lookup",
+    title="find one agent by its id",
+    contenders=(
+        Contender("10 agents", "bench.ours.routing", ("--agents", "10", "--lookup")),
+        Contender("10,000 agents", "bench.ours.routing", ("--agents", "10000", "--lookup")),
+    ),
+    targets=(Target("10,000 agents", 0.5, of="10 agents"),),
+    unit="lookups/s",
+)
+
+STORE = Scenario(
+    name="store",
+    title="in-process durable echo over 100 sessions: empty, and with 5 million contracts"
+    " (--quick: 200,000) in it",
+    contenders=(
+        Contender("empty", "bench.ours.echo", ("--sessions", "100")),
+        Contender(
+            "full",
+            "bench.ours.echo",
+            ("--sessions", "100", "--contracts", "5000000"),
+            quick=("--contracts", "200000"),
+            # The first run makes the store, which is then kept.
+            patience=1800,
+        ),
+    ),
+    targets=(Target("full", 0.8, of="empty"),),
+)
+
+SCENARIOS = (ECHO, HTTP, ROUTING, LOOKUP, STORE)

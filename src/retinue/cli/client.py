@@ -1,0 +1,150 @@
+"""The command line as a client of the HTTP API: requests, errors, and a stream that comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from retinue.errors import (
+    CommunicationError,
+    InvalidInput,
+    RetinueError,
+    Unavailable,
+    error_from,
+)
+
+CONNECT_SECONDS = 5.0
+SILENCE_SECONDS = 60.0
+PAUSES = (0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 5.0, 5.0)
+"""Seconds to wait before each further try to reach a server that went away."""
+TERMINAL = frozenset({"completed", "failed", "cancelled"})
+
+
+class Client:
+    """A client of one server; ``local`` when that is this very process."""
+
+    def __init__(self, http: httpx.AsyncClient, *, local: bool) -> None:
+        self._http = http
+        self.local = local
+        self.url = str(http.base_url)
+
+    async def get(self, path: str, **query: Any) -> Any:
+        """GET; parameters that are None are left out.
+
+        Raises:
+            RetinueError: refused, or not reached.
+        """
+        given = {name: value for name, value in query.items() if value is not None}
+        return await self._request("GET", path, params=given)
+
+    async def post(
+        self, path: str, body: Any = None, *, key: str | None = None, wait: bool = False
+    ) -> Any:
+        """POST; ``key`` makes it safe to repeat, ``wait`` lets the answer take its time.
+
+        Raises:
+            RetinueError: refused, or not reached.
+        """
+        headers = {"Idempotency-Key": key} if key is not None else {}
+        timeout = httpx.Timeout(SILENCE_SECONDS, read=None) if wait else None
+        options: dict[str, Any] = {"timeout": timeout} if timeout is not None else {}
+        if body is not None:
+            options["json"] = body
+        return await self._request("POST", path, headers=headers, **options)
+
+    async def delete(self, path: str) -> None:
+        """DELETE.
+
+        Raises:
+            RetinueError: refused, or not reached.
+        """
+        await self._request("DELETE", path)
+
+    async def _request(self, method: str, path: str, **options: Any) -> Any:
+        try:
+            response = await self._http.request(method, path, **options)
+        except httpx.TransportError as error:
+            raise self._unreached(error) from None
+        if response.is_success:
+            return _decoded(response.content) if response.content else None
+        raise _refusal(response.status_code, response.content)
+
+    def _unreached(self, error: httpx.TransportError) -> RetinueError:
+        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+            return Unavailable(f"no server answers at {self.url}: is it running?")
+        if isinstance(error, httpx.UnsupportedProtocol):
+            return InvalidInput(f"{self.url} is no URL of a server")
+        return CommunicationError(f"the connection to {self.url} broke: {type(error).__name__}")
+
+    async def events(self, execution_id: str, after: int = 0) -> AsyncIterator[dict[str, Any]]:
+        """Yield an execution's events after number ``after``, the terminal one last.
+
+        A connection that breaks is made again from the last event seen, so none is missed.
+
+        Raises:
+            RetinueError: refused, or the server stays away.
+        """
+        failures = 0
+        while True:
+            try:
+                async for event in self._stream(execution_id, after):
+                    failures = 0
+                    after = event["sequence"]
+                    yield event
+                    if event["eventType"] in TERMINAL:
+                        return
+                broken: RetinueError = CommunicationError(f"the stream from {self.url} ended early")
+            except httpx.TransportError as error:
+                broken = self._unreached(error)
+            except RetinueError as error:
+                if not error.retryable:
+                    raise
+                broken = error
+            if failures == len(PAUSES):
+                raise broken
+            await asyncio.sleep(PAUSES[failures])
+            failures += 1
+
+    async def _stream(self, execution_id: str, after: int) -> AsyncIterator[dict[str, Any]]:
+        headers = {"Last-Event-ID": str(after)} if after else {}
+        path = f"/v1/executions/{execution_id}/events"
+        async with self._http.stream("GET", path, headers=headers) as response:
+            if not response.is_success:
+                raise _refusal(response.status_code, await response.aread())
+            async for line in response.aiter_lines():
+                if line.startswith("data:"):
+                    yield _decoded(line[5:].encode())
+
+
+def connect(url: str, api_key: str | None) -> Client:
+    """Return a client of the server at ``url``."""
+    loopback = urlsplit(url).hostname in {"127.0.0.1", "::1", "localhost"}
+    headers: Mapping[str, str] = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    http = httpx.AsyncClient(
+        base_url=url,
+        headers=headers,
+        timeout=httpx.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS),
+        # A proxy of the environment is for the world, not for a server on this machine.
+        trust_env=not loopback,
+    )
+    return Client(http, local=False)
+
+
+def _decoded(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except ValueError:
+        raise CommunicationError("the answer is not JSON: is this a Retinue server?") from None
+
+
+def _refusal(status: int, content: bytes) -> RetinueError:
+    try:
+        body = json.loads(content)
+        return error_from(body if isinstance(body, dict) and "code" in body else {})
+    except ValueError:
+        return CommunicationError(f"the server answered {status}: is this a Retinue server?")

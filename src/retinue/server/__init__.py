@@ -1,0 +1,1 @@
+"""The HTTP door: routes, authentication, streams, and running it. It talks to the orchestrator."""

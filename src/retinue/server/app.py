@@ -1,0 +1,152 @@
+"""The application: every operation, behind the gate, described in OpenAPI."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.routing import Route as PlainRoute
+from starlette.types import ASGIApp
+
+from retinue.orchestrator import Orchestrator
+from retinue.server import (
+    agents,
+    bench,
+    contracts,
+    docs,
+    executions,
+    info,
+    keys,
+    ledger,
+    orchestrate,
+    questions,
+    sessions,
+)
+from retinue.server.auth import Access
+from retinue.server.gate import Gate
+from retinue.server.openapi import SECURITY, Schemas, describe, words
+from retinue.server.routing import Door, Operation, Patience, Route
+from retinue.settings import Settings
+
+# The router tries them in this order: the hot route first.
+OPERATIONS: tuple[Operation, ...] = (
+    *orchestrate.OPERATIONS,
+    *executions.OPERATIONS,
+    *info.OPERATIONS,
+    *agents.OPERATIONS,
+    *contracts.OPERATIONS,
+    *sessions.OPERATIONS,
+    *questions.OPERATIONS,
+    *keys.OPERATIONS,
+    *ledger.OPERATIONS,
+)
+_TAGS = [
+    {"name": "tasks", "description": "Have work done, and follow it."},
+    {"name": "agents", "description": "Who can be asked."},
+    {"name": "record", "description": "What happened: sessions, contracts, the ledger."},
+    {"name": "questions", "description": "What running work asks of a person."},
+    {"name": "administration", "description": "API keys and the audit chain."},
+    {"name": "service", "description": "The service itself."},
+]
+
+
+class Application(FastAPI):
+    """FastAPI for the routes and their document; the layers around them are ours alone."""
+
+    def __init__(self, door: Door, hosts: tuple[str, ...]) -> None:
+        super().__init__(
+            title="Retinue",
+            version=info.INTERFACE_VERSION,
+            summary="A durable runtime for AI agents.",
+            license_info={"name": "MIT", "identifier": "MIT"},
+            openapi_tags=_TAGS,
+            docs_url=None,
+            redoc_url=None,
+            redirect_slashes=False,
+        )
+        self.door = door
+        self.hosts = hosts
+        self.operations = OPERATIONS
+        self._schemas = Schemas(OPERATIONS)
+        for operation in OPERATIONS:
+            self._add(operation)
+        self.router.routes.extend(docs.ROUTES)
+        for path in ("/", "/v1"):
+            self.router.routes.append(PlainRoute(path, _home, include_in_schema=False))
+
+    def _add(self, operation: Operation, *, shown: bool = True) -> None:
+        summary, description = words(operation)
+        self.router.add_api_route(
+            operation.path,
+            operation.guarded(),
+            methods=[operation.method],
+            status_code=operation.status,
+            response_model=None,
+            response_class=JSONResponse if operation.gives is not None else Response,
+            tags=[operation.tag],
+            summary=summary,
+            description=description,
+            operation_id=operation.endpoint.__name__,
+            include_in_schema=shown,
+            openapi_extra=describe(operation, self._schemas) if shown else None,
+            route_class_override=Route,
+        )
+
+    def add_echo(self) -> None:
+        """Serve ``POST /bench/echo``, which stands in no document."""
+        self._add(
+            Operation(method="POST", path="/bench/echo", endpoint=bench.echo, tag="tasks"),
+            shown=False,
+        )
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Return the gate around the router; nothing else stands between them and the server."""
+        settings = self.door.settings
+        return Gate(
+            self.router,
+            hosts=self.hosts,
+            origins=settings.allowed_origins,
+            most_bytes=settings.max_body_bytes,
+        )
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the OpenAPI document, with the records' own schemas."""
+        if self.openapi_schema is None:
+            document = super().openapi()
+            components = document.setdefault("components", {})
+            components.setdefault("schemas", {}).update(self._schemas.components)
+            components["securitySchemes"] = SECURITY
+        return super().openapi()
+
+
+async def _home(_: Request) -> Response:
+    return RedirectResponse("/v1/")
+
+
+def create_app(
+    orchestrator: Orchestrator,
+    settings: Settings,
+    *,
+    loopback: bool,
+    patience: Patience | None = None,
+    bench_echo: bool = False,
+) -> FastAPI:
+    """Return the application that serves ``orchestrator``.
+
+    Args:
+        orchestrator: of a started system.
+        settings: its settings.
+        loopback: whether only this machine can reach the server: then, while there is no API
+            key, a caller without one is the local admin.
+        patience: how long the server waits for bodies and readers.
+        bench_echo: also serve ``POST /bench/echo``, the hot route without a store.
+    """
+    access = Access(orchestrator, loopback=loopback)
+    door = Door(orchestrator, settings, access, patience or Patience())
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    app = Application(door, (host, *settings.allowed_hosts))
+    if bench_echo:
+        app.add_echo()
+    return app

@@ -1,0 +1,282 @@
+"""Executions: submitted without waiting, listed, looked at, cancelled, followed."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from starlette.responses import Response
+
+from retinue.domain.execution import Execution, State
+from retinue.domain.ids import iso
+from retinue.domain.policy import Delivery
+from retinue.domain.session import check_session_id
+from retinue.domain.strictjson import dumps
+from retinue.errors import InvalidInput
+from retinue.interfaces import ExecutionFilter
+from retinue.server.errors import ErrorBody
+from retinue.server.orchestrate import IDEMPOTENCY, TaskBody, task_of
+from retinue.server.records import NULL, Hash, Query, Time, Ulid, raw, when
+from retinue.server.routing import Call, Operation, encode
+from retinue.server.streams import EventStream
+
+MOST_SEQUENCE = (1 << 63) - 1
+_MOST_DIGITS = len(str(MOST_SEQUENCE))
+RESUME = {
+    "Last-Event-ID": (
+        "The last event the reader has; it wins over `after`.",
+        {"type": "integer", "minimum": 0},
+    )
+}
+
+
+class Accepted(msgspec.Struct, frozen=True, kw_only=True):
+    """The task is accepted. `joined`: its idempotency key led to an earlier execution."""
+
+    execution_id: Ulid
+    contract_id: Ulid
+    state: State
+    joined: bool
+
+
+class ExecutionRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """An execution. `contract_id` is its REQUEST's, `response_id` its RESPONSE's."""
+
+    execution_id: Ulid
+    owner: str
+    created_by: str
+    session_id: str
+    from_agent: str
+    agent_id: str | None
+    capability: str | None
+    queue_key: str
+    state: State
+    priority: int
+    attempt: int
+    max_attempts: int
+    delivery: Delivery
+    worker: str | None
+    last_seq: int
+    digest: Hash
+    created_at: Time
+    run_at: Time
+    deadline_at: Time | None
+    started_at: Time | None
+    finished_at: Time | None
+    cancel_requested_at: Time | None
+    outcome: str | None
+    error_code: str | None
+    contract_id: Ulid
+    request_n: int
+    response_id: Ulid | None
+    response_n: int | None
+    parent_id: Ulid | None
+    depth: int
+
+
+class ExecutionDetail(ExecutionRecord, frozen=True, kw_only=True):
+    """An execution with what it was given and, once it has ended, what came of it."""
+
+    input: msgspec.Raw
+    result: msgspec.Raw
+    error: ErrorBody | None
+
+
+class ExecutionList(msgspec.Struct, frozen=True, kw_only=True):
+    """Executions, newest first."""
+
+    executions: list[ExecutionRecord]
+    total: int
+    next_cursor: str | None
+
+
+class ExecutionQuery(Query, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which executions."""
+
+    session_id: str | None = None
+    agent_id: str | None = None
+    capability: str | None = None
+    state: State | None = None
+
+
+class EventQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """From where: the events after number `after`."""
+
+    after: Annotated[int, msgspec.Meta(ge=0, le=MOST_SEQUENCE)] = 0
+
+
+def _fields(execution: Execution) -> dict[str, object]:
+    shown = {name: getattr(execution, name, None) for name in ExecutionRecord.__struct_fields__}
+    return {
+        **shown,
+        "execution_id": execution.id,
+        "contract_id": execution.request_id,
+        "digest": bytes(execution.digest).hex(),
+        "created_at": iso(execution.created_at),
+        "run_at": iso(execution.run_at),
+        "deadline_at": when(execution.deadline_at),
+        "started_at": when(execution.started_at),
+        "finished_at": when(execution.finished_at),
+        "cancel_requested_at": when(execution.cancel_requested_at),
+    }
+
+
+async def _detail(call: Call, execution: Execution) -> bytes:
+    asked, reply = await call.orchestrator.task_of(execution)
+    error = reply.error if reply is not None else None
+    return encode(
+        msgspec.convert(
+            {
+                **_fields(execution),
+                "input": raw(dumps(asked)) if asked is not None else NULL,
+                "result": raw(reply.data) if reply is not None else NULL,
+                "error": error,
+            },
+            ExecutionDetail,
+        )
+    )
+
+
+async def submit(call: Call) -> Response:
+    """Submit a task without waiting for it.
+
+    202 once it is accepted, which is when it is durable; `Location` is the execution's.
+    """
+    accepted = await call.orchestrator.submit(await task_of(call), call.principal)
+    if accepted.joined:
+        known = await call.orchestrator.execution(accepted.execution_id, call.principal)
+        state = known.state
+    else:
+        state = State.RUNNING if accepted.attempt is not None else State.QUEUED
+    body = Accepted(
+        execution_id=accepted.execution_id,
+        contract_id=accepted.contract_id,
+        state=state,
+        joined=accepted.joined,
+    )
+    location = {"location": f"/v1/executions/{accepted.execution_id}"}
+    return Response(encode(body), 202, media_type="application/json", headers=location)
+
+
+async def list_executions(call: Call) -> bytes:
+    """List executions, newest first: of a session, an agent, a capability, in a state."""
+    query = call.query(ExecutionQuery)
+    if query.session_id is not None:
+        check_session_id(query.session_id)
+    where = ExecutionFilter(
+        session_id=query.session_id,
+        agent_id=query.agent_id,
+        capability=query.capability,
+        state=query.state,
+    )
+    listing = await call.orchestrator.executions(where, query.page, call.principal)
+    return encode(
+        ExecutionList(
+            executions=[
+                msgspec.convert(_fields(execution), ExecutionRecord) for execution in listing.items
+            ],
+            total=listing.total,
+            next_cursor=listing.next_cursor,
+        )
+    )
+
+
+async def get_execution(call: Call) -> bytes:
+    """Get one execution: where it stands, its input, its result or its error."""
+    execution_id = call.ulid("execution_id", "execution")
+    return await _detail(call, await call.orchestrator.execution(execution_id, call.principal))
+
+
+async def cancel(call: Call) -> bytes:
+    """Cancel an execution; one that has ended stays as it is."""
+    execution_id = call.ulid("execution_id", "execution")
+    return await _detail(call, await call.orchestrator.cancel(execution_id, call.principal))
+
+
+async def events(call: Call) -> Response:
+    """Stream an execution's events, as they are journaled, until the last one.
+
+    Server-sent events: `id` is the event's number, `data` the event. A reader that comes back
+    with `Last-Event-ID` (or `after`) gets what it has not seen, without gap or repeat; 204 when
+    the execution has ended and there is nothing more.
+    """
+    execution_id = call.ulid("execution_id", "execution")
+    after = _after(call)
+    execution = await call.orchestrator.execution(execution_id, call.principal)
+    if after > execution.last_seq:
+        raise InvalidInput(
+            f"there is no event {after}; the last one is {execution.last_seq}",
+            details={"path": "Last-Event-ID", "last": execution.last_seq},
+        )
+    if execution.terminal and after == execution.last_seq:
+        return Response(status_code=204)
+    patience = call.door.patience
+    batches = call.orchestrator.follow(
+        execution_id, after=after, heartbeat=patience.heartbeat, principal=call.principal
+    )
+    return EventStream(batches, send_seconds=patience.send)
+
+
+def _after(call: Call) -> int:
+    query = call.query(EventQuery)
+    said = call.header(b"last-event-id")
+    if said is None:
+        return query.after
+    if not (
+        said.isascii()
+        and said.isdigit()
+        and len(said) <= _MOST_DIGITS
+        and int(said) <= MOST_SEQUENCE
+    ):
+        raise InvalidInput(
+            "Last-Event-ID must be the number of an event", details={"path": "Last-Event-ID"}
+        )
+    return int(said)
+
+
+OPERATIONS = (
+    Operation(
+        method="POST",
+        path="/v1/executions",
+        endpoint=submit,
+        tag="tasks",
+        body=TaskBody,
+        gives=Accepted,
+        status=202,
+        errors=(404, 409, 429, 507),
+        headers=IDEMPOTENCY,
+    ),
+    Operation(
+        method="GET",
+        path="/v1/executions",
+        endpoint=list_executions,
+        tag="tasks",
+        query=ExecutionQuery,
+        gives=ExecutionList,
+    ),
+    Operation(
+        method="GET",
+        path="/v1/executions/{execution_id}",
+        endpoint=get_execution,
+        tag="tasks",
+        gives=ExecutionDetail,
+    ),
+    Operation(
+        method="POST",
+        path="/v1/executions/{execution_id}/cancel",
+        endpoint=cancel,
+        tag="tasks",
+        gives=ExecutionDetail,
+        errors=(507,),
+    ),
+    Operation(
+        method="GET",
+        path="/v1/executions/{execution_id}/events",
+        endpoint=events,
+        tag="tasks",
+        query=EventQuery,
+        gives_text="text/event-stream",
+        also={204: None},
+        headers=RESUME,
+    ),
+)

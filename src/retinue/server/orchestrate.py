@@ -1,0 +1,157 @@
+"""``POST /v1/orchestrate``: the hot route. Submit a task, wait, answer with its result.
+
+The result's bytes go from the ledger's record into the answer as they are.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+import msgspec
+
+from retinue.domain.execution import Task
+from retinue.domain.ids import iso, now_us
+from retinue.domain.session import check_session_id
+from retinue.domain.strictjson import decode
+from retinue.errors import InvalidInput
+from retinue.orchestrator import Reply
+from retinue.server.errors import ErrorBody
+from retinue.server.records import NULL, Time, Ulid, Word, raw
+from retinue.server.routing import Call, Operation, encode, record
+
+MOST_TIMEOUT_MS = 30 * 24 * 3600 * 1000
+MOST_PRIORITY = 1000
+
+_KEY = re.compile(r"[\x20-\x7e]{1,255}\Z")
+
+IDEMPOTENCY = {
+    "Idempotency-Key": (
+        "The same key with the same body joins the first execution, for 24 hours; "
+        "with another body it is a conflict.",
+        {"type": "string", "pattern": "^[\\x20-\\x7e]{1,255}$"},
+    )
+}
+
+
+class TaskBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A task: who shall do what, in which session. `capability` or `agent_id` is needed."""
+
+    session_id: str
+    capability: Word | None = None
+    parameters: dict[str, Any] = {}
+    context: Any = None
+    intent: str | None = None
+    agent_id: Word | None = None
+    timeout_ms: Annotated[int, msgspec.Meta(ge=1, le=MOST_TIMEOUT_MS)] | None = None
+    priority: Annotated[int, msgspec.Meta(ge=-MOST_PRIORITY, le=MOST_PRIORITY)] = 0
+
+    def task(self, idempotency_key: str | None) -> Task:
+        """Return the task.
+
+        Raises:
+            InvalidInput: the session id is not valid, or nothing says who shall do it.
+        """
+        check_session_id(self.session_id)
+        if self.capability is None and self.agent_id is None:
+            raise InvalidInput(
+                "$.capability: missing; give a capability, an agent_id, or both",
+                details={"path": "$.capability"},
+            )
+        return Task(
+            session_id=self.session_id,
+            capability=self.capability,
+            agent_id=self.agent_id,
+            parameters=self.parameters,
+            context=self.context,
+            intent=self.intent,
+            deadline_us=self.timeout_ms * 1000 if self.timeout_ms is not None else None,
+            priority=self.priority,
+            idempotency_key=idempotency_key,
+        )
+
+
+class TaskReply(msgspec.Struct, frozen=True, kw_only=True):
+    """How an accepted task ended. `error` and `error_info` are there when it did not succeed."""
+
+    success: bool
+    data: msgspec.Raw
+    contract_id: Ulid
+    agent_id: str | None
+    timestamp: Time
+    execution_id: Ulid
+    error: str | msgspec.UnsetType = msgspec.UNSET
+    error_info: ErrorBody | msgspec.UnsetType = msgspec.UNSET
+
+
+async def task_of(call: Call) -> Task:
+    """Return the task that a request carries.
+
+    Raises:
+        InvalidInput: it is not valid; the message says what and where.
+    """
+    key = call.header(b"idempotency-key")
+    if key is not None and _KEY.match(key) is None:
+        raise InvalidInput(
+            "Idempotency-Key must be 1 to 255 printable ASCII characters",
+            details={"path": "Idempotency-Key"},
+        )
+    return record(decode(await call.read()), TaskBody).task(key)
+
+
+def reply_bytes(reply: Reply) -> bytes:
+    """Return the answer that stands for ``reply``."""
+    timestamp = iso(now_us())
+    if reply.error is None:
+        return encode(
+            TaskReply(
+                success=True,
+                data=raw(reply.data),
+                contract_id=reply.contract_id,
+                agent_id=reply.agent_id,
+                timestamp=timestamp,
+                execution_id=reply.execution_id,
+            )
+        )
+    error = ErrorBody(
+        code=str(reply.error.get("code") or "E_INTERNAL"),
+        message=str(reply.error.get("message") or ""),
+        retryable=bool(reply.error.get("retryable")),
+        details=reply.error.get("details") or {},
+    )
+    return encode(
+        TaskReply(
+            success=False,
+            data=NULL,
+            contract_id=reply.contract_id,
+            agent_id=reply.agent_id,
+            timestamp=timestamp,
+            execution_id=reply.execution_id,
+            error=error.message,
+            error_info=error,
+        )
+    )
+
+
+async def orchestrate(call: Call) -> bytes:
+    """Have a task done and wait for its reply.
+
+    Before the task is accepted, what is wrong has an HTTP status. Once it is accepted the answer
+    is 200: `success` says how it ended, `error` and `error_info` why it failed. `contract_id` is
+    the REQUEST's. With an `Idempotency-Key` a repeated request gets the first one's reply.
+    """
+    return reply_bytes(await call.orchestrator.perform(await task_of(call), call.principal))
+
+
+OPERATIONS = (
+    Operation(
+        method="POST",
+        path="/v1/orchestrate",
+        endpoint=orchestrate,
+        tag="tasks",
+        body=TaskBody,
+        gives=TaskReply,
+        errors=(404, 409, 429, 507),
+        headers=IDEMPOTENCY,
+    ),
+)

@@ -1,0 +1,261 @@
+"""Operations: what a route takes and gives, declared once, served fast, and described in OpenAPI.
+
+An endpoint is a coroutine that gets a ``Call`` and returns JSON bytes or a ``Response``. The route
+is FastAPI's, so that it stands in OpenAPI; its app is ours: no dependency solving, no encoder
+between the record and the wire. Query strings and bodies are msgspec records that forbid unknown
+fields.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import re
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl
+
+import msgspec
+from fastapi.routing import APIRoute
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from retinue.domain.ids import is_ulid
+from retinue.domain.principal import Principal
+from retinue.domain.strictjson import NotJson, body_within, check, decode
+from retinue.errors import InvalidInput, NotFound, Timeout
+from retinue.orchestrator import Orchestrator
+from retinue.server.auth import Access
+from retinue.server.errors import Refused
+from retinue.server.gate import ANSWERED, HEADERS
+from retinue.settings import Settings
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+encode = msgspec.json.Encoder().encode
+
+_MOST_PARAMETERS = 32
+_AT = re.compile(r" - at `(?P<path>[^`]*)`\Z")
+_MISSING = re.compile(r"missing required field `(?P<field>[^`]*)`")
+
+
+class Patience(msgspec.Struct, frozen=True, kw_only=True):
+    """How long the server waits, in seconds.
+
+    ``body``: for a request's body. ``heartbeat``: between two signs of life on a silent stream.
+    ``send``: for a reader of a stream to take anything.
+    """
+
+    body: float = 30.0
+    heartbeat: float = 15.0
+    send: float = 30.0
+
+
+class Door(msgspec.Struct, frozen=True):
+    """What every endpoint works with."""
+
+    orchestrator: Orchestrator
+    settings: Settings
+    access: Access
+    patience: Patience = Patience()
+
+
+class Call(Request):
+    """One request, as an endpoint sees it. ``principal`` is who calls (unless it is public)."""
+
+    principal: Principal
+
+    @property
+    def door(self) -> Door:
+        """What the endpoint works with."""
+        door: Door = self.scope["app"].door
+        return door
+
+    @property
+    def orchestrator(self) -> Orchestrator:
+        """The use cases."""
+        return self.door.orchestrator
+
+    def header(self, name: bytes) -> str | None:
+        """Return a header."""
+        value: bytes | None = self.scope[HEADERS].get(name)
+        return value.decode("latin-1") if value is not None else None
+
+    async def read(self) -> bytes:
+        """Return the body.
+
+        Raises:
+            TooLarge: it goes past the limit.
+            Refused: it does not arrive, or not in time.
+        """
+        limit = self.door.settings.max_body_bytes
+        seconds = self.door.patience.body
+        parts: list[bytes] = []
+        total = 0
+        try:
+            async with asyncio.timeout(seconds):
+                while True:
+                    message = await self._receive()
+                    if message["type"] != "http.request":
+                        raise Refused(HTTPStatus.BAD_REQUEST, InvalidInput("the body ended early"))
+                    part = message.get("body", b"")
+                    total += len(part)
+                    body_within(total, limit)
+                    if not message.get("more_body", False):
+                        return part if not parts else b"".join((*parts, part))
+                    parts.append(part)
+        except TimeoutError:
+            late = Timeout(f"the body did not arrive within {seconds:g} s", outcome="not_started")
+            raise Refused(HTTPStatus.REQUEST_TIMEOUT, late) from None
+
+    async def record(self, kind: type[T]) -> T:
+        """Return the body as a record.
+
+        Raises:
+            InvalidInput: it is not JSON, or not such a record; the message says what and where.
+        """
+        return record(decode(await self.read()), kind)
+
+    def query(self, kind: type[T]) -> T:
+        """Return the query string as a record.
+
+        Raises:
+            InvalidInput: a parameter is unknown, repeated, missing, or not valid.
+        """
+        raw: bytes = self.scope["query_string"]
+        if not raw:
+            return record({}, kind, prefix="")
+        try:
+            pairs = parse_qsl(
+                raw.decode("latin-1"),
+                keep_blank_values=True,
+                errors="strict",
+                max_num_fields=_MOST_PARAMETERS,
+            )
+        except ValueError as error:
+            raise InvalidInput(f"the query string is not valid: {error}") from None
+        values = dict(pairs)
+        if len(values) != len(pairs):
+            names = [name for name, _ in pairs]
+            twice = sorted({name for name in names if names.count(name) > 1})
+            raise InvalidInput(
+                f"query parameters given twice: {', '.join(twice)}", details={"path": twice[0]}
+            )
+        try:
+            check(values)
+        except NotJson as error:
+            path = error.path.removeprefix("$.")
+            raise InvalidInput(f"{path}: {error.reason}", details={"path": path}) from None
+        return record(values, kind, prefix="")
+
+    def ulid(self, name: str, what: str) -> str:
+        """Return a path parameter that is one of our ids.
+
+        Raises:
+            NotFound: it is none, so nothing has it.
+        """
+        given: str = self.path_params[name]
+        if not is_ulid(given):
+            raise NotFound(f"no {what} {given}")
+        return given
+
+
+class _Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """No parameters."""
+
+
+def record(value: Any, kind: type[T], *, prefix: str = "$.") -> T:
+    """Return ``value``, decoded JSON or a query (whose texts may be numbers), as a record.
+
+    Raises:
+        InvalidInput: it does not fit; unknown fields are all named.
+    """
+    try:
+        return msgspec.convert(value, kind, strict=bool(prefix))
+    except msgspec.ValidationError as error:
+        raise _unfit(value, kind, str(error), prefix) from None
+
+
+def _unfit(value: Any, kind: type[msgspec.Struct], message: str, prefix: str) -> InvalidInput:
+    if isinstance(value, dict):
+        unknown = sorted(value.keys() - set(kind.__struct_fields__))
+        if unknown:
+            sort = "unknown fields" if prefix else "unknown query parameters"
+            return InvalidInput(
+                f"{sort}: {', '.join(unknown)}",
+                details={"path": prefix + unknown[0], "unknown": unknown},
+            )
+    missing = _MISSING.search(message)
+    at = _AT.search(message)
+    path = at["path"] if at is not None else "$"
+    if missing is not None:
+        path = f"{path}.{missing['field']}"
+    path = prefix + path.removeprefix("$").removeprefix(".") if path != "$" else "$"
+    return InvalidInput(f"{path}: {_AT.sub('', message)}", details={"path": path})
+
+
+Endpoint = Callable[[Call], Awaitable[bytes | Response]]
+
+
+class Route(APIRoute):
+    """A FastAPI route whose app is the endpoint itself."""
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        super().__init__(path, endpoint, **options)
+        self.app = _serving(endpoint, self.status_code or 200)
+
+
+def _serving(endpoint: Endpoint, status: int) -> ASGIApp:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        answer = await endpoint(Call(scope, receive))
+        scope[ANSWERED] = True
+        if not isinstance(answer, bytes):
+            await answer(scope, receive, send)
+            return
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(answer)),
+        ]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": answer})
+
+    return app
+
+
+class Operation(msgspec.Struct, frozen=True, kw_only=True):
+    """One operation of the API: the route, and what OpenAPI says of it.
+
+    ``query`` and ``body`` are the records it takes, ``gives`` the one it answers with (None: no
+    JSON). ``errors`` are statuses beyond those that every operation may answer. ``headers`` are
+    the request headers it reads: name → (what it is, JSON Schema). ``public`` needs no credential.
+    """
+
+    method: str
+    path: str
+    endpoint: Endpoint
+    tag: str
+    gives: Any = None
+    gives_text: str | None = None
+    query: type[msgspec.Struct] | None = None
+    body: type[msgspec.Struct] | None = None
+    status: int = 200
+    also: dict[int, Any] = {}
+    errors: tuple[int, ...] = ()
+    headers: dict[str, tuple[str, dict[str, Any]]] = {}
+    public: bool = False
+
+    def guarded(self) -> Endpoint:
+        """Return the endpoint behind what is the same for all: who calls, and no stray query."""
+        endpoint, public, bare = self.endpoint, self.public, self.query is None
+
+        @functools.wraps(endpoint)
+        async def guarded(call: Call) -> bytes | Response:
+            if not public:
+                call.principal = await call.door.access.principal(call.scope[HEADERS])
+            if bare and call.scope["query_string"]:
+                call.query(_Nothing)
+            return await endpoint(call)
+
+        return guarded

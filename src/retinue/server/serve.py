@@ -1,0 +1,223 @@
+"""Serving: bind, start, serve, and stop in the order that loses nothing.
+
+uvicorn's own order would be wrong for us: it waits for open streams for ever, or cuts them. So
+the signals are ours. At the first one new tasks are refused while everything else goes on being
+answered; what runs gets the grace period; then the streams end in order, the server stops, and
+the store closes. A second signal ends the process at once: all that was acknowledged is durable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import uvicorn
+
+from retinue.errors import SettingsError
+from retinue.orchestrator import Orchestrator
+from retinue.server.app import create_app
+from retinue.server.protocol import BoundedProtocol
+from retinue.server.routing import Patience
+from retinue.settings import Settings
+
+log = logging.getLogger(__name__)
+
+BACKLOG = 2048
+CLOSE_SECONDS = 5
+KEEP_ALIVE_SECONDS = 65
+
+
+class Startable(Protocol):
+    """What is served: a runtime."""
+
+    async def start(self) -> Orchestrator:
+        """Start the system."""
+        ...
+
+    async def stop(self, grace: float | None = None) -> bool:
+        """Stop it; what runs gets ``grace`` seconds."""
+        ...
+
+
+# -- binding -----------------------------------------------------------------------------------
+
+
+def bind(settings: Settings) -> socket.socket:
+    """Return a listening socket for ``settings.host`` and ``settings.port``.
+
+    Call it before the store is opened: a port that is taken is then found out in time.
+
+    Raises:
+        SettingsError: nothing can listen there; the message names host, port and reason.
+    """
+    place = f"{settings.host}:{settings.port}"
+    try:
+        found = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except OSError as error:
+        raise SettingsError(f"cannot listen on {place}: {error.strerror or error}") from None
+    # A name for both families means IPv4: that is what a reader of the URL tries first.
+    family, kind, protocol, _, address = min(found, key=lambda info: info[0] != socket.AF_INET)
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        reason = error.strerror or str(error)
+        if error.errno == errno.EADDRINUSE:
+            reason = "the port is in use already"
+        raise SettingsError(f"cannot listen on {place}: {reason}") from None
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """Return the URL at which this machine reaches the server."""
+    host, port = listener.getsockname()[:2]
+    address = ipaddress.ip_address(host)
+    if address.is_unspecified:
+        host = "::1" if ":" in host else "127.0.0.1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def is_loopback(listener: socket.socket) -> bool:
+    """Say whether only this machine can reach the socket."""
+    return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
+
+
+# -- serving -----------------------------------------------------------------------------------
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers, and with a word when it listens."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none: they are ours."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and say so."""
+        await super().startup(sockets)
+        self.listening.set()
+
+
+class _Signals:
+    """SIGTERM and SIGINT: the first asks to stop, the second stops at once."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def __enter__(self) -> _Signals:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._heard, number)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.remove_signal_handler(number)
+
+    def _heard(self, number: int) -> None:
+        if self.asked.is_set():
+            log.warning("second signal: stopping at once")
+            os._exit(128 + number)
+        self.asked.set()
+
+
+async def serve(
+    runtime: Startable,
+    settings: Settings,
+    listener: socket.socket,
+    *,
+    ready: Callable[[Orchestrator, str], None] | None = None,
+    patience: Patience | None = None,
+    bench_echo: bool = False,
+) -> None:
+    """Start ``runtime`` and serve it on ``listener`` until a signal asks to stop.
+
+    ``ready`` is called with the orchestrator and the URL once requests are answered. On return
+    everything is stopped and closed.
+
+    Raises:
+        SettingsError: the address can be reached from elsewhere and there is no API key.
+        RetinueError: the system cannot be started.
+    """
+    with _Signals() as signals, contextlib.closing(listener):
+        orchestrator = await runtime.start()
+        try:
+            loopback = is_loopback(listener)
+            if not loopback and not await orchestrator.keys.active():
+                raise SettingsError(
+                    f"{settings.host} can be reached from other machines and there is no API key:"
+                    " create one first, or listen on 127.0.0.1"
+                )
+            app = create_app(
+                orchestrator,
+                settings,
+                loopback=loopback,
+                patience=patience,
+                bench_echo=bench_echo,
+            )
+            server = _Server(_config(app))
+            serving = asyncio.create_task(server.serve([listener]))
+            await _first(serving, server.listening)
+            if ready is not None and not serving.done():
+                ready(orchestrator, url_of(listener))
+            await _first(serving, signals.asked)
+            if not serving.done():
+                await _drain(orchestrator, settings.grace_seconds)
+            server.should_exit = True
+            await serving
+        finally:
+            await runtime.stop(0)
+
+
+async def _drain(orchestrator: Orchestrator, grace: float) -> None:
+    log.info("stopping: no new tasks; what runs gets %g s", grace)
+    clean = await orchestrator.drain(grace)
+    if not clean:
+        log.warning("the grace period is over; what still ran was stopped")
+    orchestrator.close_streams()
+
+
+async def _first(serving: asyncio.Task[None], event: asyncio.Event) -> None:
+    """Return when ``event`` is set, or the server has ended."""
+    waiting = asyncio.create_task(event.wait())
+    await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+
+
+def _config(app: object) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        http=BoundedProtocol,
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        forwarded_allow_ips=[],
+        workers=1,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=CLOSE_SECONDS,
+    )

@@ -1,0 +1,20 @@
+"""Settings: one frozen object, read once.
+
+``retinue.yaml`` is what a person writes; the environment wins over it, and the options of a
+command over both. ``.env`` stands for environment that is not set.
+"""
+
+from retinue.settings.model import AgentReference, Caller, Settings, schema, without_password
+from retinue.settings.sources import caller, find_config, here, load
+
+__all__ = [
+    "AgentReference",
+    "Caller",
+    "Settings",
+    "caller",
+    "find_config",
+    "here",
+    "load",
+    "schema",
+    "without_password",
+]

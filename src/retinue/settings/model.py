@@ -1,0 +1,230 @@
+"""What can be set: the models, their descriptions, their published schema."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit, urlunsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+)
+
+PREFIX = "RETINUE_"
+ALIASES = {
+    "ORCHESTRATOR_PORT": "port",
+    "TRACE_URL": "trace_url",
+    "MEMAGENT_URL": "memagent_url",
+    "DATABASE_URL": "database_url",
+}
+"""Names of specification 003 (and of everybody) for what ``RETINUE_<FIELD>`` sets as well."""
+
+
+def _http_url(value: str) -> str:
+    parts = urlsplit(value)  # a ValueError of its own says what is wrong
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query:
+        raise ValueError("it must be a URL like http://localhost:8787")
+    _ = parts.port
+    return value.rstrip("/")
+
+
+def _origin(value: str) -> str:
+    parts = urlsplit(_http_url(value))
+    if parts.path:
+        raise ValueError("it must be an origin like https://example.org, without a path")
+    return value.rstrip("/").lower()
+
+
+def _database_url(value: str) -> str:
+    if value == "sqlite://" or (value.startswith("sqlite:///") and value != "sqlite:///"):
+        return value
+    if not value.startswith(("postgresql://", "postgres://")):
+        raise ValueError("it must be sqlite:///path, sqlite:// (in memory) or postgresql://…")
+    _ = urlsplit(value).port
+    return value
+
+
+def _reference(value: Any) -> Any:
+    return {"agent": value} if isinstance(value, str) else value
+
+
+def _module_and_name(value: str) -> str:
+    module, _, name = value.partition(":")
+    if not all(part.isidentifier() for part in [*module.split("."), *name.split(".")]):
+        raise ValueError("it must be written as module:Class")
+    return value
+
+
+def _word(value: str) -> str:
+    if not value or value != value.strip() or "/" in value:
+        raise ValueError("it must be a host name or an address, without scheme and port")
+    return value
+
+
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
+Origin = Annotated[str, AfterValidator(_origin)]
+Host = Annotated[str, AfterValidator(_word)]
+
+
+class AgentReference(BaseModel):
+    """An agent to register: ``module:Class`` and the arguments it is made with."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    agent: Annotated[str, AfterValidator(_module_and_name)] = Field(
+        description="module:Class (or module:object) of an Agent; the module may lie beside the"
+        " configuration file"
+    )
+    arguments: dict[str, Any] = Field(
+        default_factory=dict, description="keyword arguments that the class is made with"
+    )
+
+
+Reference = Annotated[
+    AgentReference,
+    BeforeValidator(_reference),
+    WithJsonSchema(
+        {"anyOf": [{"type": "string"}, AgentReference.model_json_schema()]}, mode="validation"
+    ),
+]
+
+
+class Settings(BaseModel):
+    """Everything that can be set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    host: Host = Field(
+        default="127.0.0.1",
+        description="the address to listen on; one beyond this machine needs an API key to exist",
+    )
+    port: int = Field(
+        default=8888, ge=0, le=65535, description="the TCP port to listen on; 0 takes any free one"
+    )
+    data_dir: Path = Field(
+        default=Path(".retinue"), description="the directory of the SQLite store; made when missing"
+    )
+    database_url: Annotated[str, AfterValidator(_database_url)] | None = Field(
+        default=None,
+        description="where the store is: sqlite:///path, sqlite:// (in memory, gone at the end) or"
+        " postgresql://user:password@host:port/name; unset: retinue.db in data_dir",
+    )
+    lease_seconds: float = Field(
+        default=15.0,
+        gt=0,
+        le=3600,
+        description="seconds after which a worker that is not heard from is taken for dead"
+        " (PostgreSQL only)",
+    )
+    examples: bool = Field(default=True, description="whether the example agents are registered")
+    survey_root: Path = Field(
+        default=Path(), description="the directory below which the example surveyor may read"
+    )
+    agents: tuple[Reference, ...] = Field(
+        default=(), description="agents to register: module:Class, or {agent, arguments}"
+    )
+    entry_points: bool = Field(
+        default=True,
+        description="whether agents of installed packages (entry points retinue.agents) are"
+        " registered",
+    )
+    queue_bound: int = Field(
+        default=10_000,
+        ge=1,
+        description="tasks that may wait per agent or capability; more are refused",
+    )
+    max_body_bytes: int = Field(
+        default=1 << 20, ge=1024, description="bytes that the body of a request may have"
+    )
+    max_result_bytes: int = Field(
+        default=16 << 20, ge=1024, description="bytes that the result of an agent may have, as JSON"
+    )
+    grace_seconds: float = Field(
+        default=20.0,
+        ge=0,
+        le=3600,
+        description="seconds that running work gets to end when we stop",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="the least important log line that is written"
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="json writes one JSON object per log line"
+    )
+    allowed_hosts: tuple[Host, ...] = Field(
+        default=(),
+        description="host names besides this machine's own that requests may be addressed to"
+        " (the Host header)",
+    )
+    allowed_origins: tuple[Origin, ...] = Field(
+        default=(),
+        description="origins whose web pages may call this server, like https://example.org",
+    )
+    trace_url: HttpUrl = Field(
+        default="http://localhost:8787",
+        description="the Trace service that contracts are sent to; used only when set",
+    )
+    memagent_url: HttpUrl = Field(
+        default="http://localhost:8799",
+        description="the MemAgent service that compresses sessions; used only when set",
+    )
+
+    @property
+    def trace_enabled(self) -> bool:
+        """Whether somebody set ``trace_url``, be it to its default."""
+        return "trace_url" in self.model_fields_set
+
+    @property
+    def memagent_enabled(self) -> bool:
+        """Whether somebody set ``memagent_url``, be it to its default."""
+        return "memagent_url" in self.model_fields_set
+
+    def shown(self) -> dict[str, Any]:
+        """Return the settings as JSON values; passwords and agents' arguments are masked."""
+        values = self.model_dump(mode="json")
+        for reference in values["agents"]:
+            reference["arguments"] = dict.fromkeys(reference["arguments"], "***")
+        for name, value in values.items():
+            if name.endswith("_url") and value is not None:
+                values[name] = without_password(value)
+        return values
+
+
+class Caller(BaseModel):
+    """How the command line reaches a server: its URL, if named, and the credential to send."""
+
+    model_config = ConfigDict(frozen=True)
+
+    url: HttpUrl | None = None
+    api_key: str | None = Field(default=None, repr=False)
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema of ``retinue.yaml``; ``x-environment`` names the variables."""
+    found = Settings.model_json_schema()
+    for name, field in found["properties"].items():
+        names = [variable for variable, target in ALIASES.items() if target == name]
+        if name != "agents":
+            field["x-environment"] = [PREFIX + name.upper(), *names]
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **found,
+        "title": "retinue.yaml",
+    }
+
+
+def without_password(url: str) -> str:
+    """Return ``url`` with its password as ``***``."""
+    try:
+        parts = urlsplit(url)
+        if parts.password is None:
+            return url
+    except ValueError:
+        return "***"
+    place = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username}:***@{place}"))
