@@ -65,7 +65,10 @@ def main() -> None:
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
     sys.stdout.write(f"http://127.0.0.1:{listener.getsockname()[1]}\n")
     sys.stdout.flush()
-    config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off")
+    # The same event loop as the product's server, so that only the code differs.
+    config = uvicorn.Config(
+        app, loop="asyncio", log_level="warning", access_log=False, lifespan="off"
+    )
     uvicorn.Server(config).run([listener])
 
 

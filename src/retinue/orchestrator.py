@@ -434,7 +434,8 @@ def reply_view(reply: Reply) -> dict[str, Any]:
         "timestamp": iso(now_us()),
     }
     if reply.error is not None:
-        view["error"] = reply.error
+        view["error"] = reply.error.get("message")
+        view["error_info"] = reply.error
     return view
 
 

@@ -199,7 +199,7 @@ async def test_a_question_nobody_answers_expires(orchestrator: Orchestrator) -> 
     orchestrator.register_agent(impatient)
     async with asyncio.timeout(10):
         reply = await orchestrator.orchestrate("s", {"capability": "impatient"})
-    assert reply["error"]["message"] == "nobody answered in time"
+    assert reply["error"] == "nobody answered in time"
     assert (await orchestrator.questions(Page())).items == []
 
 

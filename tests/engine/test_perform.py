@@ -164,8 +164,8 @@ async def test_an_agent_that_fails_leaves_a_typed_failure_and_is_available_again
     reply = await orchestrator.orchestrate("s", {"capability": "fail", "parameters": {"how": how}})
     assert reply["success"] is False
     assert reply["agent_id"] == "failing"
-    assert message in reply["error"]["message"]
-    assert reply["error"]["code"] == "E_INTERNAL"
+    assert message in reply["error"]
+    assert reply["error_info"]["code"] == "E_INTERNAL"
     _, response = await contracts(orchestrator, "s")
     assert response.contract.status == "failed"
     assert message.encode() in (response.contract.body or b"")
@@ -202,8 +202,8 @@ async def test_agents_that_never_return_end_at_their_deadline(orchestrator: Orch
     try:
         for name in ("forever", "stubborn", "blocked"):
             reply = await orchestrator.orchestrate("s", {"capability": name})
-            assert reply["error"]["code"] == "E_TIMEOUT"
-            assert reply["error"]["message"] == "Agent invocation timed out after 100ms"
+            assert reply["error_info"]["code"] == "E_TIMEOUT"
+            assert reply["error"] == "Agent invocation timed out after 100ms"
             assert (await orchestrator.agent(name)).running == 0
         states = {e.capability: e.state for e in await executions(orchestrator, "s")}
         assert set(states.values()) == {State.TIMED_OUT}
@@ -227,8 +227,8 @@ async def test_too_many_calls_that_never_return_fail_the_agent_not_the_process(
         for _ in range(16):
             await orchestrator.orchestrate("s", {"capability": "blocked"})
         reply = await orchestrator.orchestrate("s", {"capability": "blocked"})
-        assert reply["error"]["code"] == "E_MODULE_LOAD"
-        assert "never returned" in reply["error"]["message"]
+        assert reply["error_info"]["code"] == "E_MODULE_LOAD"
+        assert "never returned" in reply["error"]
         assert threading.active_count() <= before + 16
     finally:
         release.set()
@@ -473,7 +473,7 @@ async def test_agents_that_call_each_other_for_ever_are_stopped(
     orchestrator.register_agent(loop)
     reply = await orchestrator.orchestrate("s", {"capability": "loop"})
     assert reply["success"] is False
-    assert "levels deep" in reply["error"]["message"]
+    assert "levels deep" in reply["error"]
 
 
 async def test_a_caller_that_goes_away_does_not_end_the_execution(

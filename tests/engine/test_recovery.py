@@ -181,7 +181,7 @@ async def test_what_outlasts_the_grace_ends_with_its_outcome_unknown(tmp_path: P
             await asyncio.sleep(0.001)
     assert await runtime.stop(grace=0.01) is False
     reply = await caller
-    assert reply["error"]["code"] == "E_SHUTTING_DOWN"
+    assert reply["error_info"]["code"] == "E_SHUTTING_DOWN"
     async with Runtime(settings(tmp_path)) as again:
         execution = await again.execution(reply["execution_id"])
         assert (execution.state, execution.outcome) == (State.FAILED, "unknown")

@@ -101,8 +101,8 @@ async def test_the_survey_stays_below_its_root(fleet: Orchestrator, files: Path,
     (files / "link").symlink_to("/etc")
     answer = await ask(fleet, "survey_repository", path=path)
     assert answer["success"] is False
-    assert answer["error"]["code"] == "E_INVALID_INPUT"
-    assert path in answer["error"]["message"]
+    assert answer["error_info"]["code"] == "E_INVALID_INPUT"
+    assert path in answer["error"]
 
 
 async def test_wrong_paths_do_not_make_the_agent_fail(fleet: Orchestrator) -> None:
@@ -202,7 +202,7 @@ async def test_the_review_calls_the_survey(fleet: Orchestrator) -> None:
 async def test_the_review_of_a_bad_path_says_why(fleet: Orchestrator) -> None:
     answer = await ask(fleet, "review_repository", path="..")
     assert answer["success"] is False
-    assert "outside" in answer["error"]["message"]
+    assert "outside" in answer["error"]
 
 
 def test_the_review_names_long_files_and_gaps() -> None:

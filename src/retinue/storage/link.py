@@ -15,7 +15,15 @@ from typing import Any, TypeAlias
 
 import asyncpg
 
-from retinue.errors import Conflict, InvalidInput, RetinueError, StoreFull, StoreUnavailable
+from retinue.errors import (
+    Conflict,
+    InvalidInput,
+    RetinueError,
+    StoreFull,
+    StoreUnavailable,
+    Unavailable,
+    WorkerLost,
+)
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 Connect: TypeAlias = Callable[[], Awaitable[Connection]]
@@ -61,7 +69,7 @@ _AGAIN = frozenset({"40001", "40P01", "55P03", "0A000"})
 
 def fault_of(error: BaseException) -> Fault:
     """Say what kind of error it is."""
-    if isinstance(error, RetinueError):
+    if isinstance(error, Unavailable | WorkerLost):
         return Fault.STORE
     if isinstance(error, asyncpg.PostgresError):
         state = str(error.sqlstate)

@@ -123,7 +123,8 @@ class PostgresStore(Reads):
             await self._begin_epoch(self._writer)
         except Exception as error:
             self._drop_writer()
-            raise translate(error) from error
+            ours = translate(error)
+            raise ours from (error if ours is not error else None)
         self._lease.start()
         self._down = False
         self._closed = False
@@ -183,7 +184,7 @@ class PostgresStore(Reads):
         self._over = True
         self._hopeless.set()
         if self._on_lost is not None:
-            self._on_lost()
+            self._loop.call_soon(self._on_lost)
         self._start_writing()  # with a new epoch
 
     # -- writing -------------------------------------------------------------------------------
@@ -283,7 +284,8 @@ class PostgresStore(Reads):
             batch.results = await self._carrier.run(
                 db, [self._of_this_epoch(intent) for intent in batch.intents]
             )
-            await db.execute("COMMIT")
+            if await db.execute("COMMIT") != "COMMIT":
+                raise StoreUnavailable("the server took the batch back; nothing was acknowledged")
         except Exception as error:
             if fault_of(error) is not Fault.LOST:
                 if begun:
@@ -391,11 +393,12 @@ class PostgresStore(Reads):
         try:
             return await self._readers.fetch(numbered(sql), values)
         except Exception as error:
-            raise translate(error) from error
+            ours = translate(error)
+            raise ours from (error if ours is not error else None)
 
 
 def _failure(error: Exception) -> Exception:
     """Return what one caller gets: an error of its own, not shared with its neighbours."""
-    if type(error) in {WorkerLost, StoreUnavailable}:
-        return type(error)(error.message)  # type: ignore[attr-defined]
+    if isinstance(error, WorkerLost | StoreUnavailable):
+        return type(error)(error.message)
     return translate(error)

@@ -69,7 +69,7 @@ async def populate(store: Store) -> list[Execution]:
             owner=("ann", "bob")[i % 2],
             session_id=f"s{i % 3}",
             key=f"k{i}",
-            agent_id=(None, "a1", "a2")[i % 3],
+            agent_id=(None, "a1", "a2")[i % 3] if i != 11 else None,
             capability=("echo", "sum")[i % 2],
         )
         if i % 6 < 4:

@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 
+import msgspec
 import pytest
 
 from retinue.domain.contract import ContractStatus
@@ -26,6 +28,7 @@ from retinue.domain.intent import (
     Requeue,
 )
 from retinue.domain.question import Question, QuestionState
+from retinue.errors import IllegalTransition
 from retinue.interfaces import AgentTally, Page, Store
 from retinue.testing.store_samples import (
     cancel,
@@ -150,6 +153,32 @@ class RunRules:
         assert len(await verify_events(store, e)) == 1
         assert len(await verify_chain(store, e.owner, e.session_id)) == 2
         assert (await store.bodies(await load(store, e)))[1] == b'{"result":%d}' % winner
+
+    async def test_an_illegal_end_fails_alone(self, store: Store) -> None:
+        e, neighbour = await run(store), await run(store)
+        wrong = finish(e)
+        wrong = msgspec.structs.replace(wrong, state=State.SCHEDULED)
+        results = await asyncio.gather(
+            store.write(wrong), store.write(append(neighbour)), return_exceptions=True
+        )
+        assert isinstance(results[0], IllegalTransition)
+        assert results[1] == Appended(1)
+        assert await load(store, e) == e
+        assert await store.events(e.id) == []
+        assert await store.write(finish(e)) == Appended(1)
+
+    async def test_the_callers_record_stays_its_own(self, store: Store) -> None:
+        e = await run(store)
+        before = copy.copy(e)
+        await store.write(append(e))
+        await store.write(finish(e))
+        assert e == before
+        queued = await queue(store)
+        (leased,) = await lease(store)
+        assert leased.id == queued.id
+        before = copy.copy(leased)
+        await store.write(append(leased))
+        assert leased == before
 
     async def test_a_queued_one_expires_once(self, store: Store) -> None:
         e, running = await queue(store), await run(store, execution(key="other"))
@@ -319,4 +348,13 @@ class QuestionRules:
         )
         assert isinstance(ended, Appended)
         assert late == Conflict("answered", {"state": "lost"})
+        assert (await question(store, question_id)).state is QuestionState.LOST
+
+    async def test_an_answer_in_the_commit_of_a_repeat_comes_too_late(self, store: Store) -> None:
+        e, question_id = await asked(store)
+        again, late = await asyncio.gather(
+            store.write(Requeue(fence(e), now_us(), now_us())), store.write(answer(question_id))
+        )
+        assert (again, late) == (Ok(), Conflict("answered", {"state": "lost"}))
+        assert (await load(store, e)).state is State.QUEUED
         assert (await question(store, question_id)).state is QuestionState.LOST

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from retinue.domain.ids import now_us
+from retinue.domain.intent import Requeue
 from retinue.errors import StoreFull, StoreLocked, StoreUnavailable
 from retinue.storage.lockfile import Holder, LockFile, read_holder
 from retinue.storage.migrate import migrations
 from retinue.storage.sqlite import SqliteStore
-from retinue.testing.store_samples import execution, finish, load, run, submit, verify_chain
+from retinue.testing.store_samples import execution, fence, finish, load, run, submit, verify_chain
 
 
 @pytest.fixture
@@ -114,6 +116,14 @@ class TestFullDisk:
         await run(store)
         await self.limit(store, 1)
         await store.close()
+
+
+class TestMemory:
+    async def test_what_does_not_run_here_is_not_kept(self, store: SqliteStore) -> None:
+        ended, repeated, running = await run(store), await run(store), await run(store)
+        await store.write(finish(ended))
+        await store.write(Requeue(fence(repeated), now_us(), now_us()))
+        assert store._live.keys() == {running.id}
 
 
 class TestSchema:

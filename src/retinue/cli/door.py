@@ -1,0 +1,160 @@
+"""Who is asked: a server that runs, or the local store in this process.
+
+In this order: the URL that is named (``--url``, ``RETINUE_URL``), the server that has the local
+store open (its lock file says where it serves), else nobody but us.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+import typer
+
+from retinue.cli import output
+from retinue.errors import NotFound, RetinueError, StoreLocked, Unavailable
+
+if TYPE_CHECKING:
+    from retinue.cli.client import Client
+    from retinue.settings import Settings
+
+T = TypeVar("T")
+Power = Literal["read", "change", "work", "server"]
+"""What a command needs: to read the store, to change it, to perform tasks, or a server."""
+LOCK_SECONDS = 10.0
+
+
+def ask(
+    command: Callable[[Client], Awaitable[T]],
+    *,
+    url: str | None,
+    config: Path | None,
+    power: Power = "read",
+) -> T:
+    """Run ``command`` with a client and return what it returns; an error ends the program."""
+
+    async def run() -> T:
+        async with client(url, config, power) as found:
+            return await command(found)
+
+    return complete(run)
+
+
+def complete(program: Callable[[], Awaitable[T]]) -> T:
+    """Run an asynchronous program to its end; an error or Ctrl-C ends this one."""
+
+    async def run() -> T:
+        return await program()
+
+    try:
+        return asyncio.run(run())
+    except RetinueError as error:
+        output.fail(error, _advice(error))
+    except KeyboardInterrupt:
+        raise typer.Exit(output.INTERRUPTED) from None
+
+
+@asynccontextmanager
+async def client(
+    url: str | None, config: Path | None, power: Power
+) -> AsyncIterator[Client]:
+    """Yield a client of whoever is to be asked.
+
+    Raises:
+        RetinueError: the settings are not valid, the store is locked, or a server is needed.
+    """
+    from retinue import settings
+    from retinue.cli.client import connect
+
+    caller = settings.caller(url)
+    where = caller.url
+    if where is None:
+        found = prepared(config)
+        where = await _server_of(found, power)
+    if where is not None:
+        remote = connect(where, caller.api_key)
+        async with remote:
+            yield remote
+        return
+    if power == "server":
+        raise Unavailable("this needs a running server, and there is none: `retinue serve`")
+    from retinue.cli import logs
+    from retinue.cli.embedded import opened
+
+    logs.configure("warning" if found.log_level == "info" else found.log_level, found.log_format)
+    async with opened(_existing(found, power), working=power == "work") as local:
+        yield local
+
+
+def prepared(config: Path | None, **options: object) -> Settings:
+    """Return the settings; agents named in a configuration file can be imported from beside it.
+
+    Raises:
+        SettingsError: something is not valid.
+    """
+    from retinue import settings
+
+    found = settings.here(config, **options)
+    path = settings.find_config(config, Path.cwd())
+    if path is not None and found.agents:
+        # The operator's own file, so the modules beside it are the operator's, too.
+        sys.path.insert(0, str(path.parent.absolute()))
+    return found
+
+
+async def _server_of(found: Settings, power: Power) -> str | None:
+    """Return the URL of the server that has the store open, if one has.
+
+    A process that has it open without serving is a command like this one: it is waited for.
+    """
+    from retinue.runtime import holder_of
+
+    deadline = time.monotonic() + LOCK_SECONDS
+    while (holder := holder_of(found)) is not None:
+        if holder.url is not None:
+            return holder.url
+        if time.monotonic() > deadline:
+            raise StoreLocked(
+                f"process {holder.pid} has this store open ({found.data_dir}) and serves nobody",
+                details={"pid": holder.pid, "url": None},
+            )
+        await asyncio.sleep(0.05)
+    return None
+
+
+def _existing(found: Settings, power: Power) -> Settings:
+    """Return the settings for a command that must not make a store just to read it."""
+    from retinue.runtime import store_file
+
+    path = store_file(found)
+    if power != "read" or path is None or path.exists():
+        return found
+    output.note(f"there is no store at {path} yet")
+    return found.model_copy(update={"database_url": "sqlite://"})
+
+
+def require_store(config: Path | None) -> None:
+    """Refuse to go on where there is nothing to look at.
+
+    Raises:
+        NotFound: the local store's file is not there.
+    """
+    from retinue.runtime import store_file
+
+    path = store_file(prepared(config))
+    if path is not None and not path.exists():
+        raise NotFound(f"there is no store at {path}")
+
+
+def _advice(error: RetinueError) -> str | None:
+    if not isinstance(error, StoreLocked):
+        return None
+    where = error.details.get("url")
+    if where:
+        return f"use it as it is: {where}; or stop process {error.details.get('pid')}"
+    return "wait until it has ended; `retinue serve` lets many commands share one store"

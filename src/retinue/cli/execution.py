@@ -1,0 +1,118 @@
+"""``retinue execution``: what was asked for, and how it stands."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from retinue.cli import output
+from retinue.cli.door import ask
+from retinue.cli.options import Config, Json, Limit, Url, noun
+from retinue.errors import Unavailable
+
+if TYPE_CHECKING:
+    from retinue.cli.client import Client
+
+app = noun("The executions: every task that was accepted, and how it stands.")
+Id = Annotated[str, typer.Argument(metavar="ID", help="The execution.", show_default=False)]
+Filter = typer.Option(show_default=False)
+
+
+class State(StrEnum):
+    """Where an execution stands."""
+
+    SCHEDULED = "scheduled"
+    QUEUED = "queued"
+    RUNNING = "running"
+    INPUT_REQUIRED = "input_required"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TIMED_OUT = "timed_out"
+
+
+@app.command("list")
+def list_executions(
+    session: Annotated[str | None, Filter] = None,
+    agent: Annotated[str | None, Filter] = None,
+    capability: Annotated[str | None, Filter] = None,
+    state: Annotated[State | None, Filter] = None,
+    limit: Limit = 20,
+    url: Url = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """List executions, newest first."""
+    where = {"session_id": session, "agent_id": agent, "capability": capability}
+    answer = ask(
+        lambda client: client.get("/v1/executions", limit=limit, state=state, **where),
+        url=url,
+        config=config,
+    )
+    if json:
+        output.show(answer)
+        return
+    columns = ("execution_id", "state", "capability", "agent_id", "session_id", "created_at")
+    output.table(columns, [[row[name] for name in columns] for row in answer["executions"]])
+    if answer["total"] > len(answer["executions"]):
+        output.note(f"{len(answer['executions'])} of {answer['total']}; --limit shows more")
+
+
+@app.command()
+def show(execution_id: Id, url: Url = None, config: Config = None, json: Json = False) -> None:
+    """Show one execution: its input, and its result or its error."""
+    answer = ask(
+        lambda client: client.get(f"/v1/executions/{execution_id}"), url=url, config=config
+    )
+    if json:
+        output.show(answer)
+    else:
+        output.fields(answer)
+
+
+@app.command()
+def cancel(execution_id: Id, url: Url = None, config: Config = None, json: Json = False) -> None:
+    """Cancel an execution; one that has ended stays as it is."""
+    answer = ask(
+        lambda client: client.post(f"/v1/executions/{execution_id}/cancel"),
+        url=url,
+        config=config,
+        power="change",
+    )
+    if json:
+        output.show(answer)
+    else:
+        output.say(f"{execution_id} is {answer['state']}")
+
+
+@app.command()
+def follow(
+    execution_id: Id,
+    after: Annotated[int, typer.Option(min=0, help="Begin behind the event of this number.")] = 0,
+    url: Url = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Show an execution's events, as they come, until it ends."""
+    from retinue.cli.stream import Printer
+
+    async def run(client: Client) -> dict[str, Any]:
+        if client.local:
+            known = await client.get(f"/v1/executions/{execution_id}")
+            if known["finished_at"] is None:
+                raise Unavailable(
+                    f"{execution_id} is {known['state']} and no server runs it: `retinue serve`"
+                )
+        printer = Printer(as_json=json)
+        last: dict[str, Any] = {}
+        async for event in client.events(execution_id, after):
+            printer.event(event)
+            last = event
+        printer.end()
+        return last
+
+    last = ask(run, url=url, config=config)
+    if last.get("eventType", "completed") != "completed":
+        raise typer.Exit(output.FAILED)

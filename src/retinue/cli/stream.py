@@ -1,0 +1,81 @@
+"""Events as a person sees them: text as it comes on stdout, everything else dim on stderr."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import typer
+
+from retinue.cli import output
+
+
+class Printer:
+    """Prints the events of one execution."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._open = False
+        self.streamed = False
+
+    def event(self, event: dict[str, Any]) -> None:
+        """Print one event."""
+        if self._as_json:
+            typer.echo(output.as_json(event, indent=None))
+            sys.stdout.flush()
+            return
+        kind = event["eventType"]
+        if kind == "content_chunk":
+            self._text(output.plain(str(event.get("content", ""))))
+        elif kind == "completed":
+            self._completed(event)
+        elif (line := _line(kind, event)) is not None:
+            self.end()
+            output.note(line)
+
+    def end(self) -> None:
+        """End the line of text that is open."""
+        if self._open:
+            typer.echo()
+            self._open = False
+
+    def _text(self, text: str) -> None:
+        if text:
+            typer.echo(text, nl=False)
+            sys.stdout.flush()
+            self.streamed = True
+            self._open = not text.endswith("\n")
+
+    def _completed(self, event: dict[str, Any]) -> None:
+        self.end()
+        if not self.streamed:
+            output.show(event.get("result"))
+        output.note(f"· completed: {event['executionId']}")
+
+
+def _line(kind: str, event: dict[str, Any]) -> str | None:
+    match kind:
+        case "attempt_started":
+            number = event.get("attempt", 1)
+            return f"· attempt {number}: starts over" if number > 1 else None
+        case "progress":
+            percentage, message = event.get("percentage"), event.get("message")
+            share = f"{percentage:.0f} %" if percentage is not None else ""
+            return f"· {share} {message or ''}".rstrip()
+        case "thinking":
+            return f"· {event.get('status')}"
+        case "log":
+            return f"· {event.get('level')}: {event.get('message')}"
+        case "tool_call":
+            return f"· calls {event.get('tool_name')} {output.as_json(event.get('arguments'), indent=None)}"
+        case "tool_result":
+            return f"· {event.get('tool_name')} answered"
+        case "input_required":
+            question = event.get("question_id")
+            return (
+                f"? {event.get('prompt')}\n  answer with: retinue question answer {question} VALUE"
+            )
+        case "failed":
+            return None  # said as an error, at the end
+        case _:
+            return f"· {kind}"
