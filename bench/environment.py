@@ -46,4 +46,6 @@ def _run(command: list[str]) -> None:
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     if ended.returncode:
         said = (ended.stderr or ended.stdout).strip().splitlines()
-        raise NoPeers(said[-1] if said else f"{command[0]} ended with {ended.returncode}")
+        # pip explains itself at length below the line that says what is wrong.
+        wrong = [line for line in said if line.startswith("ERROR")] or said[-1:]
+        raise NoPeers(wrong[0] if wrong else f"{command[0]} ended with {ended.returncode}")

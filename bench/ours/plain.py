@@ -62,12 +62,15 @@ app = Starlette(routes=[Route("/v1/orchestrate", orchestrate, methods=["POST"])]
 
 def main() -> None:
     """Serve on a free port."""
-    listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
+    # With its protocol named: asyncio turns Nagle's delay off only for sockets that say TCP.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(2048)
     sys.stdout.write(f"http://127.0.0.1:{listener.getsockname()[1]}\n")
     sys.stdout.flush()
     # The same event loop as the product's server, so that only the code differs.
     config = uvicorn.Config(
-        app, loop="asyncio", log_level="warning", access_log=False, lifespan="off"
+        app, loop="uvloop", log_level="warning", access_log=False, lifespan="off"
     )
     uvicorn.Server(config).run([listener])
 

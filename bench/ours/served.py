@@ -12,6 +12,8 @@ import logging
 import sys
 from pathlib import Path
 
+import uvloop
+
 from bench.ours.agent import echo
 from retinue import Runtime, Settings
 from retinue.orchestrator import Orchestrator
@@ -43,7 +45,8 @@ def main() -> None:
     parser.add_argument("path", type=Path)
     given = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
-    asyncio.run(run(given.path))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run(given.path))
 
 
 if __name__ == "__main__":

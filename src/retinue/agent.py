@@ -76,6 +76,7 @@ class Agent:
 class Performer(Protocol):
     """What stands behind a ``Context``: the driver's side of one running execution."""
 
+    agent_id: str
     execution_id: str
     session_id: str
     attempt: int
@@ -110,6 +111,11 @@ class Context:
 
     def __init__(self, performer: Performer) -> None:
         self._performer = performer
+
+    @property
+    def agent_id(self) -> str:
+        """The agent's own id."""
+        return self._performer.agent_id
 
     @property
     def execution_id(self) -> str:

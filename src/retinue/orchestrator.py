@@ -28,13 +28,13 @@ from retinue.domain.strictjson import dumps, loads
 from retinue.engine.compress import compress
 from retinue.engine.core import Engine
 from retinue.engine.intake import Accepted
+from retinue.engine.keys import Keys
 from retinue.engine.ledger import Verdict, Verification
 from retinue.engine.outcome import Reply, reply_of
 from retinue.engine.registry import Entry, describe
 from retinue.engine.schema import parameters_schema
 from retinue.errors import Forbidden, InvalidInput, NotFound, RetinueError
 from retinue.interfaces import ContractFilter, ContractView, ExecutionFilter, Listing, Page
-from retinue.engine.keys import Keys
 
 __all__ = [
     "LOCAL_ADMIN",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,18 +27,21 @@ log = logging.getLogger(__name__)
 ENTRY_POINTS = "retinue.agents"
 
 
-def open_store(settings: Settings, *, url: str | None = None) -> Store:
+def open_store(
+    settings: Settings, *, url: str | None = None, on_lost: Callable[[], None] | None = None
+) -> Store:
     """Return the store that the settings name, not opened yet.
 
     ``database_url`` is ``sqlite:///path``, ``sqlite://`` (in memory) or ``postgresql://…``; unset
-    it is ``retinue.db`` in the data directory. ``url`` is where this process will serve.
+    it is ``retinue.db`` in the data directory. ``url`` is where this process will serve;
+    ``on_lost`` is called when others may take over what it runs (PostgreSQL only).
     """
     address = settings.database_url
     if address is None or address.startswith("sqlite:"):
         return SqliteStore(store_file(settings), url=url)
     from retinue.storage.postgres import PostgresStore  # noqa: PLC0415 asyncpg only when used
 
-    return PostgresStore(address, lease_seconds=settings.lease_seconds)
+    return PostgresStore(address, lease_seconds=settings.lease_seconds, on_lost=on_lost)
 
 
 def store_file(settings: Settings) -> Path | None:
@@ -94,7 +98,7 @@ class Runtime:
         store: Store | None = None,
     ) -> None:
         self.settings = settings or Settings(database_url="sqlite://", examples=False)
-        self.store = store or open_store(self.settings, url=url)
+        self.store = store or open_store(self.settings, url=url, on_lost=lambda: self.engine.lost())
         self.engine = Engine(
             self.store,
             {PythonDriver.name: PythonDriver()},

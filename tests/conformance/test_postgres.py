@@ -1,28 +1,26 @@
-"""What only PostgreSQL can show: several processes, lost connections, a server that dies."""
+"""What only PostgreSQL can show: several processes on one database, their epochs and leases."""
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
 import asyncpg
 import pytest
 
-from retinue.domain.execution import Execution, State
+from retinue.domain.execution import Execution
 from retinue.domain.ids import now_us
-from retinue.domain.intent import Append, Appended, Conflict, Intent, Lease, Leased, Requeue
-from retinue.errors import InvalidInput, StoreUnavailable, Unavailable, WorkerLost
-from retinue.interfaces import ExecutionFilter, Page
+from retinue.domain.intent import Append, Appended, Audit, Conflict, Intent, Lease, Leased, Requeue
+from retinue.errors import StoreUnavailable, WorkerLost
 from retinue.storage.migrate import migrations
 from retinue.storage.postgres import PostgresStore
 from retinue.testing.servers import PostgresServer
+from retinue.testing.store_records import audited, verify_audit
 from retinue.testing.store_samples import (
     execution,
     fence,
     finish,
     lease,
-    load,
     queue,
     run,
     submit,
@@ -36,29 +34,7 @@ from retinue.testing.store_samples import (
 Open: TypeAlias = Callable[..., Awaitable[PostgresStore]]
 Sql: TypeAlias = Callable[..., Awaitable[list[Any]]]
 RECOVERY_SECONDS = 5.0
-
-
-@pytest.fixture
-async def sql(postgres_url: str) -> AsyncIterator[Sql]:
-    """Run statements beside the stores."""
-    db = await asyncpg.connect(postgres_url)
-    yield db.fetch
-    await db.close()
-
-
-@pytest.fixture
-async def opened(postgres_url: str) -> AsyncIterator[Open]:
-    """Open stores on one database; close what is left open."""
-    stores: list[PostgresStore] = []
-
-    async def opener(**how: Any) -> PostgresStore:
-        store = PostgresStore(postgres_url, **how)
-        stores.append(store)
-        await store.open()
-        return store
-
-    yield opener
-    await asyncio.gather(*(store.close() for store in stores))
+QUICK_SECONDS = 2.0
 
 
 class TestSeveralProcesses:
@@ -87,9 +63,10 @@ class TestSeveralProcesses:
             await verify_chain(two, "ann", f"s{i}")
 
     async def test_their_writes_to_one_chain_interleave_without_deadlock(
-        self, opened: Open, sql: Sql
+        self, opened: Open, postgres_server: PostgresServer
     ) -> None:
         stores = await asyncio.gather(*(opened() for _ in range(3)))
+        before = postgres_server.log.count("deadlock detected")
 
         async def caller(store: PostgresStore, i: int) -> None:
             for turn in range(5):
@@ -100,10 +77,17 @@ class TestSeveralProcesses:
         await asyncio.gather(*(caller(store, i) for i in range(12) for store in stores))
         rows = [await verify_chain(stores[0], "ann", f"s{i}") for i in range(6)]
         assert sum(map(len, rows)) == 2 * 5 * 12 * 3
-        (dead,) = await sql(
-            "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
-        )
-        assert dead[0] == 0
+        assert postgres_server.log.count("deadlock detected") == before
+
+    async def test_their_audit_is_one_chain(self, opened: Open) -> None:
+        stores = await asyncio.gather(opened(), opened())
+
+        async def caller(store: PostgresStore) -> None:
+            for i in range(5):
+                await store.write(Audit(audited(target=str(i)), now_us()))
+
+        await asyncio.gather(*(caller(store) for store in stores * 4))
+        assert await verify_audit(stores[0]) == 40
 
     async def test_only_one_of_two_takes_over(self, opened: Open) -> None:
         dead = await opened(lease_seconds=0.5)
@@ -117,6 +101,16 @@ class TestSeveralProcesses:
             one.write(Requeue(fence(orphans[0]), at, at)), two.write(finish(orphans[0]))
         )
         assert sum(isinstance(result, Conflict) for result in results) == 1
+
+    async def test_a_session_that_another_removed_is_made_again(
+        self, opened: Open, sql: Sql
+    ) -> None:
+        store = await opened()
+        await run(store)
+        await sql("DELETE FROM contract")
+        await sql("DELETE FROM session")
+        await run(store)
+        assert len(await verify_chain(store, "ann", "s1")) == 1
 
     async def test_a_full_queue_is_full_for_all(self, opened: Open) -> None:
         one, two = await asyncio.gather(opened(), opened())
@@ -139,7 +133,7 @@ class TestEpochs:
         await other.write(Requeue(fence(orphan), at, at))
         (taken,) = await lease(other)
         intents: list[Intent] = [
-            Append(fence(e), (text("late"),), at),
+            append(e),
             submit(execution(session_id="late")),
             submit(execution(session_id="late"), worker=first),
         ]
@@ -153,7 +147,7 @@ class TestEpochs:
         # The new epoch works, and the old one's fence stays closed.
         again = await run(zombie, execution(key="new"))
         assert again.worker == zombie.worker
-        refused = await zombie.write(Append(fence(e), (text("late"),), at))
+        refused = await zombie.write(append(e))
         assert refused == Conflict("fenced", {"attempt": 2})
         await other.write(finish(taken))
         assert len(await verify_events(other, e)) == 2
@@ -165,7 +159,7 @@ class TestEpochs:
         e = await run(store)
         await sql("UPDATE worker SET lease_until = 1")
         with pytest.raises(WorkerLost):
-            await store.write(Append(fence(e), (text(),), now_us()))
+            await store.write(append(e))
         assert [x.id for x in await store.orphans(10)] == [e.id]
 
     async def test_a_takeover_waits_for_the_batch_in_flight(self, opened: Open, sql: Sql) -> None:
@@ -257,6 +251,10 @@ class TestEpochs:
         assert len(await verify_chain(other, "ann", "s1")) == 3
 
 
+def append(e: Execution) -> Append:
+    return Append(fence(e), (text(),), now_us())
+
+
 async def _changed(store: PostgresStore, worker: str) -> bool:
     return store.worker != worker
 
@@ -271,261 +269,6 @@ async def _waiting(sql: Sql, count: int) -> bool:
 
 async def _submitted(store: PostgresStore, e: Execution, worker: str) -> Any:
     return await store.write(submit(e, worker=worker))
-
-
-class Load:
-    """Callers that submit, write and finish; it keeps what was acknowledged, and when."""
-
-    def __init__(self, store: PostgresStore) -> None:
-        self.store = store
-        self.ended: dict[str, int] = {}
-        self.times: list[float] = []
-        self.refused = 0
-        self.stopping = False
-
-    async def caller(self, number: int) -> None:
-        turn = 0
-        while not self.stopping:
-            turn += 1
-            e = execution(session_id=f"s{number % 4}", key=f"k{number}")
-            try:
-                await run(self.store, e)
-                written = 0
-                for _ in range(turn % 3):
-                    await self.acknowledged(Append(fence(e), (text("x"), text("y")), now_us()))
-                    written += 2
-                await self.acknowledged(finish(e))
-                self.ended[e.id] = written + 1
-            except Unavailable:
-                self.refused += 1
-                await asyncio.sleep(0.01)
-            except WorkerLost:
-                self.refused += 1
-
-    async def acknowledged(self, intent: Intent) -> None:
-        result = await self.store.write(intent)
-        assert isinstance(result, Appended), result
-        self.times.append(time.monotonic())
-
-    @contextlib.asynccontextmanager
-    async def under_way(self, callers: int) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(self.caller(i)) for i in range(callers)]
-        try:
-            yield
-            self.stopping = True
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-
-    async def more(self, count: int) -> None:
-        """Wait for more acknowledgements."""
-        before = len(self.times)
-
-        async def grown() -> bool:
-            return len(self.times) >= before + count
-
-        await until(grown)
-
-    async def verify(self) -> None:
-        """Check that all acknowledged is there, once, and that the chains hold."""
-        answered: dict[str, int] = {}
-        for i in range(4):
-            for row in await verify_chain(self.store, "ann", f"s{i}"):
-                if row.status is not None and row.execution_id is not None:
-                    answered[row.execution_id] = answered.get(row.execution_id, 0) + 1
-        assert set(answered.values()) == {1}
-        for execution_id, events in self.ended.items():
-            stored = await self.store.execution(execution_id, None)
-            assert stored is not None
-            assert stored.state is State.COMPLETED
-            assert answered[execution_id] == 1
-            assert len(await verify_events(self.store, stored)) == events
-        listing = await self.store.executions(ExecutionFilter(state=State.COMPLETED), Page(1))
-        assert listing.total == len(answered)
-
-
-class TestLostConnections:
-    async def test_killed_connections_cost_and_double_nothing(self, opened: Open, sql: Sql) -> None:
-        load = Load(await opened())
-        async with load.under_way(24):
-            for _ in range(25):
-                await load.more(20)
-                await sql(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-                )
-        assert load.refused == 0
-        await load.verify()
-
-    async def test_a_commit_whose_answer_was_lost_is_recognised(
-        self, opened: Open, sql: Sql
-    ) -> None:
-        store = await opened()
-        e = await run(store)
-        proxied = await _through_proxy(store)
-        try:
-            for number in range(1, 6):
-                proxied.cut_after_commit = True
-                assert await store.write(Append(fence(e), (text(),), now_us())) == Appended(number)
-                assert not proxied.cut_after_commit
-            assert len(await verify_events(store, e)) == 5
-        finally:
-            await proxied.close()
-
-    async def test_a_read_survives_its_connection(self, opened: Open, sql: Sql) -> None:
-        store = await opened()
-        e = await run(store)
-        for _ in range(5):
-            assert await load(store, e) == e
-            await sql(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-            )
-
-    async def test_no_error_of_the_driver_comes_through(self, opened: Open) -> None:
-        store = await opened()
-        with pytest.raises(InvalidInput):
-            await store.execution("\0", None)
-        bad, good = execution(session_id="a\0b"), execution()
-        results = await asyncio.gather(
-            store.write(submit(bad)), store.write(submit(good)), return_exceptions=True
-        )
-        assert isinstance(results[0], InvalidInput)
-        assert (await load(store, good)).state is State.QUEUED
-
-
-class Proxy:
-    """Passes bytes to the server; can lose the answer to a COMMIT that was carried out."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._writers: list[asyncio.StreamWriter] = []
-        self.cut_after_commit = False
-
-    async def open(self) -> int:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        port: int = self._server.sockets[0].getsockname()[1]
-        return port
-
-    async def _accept(self, up: asyncio.StreamReader, down: asyncio.StreamWriter) -> None:
-        from_server, to_server = await asyncio.open_connection("127.0.0.1", self._port)
-        self._writers += [down, to_server]
-        for source, target, answers in ((up, to_server, False), (from_server, down, True)):
-            task = asyncio.create_task(self._pump(source, target, answers=answers))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def _pump(
-        self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *, answers: bool
-    ) -> None:
-        with contextlib.suppress(OSError):
-            while data := await source.read(65536):
-                if answers and self.cut_after_commit and b"COMMIT\0" in data:
-                    self.cut_after_commit = False
-                    break
-                target.write(data)
-                await target.drain()
-        target.close()
-
-    async def close(self) -> None:
-        self._server.close()
-        for writer in self._writers:
-            writer.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._server.wait_closed()
-
-
-async def _through_proxy(store: PostgresStore) -> Proxy:
-    """Put a proxy between a store's writer and its server."""
-    host, _, database = store._dsn.rpartition("/")
-    start, _, port = host.rpartition(":")
-    proxy = Proxy(int(port))
-    own = await proxy.open()
-    store._dsn = f"{start}:{own}/{database}"
-    store._drop_writer()
-    return proxy
-
-
-class TestServerDies:
-    @pytest.fixture
-    def server(self) -> Iterator[PostgresServer]:
-        with PostgresServer() as server:
-            yield server
-
-    async def test_every_acknowledged_write_outlives_it(self, server: PostgresServer) -> None:
-        store = PostgresStore(server.url())
-        await store.open()
-        try:
-            load = Load(store)
-            async with load.under_way(24):
-                for _ in range(3):
-                    await load.more(100)
-                    await asyncio.to_thread(server.kill9)
-                    killed = time.monotonic()
-                    with pytest.raises(StoreUnavailable):
-                        await run(store, execution(key="refused"))
-                    # The answers that were on their way have arrived: none follows.
-                    down = time.monotonic()
-                    for _ in range(5):
-                        with pytest.raises(StoreUnavailable):
-                            await run(store, execution(key="refused"))
-                        with pytest.raises(StoreUnavailable):
-                            await store.ping()
-                    assert time.monotonic() - killed < 1
-                    assert not [at for at in load.times if at > down]
-                    await asyncio.to_thread(server.start)
-                    back = time.monotonic()
-                    await load.more(1)
-                    assert time.monotonic() - back < RECOVERY_SECONDS
-            await load.verify()
-        finally:
-            await store.close()
-
-    async def test_an_outage_longer_than_the_lease_ends_the_epoch(
-        self, server: PostgresServer
-    ) -> None:
-        lost = asyncio.Event()
-        store = PostgresStore(server.url(), lease_seconds=1.0, on_lost=lost.set)
-        await store.open()
-        try:
-            first = store.worker
-            e = await run(store)
-            await asyncio.to_thread(server.kill9)
-            with pytest.raises(StoreUnavailable):
-                await store.write(finish(e))
-            began = time.monotonic()
-            with pytest.raises(StoreUnavailable):
-                await store.write(finish(e))
-            assert time.monotonic() - began < 0.5
-            await lost.wait()
-            await asyncio.to_thread(server.start)
-            await until(lambda: _answers(store))
-            await run(store, execution(key="new"))
-            assert store.worker != first
-            assert [x.id for x in await store.orphans(10)] == [e.id]
-        finally:
-            await store.close()
-
-    async def test_it_closes_while_the_server_is_away(self, server: PostgresServer) -> None:
-        store = PostgresStore(server.url())
-        await store.open()
-        e = await run(store)
-        await asyncio.to_thread(server.kill9)
-        with pytest.raises(StoreUnavailable):
-            await store.write(finish(e))
-        await store.close()
-
-
-async def _answers(store: PostgresStore) -> bool:
-    try:
-        await run(store, execution(key="probe"))
-    except Unavailable:
-        return False
-    return True
 
 
 class TestOpening:

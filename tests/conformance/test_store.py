@@ -1,31 +1,18 @@
 """One suite over every store."""
 
 import asyncio
-import itertools
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 
-import asyncpg
 import pytest
 
 from retinue.storage.postgres import PostgresStore
 from retinue.storage.sqlite import SqliteStore
-from retinue.testing.servers import PostgresServer
 from retinue.testing.store_records import Tamper
 from retinue.testing.store_suite import Reopen, StoreSuite
-
-_schema_numbers = itertools.count(1)
-
-
-@pytest.fixture(scope="module")
-def database(postgres_server: PostgresServer) -> Iterator[str]:
-    """A database for all these tests; each has a schema of its own, which is made much faster."""
-    yield postgres_server.create_database("store_suite")
-    postgres_server.drop_database("store_suite")
 
 
 class TestSqliteFile(StoreSuite):
@@ -88,24 +75,23 @@ class TestSqliteMemory(StoreSuite):
 
 class TestPostgres(StoreSuite):
     @pytest.fixture
-    async def url(self, database: str) -> str:
-        schema = f"s{next(_schema_numbers)}"
-        await execute(database, f"CREATE SCHEMA {schema}")
-        return f"{database}?search_path={schema}"
-
-    @pytest.fixture
-    async def store(self, url: str) -> AsyncIterator[PostgresStore]:
-        store = PostgresStore(url)
+    async def store(self, schema_url: str) -> AsyncIterator[PostgresStore]:
+        store = PostgresStore(schema_url)
         await store.open()
         yield store
         await store.close()
 
     @pytest.fixture
-    def tamper(self, store: PostgresStore, url: str) -> Tamper:
-        return partial(execute, url)
+    def tamper(self, store: PostgresStore, sql: Tamper) -> Tamper:
+        async def execute(statement: str) -> None:
+            await sql(statement)
+
+        return execute
 
     @pytest.fixture
-    async def reopen(self, store: PostgresStore, tamper: Tamper, url: str) -> AsyncIterator[Reopen]:
+    async def reopen(
+        self, store: PostgresStore, tamper: Tamper, schema_url: str
+    ) -> AsyncIterator[Reopen]:
         opened: list[PostgresStore] = []
 
         async def crash() -> PostgresStore:
@@ -113,7 +99,7 @@ class TestPostgres(StoreSuite):
             store._drop_writer()
             store._readers.close()
             await tamper("UPDATE worker SET lease_until = 0")
-            again = PostgresStore(url)
+            again = PostgresStore(schema_url)
             opened.append(again)
             await again.open()
             return again
@@ -121,11 +107,3 @@ class TestPostgres(StoreSuite):
         yield crash
         for again in opened:
             await again.close()
-
-
-async def execute(url: str, statement: str) -> None:
-    db = await asyncpg.connect(url)
-    try:
-        await db.execute(statement)
-    finally:
-        await db.close()

@@ -22,7 +22,12 @@ CONNECT_SECONDS = 5.0
 SILENCE_SECONDS = 60.0
 PAUSES = (0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 5.0, 5.0)
 """Seconds to wait before each further try to reach a server that went away."""
+_NOTHING_MORE = 204
 TERMINAL = frozenset({"completed", "failed", "cancelled"})
+
+
+class _Over(Exception):
+    """The execution has ended, and every event was seen."""
 
 
 class Client:
@@ -31,16 +36,22 @@ class Client:
     def __init__(self, http: httpx.AsyncClient, *, local: bool) -> None:
         self._http = http
         self.local = local
-        self.url = str(http.base_url)
+        self.url = str(http.base_url).rstrip("/")
 
-    async def get(self, path: str, **query: Any) -> Any:
-        """GET; parameters that are None are left out.
+    async def __aenter__(self) -> Client:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._http.aclose()
+
+    async def get(self, path: str, *, wait: bool = False, **query: Any) -> Any:
+        """GET; parameters that are None are left out, ``wait`` lets the answer take its time.
 
         Raises:
             RetinueError: refused, or not reached.
         """
         given = {name: value for name, value in query.items() if value is not None}
-        return await self._request("GET", path, params=given)
+        return await self._request("GET", path, wait=wait, params=given)
 
     async def post(
         self, path: str, body: Any = None, *, key: str | None = None, wait: bool = False
@@ -51,11 +62,8 @@ class Client:
             RetinueError: refused, or not reached.
         """
         headers = {"Idempotency-Key": key} if key is not None else {}
-        timeout = httpx.Timeout(SILENCE_SECONDS, read=None) if wait else None
-        options: dict[str, Any] = {"timeout": timeout} if timeout is not None else {}
-        if body is not None:
-            options["json"] = body
-        return await self._request("POST", path, headers=headers, **options)
+        options = {"json": body} if body is not None else {}
+        return await self._request("POST", path, wait=wait, headers=headers, **options)
 
     async def delete(self, path: str) -> None:
         """DELETE.
@@ -65,7 +73,9 @@ class Client:
         """
         await self._request("DELETE", path)
 
-    async def _request(self, method: str, path: str, **options: Any) -> Any:
+    async def _request(self, method: str, path: str, *, wait: bool = False, **options: Any) -> Any:
+        if wait:
+            options["timeout"] = httpx.Timeout(SILENCE_SECONDS, read=None)
         try:
             response = await self._http.request(method, path, **options)
         except httpx.TransportError as error:
@@ -99,6 +109,8 @@ class Client:
                     if event["eventType"] in TERMINAL:
                         return
                 broken: RetinueError = CommunicationError(f"the stream from {self.url} ended early")
+            except _Over:
+                return
             except httpx.TransportError as error:
                 broken = self._unreached(error)
             except RetinueError as error:
@@ -114,6 +126,8 @@ class Client:
         headers = {"Last-Event-ID": str(after)} if after else {}
         path = f"/v1/executions/{execution_id}/events"
         async with self._http.stream("GET", path, headers=headers) as response:
+            if response.status_code == _NOTHING_MORE:
+                raise _Over
             if not response.is_success:
                 raise _refusal(response.status_code, await response.aread())
             async for line in response.aiter_lines():
@@ -145,6 +159,8 @@ def _decoded(content: bytes) -> Any:
 def _refusal(status: int, content: bytes) -> RetinueError:
     try:
         body = json.loads(content)
-        return error_from(body if isinstance(body, dict) and "code" in body else {})
     except ValueError:
-        return CommunicationError(f"the server answered {status}: is this a Retinue server?")
+        body = None
+    if isinstance(body, dict) and "code" in body:
+        return error_from(body)
+    return CommunicationError(f"the server answered {status}: is this a Retinue server?")

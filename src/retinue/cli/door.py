@@ -10,7 +10,7 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -27,6 +27,7 @@ T = TypeVar("T")
 Power = Literal["read", "change", "work", "server"]
 """What a command needs: to read the store, to change it, to perform tasks, or a server."""
 LOCK_SECONDS = 10.0
+_LOOK_SECONDS = 0.05
 
 
 def ask(
@@ -45,14 +46,18 @@ def ask(
     return complete(run)
 
 
-def complete(program: Callable[[], Awaitable[T]]) -> T:
-    """Run an asynchronous program to its end; an error or Ctrl-C ends this one."""
+def complete(program: Callable[[], Awaitable[T]], *, fast: bool = False) -> T:
+    """Run an asynchronous program to its end; an error or Ctrl-C ends this one.
+
+    ``fast`` takes uvloop where there is one: worth its import for a server only.
+    """
 
     async def run() -> T:
         return await program()
 
     try:
-        return asyncio.run(run())
+        with asyncio.Runner(loop_factory=_uvloop() if fast else None) as runner:
+            return runner.run(run())
     except RetinueError as error:
         output.fail(error, _advice(error))
     except KeyboardInterrupt:
@@ -60,9 +65,7 @@ def complete(program: Callable[[], Awaitable[T]]) -> T:
 
 
 @asynccontextmanager
-async def client(
-    url: str | None, config: Path | None, power: Power
-) -> AsyncIterator[Client]:
+async def client(url: str | None, config: Path | None, power: Power) -> AsyncIterator[Client]:
     """Yield a client of whoever is to be asked.
 
     Raises:
@@ -72,23 +75,60 @@ async def client(
     from retinue.cli.client import connect
 
     caller = settings.caller(url)
-    where = caller.url
-    if where is None:
-        found = prepared(config)
-        where = await _server_of(found, power)
-    if where is not None:
-        remote = connect(where, caller.api_key)
-        async with remote:
-            yield remote
-        return
-    if power == "server":
-        raise Unavailable("this needs a running server, and there is none: `retinue serve`")
+    async with AsyncExitStack() as stack:
+        if caller.url is not None:
+            found = connect(caller.url, caller.api_key)
+        else:
+            found = await _found(stack, prepared(config), power, caller.api_key)
+        yield await stack.enter_async_context(found)
+
+
+async def _found(
+    stack: AsyncExitStack, here: Settings, power: Power, api_key: str | None
+) -> Client:
+    """Return a client of the server that has the local store open, or of the store itself.
+
+    A process that has it open without serving is a command like this one: it is waited for.
+    """
+    from retinue.cli.client import connect
+    from retinue.runtime import holder_of
+
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        holder = holder_of(here)
+        if holder is not None and holder.url is not None:
+            return connect(holder.url, api_key)
+        try:
+            if holder is not None:
+                raise StoreLocked(
+                    f"process {holder.pid} has this store open ({here.data_dir})",
+                    details={"pid": holder.pid, "url": None},
+                )
+            if power == "server":
+                raise Unavailable("this needs a running server, and there is none: `retinue serve`")
+            return await _local(stack, here, power)
+        except StoreLocked:
+            if time.monotonic() > deadline:
+                raise
+        await asyncio.sleep(_LOOK_SECONDS)
+
+
+async def _local(stack: AsyncExitStack, here: Settings, power: Power) -> Client:
     from retinue.cli import logs
     from retinue.cli.embedded import opened
 
-    logs.configure("warning" if found.log_level == "info" else found.log_level, found.log_format)
-    async with opened(_existing(found, power), working=power == "work") as local:
-        yield local
+    # The command itself says what went wrong; the log is for who asks for it.
+    level = here.log_level if "log_level" in here.model_fields_set else "error"
+    logs.configure(level, here.log_format)
+    return await stack.enter_async_context(opened(_existing(here, power), working=power == "work"))
+
+
+def _uvloop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
 
 
 def prepared(config: Path | None, **options: object) -> Settings:
@@ -105,26 +145,6 @@ def prepared(config: Path | None, **options: object) -> Settings:
         # The operator's own file, so the modules beside it are the operator's, too.
         sys.path.insert(0, str(path.parent.absolute()))
     return found
-
-
-async def _server_of(found: Settings, power: Power) -> str | None:
-    """Return the URL of the server that has the store open, if one has.
-
-    A process that has it open without serving is a command like this one: it is waited for.
-    """
-    from retinue.runtime import holder_of
-
-    deadline = time.monotonic() + LOCK_SECONDS
-    while (holder := holder_of(found)) is not None:
-        if holder.url is not None:
-            return holder.url
-        if time.monotonic() > deadline:
-            raise StoreLocked(
-                f"process {holder.pid} has this store open ({found.data_dir}) and serves nobody",
-                details={"pid": holder.pid, "url": None},
-            )
-        await asyncio.sleep(0.05)
-    return None
 
 
 def _existing(found: Settings, power: Power) -> Settings:

@@ -7,7 +7,7 @@ the store's file is its admin, so nobody is asked for a credential here.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -82,14 +82,21 @@ class _Exchange(httpx.AsyncByteStream):
     def __init__(self, body: bytes) -> None:
         self._body: bytes | None = body
         self._parts: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=64)
-        self._start: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._start: asyncio.Future[MutableMapping[str, Any]] = (
+            asyncio.get_running_loop().create_future()
+        )
         self._closed = asyncio.Event()
         self._task: asyncio.Future[None] | None = None
 
     async def begin(self, serving: Any) -> httpx.Response:
         """Serve until the answer begins, and return it."""
         self._task = asyncio.ensure_future(self._serve(serving))
-        start = await self._start
+        try:
+            start = await self._start
+        except asyncio.CancelledError:
+            self._closed.set()
+            self._task.cancel()
+            raise
         return httpx.Response(start["status"], headers=start["headers"], stream=self)
 
     async def _serve(self, serving: Any) -> None:
@@ -104,16 +111,16 @@ class _Exchange(httpx.AsyncByteStream):
             if not self._closed.is_set():
                 await self._parts.put(None)
 
-    async def receive(self) -> dict[str, Any]:
-        """The app asks for the body, and later whether we are still there."""
+    async def receive(self) -> MutableMapping[str, Any]:
+        """Give the app the body, and later word that we are gone."""
         body, self._body = self._body, None
         if body is not None:
             return {"type": "http.request", "body": body, "more_body": False}
         await self._closed.wait()
         return {"type": "http.disconnect"}
 
-    async def send(self, message: dict[str, Any]) -> None:
-        """The app answers."""
+    async def send(self, message: MutableMapping[str, Any]) -> None:
+        """Take a part of the answer from the app."""
         if message["type"] == "http.response.start":
             self._start.set_result(message)
         elif message.get("body") and not self._closed.is_set():

@@ -45,9 +45,15 @@ def list_executions(
     json: Json = False,
 ) -> None:
     """List executions, newest first."""
-    where = {"session_id": session, "agent_id": agent, "capability": capability}
     answer = ask(
-        lambda client: client.get("/v1/executions", limit=limit, state=state, **where),
+        lambda client: client.get(
+            "/v1/executions",
+            session_id=session,
+            agent_id=agent,
+            capability=capability,
+            state=state,
+            limit=limit,
+        ),
         url=url,
         config=config,
     )

@@ -22,9 +22,7 @@ def verify(url: Url = None, config: Config = None, json: Json = False) -> None:
             require_store(config)
     except RetinueError as error:
         output.fail(error)
-    answer = ask(
-        lambda client: client.get("/v1/ledger/verify", wait=True), url=url, config=config
-    )
+    answer = ask(lambda client: client.get("/v1/ledger/verify", wait=True), url=url, config=config)
     if json:
         output.show(answer)
     seen = ", ".join(f"{answer[name]} {name}" for name in ("sessions", "contracts", "events"))
@@ -44,4 +42,4 @@ def verify(url: Url = None, config: Config = None, json: Json = False) -> None:
 
 @app.callback()
 def _group() -> None:
-    """The ledger, and whether it still holds."""
+    """Group the commands, be it only one."""

@@ -16,8 +16,10 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, TextIO
 
+from retinue.agent import current
+
 FIELDS = ("agent_id", "execution_id", "session_id", "trace_id", "span_id")
-"""What a log call gives in ``extra``; each is null where it does not."""
+"""What a log call gives in ``extra``, or an agent's by where it runs; null where neither does."""
 _MOST_TEXT = 32_768
 _MASKS = (
     (re.compile(r"\brtn_[A-Za-z0-9_-]{4,}"), "rtn_***"),
@@ -81,9 +83,7 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "message": _clean(_message(record)),
         }
-        for name in FIELDS:
-            value = getattr(record, name, None)
-            line[name] = value if value is None else _clean(str(value))
+        line |= _fields(record)
         if (failure := _failure(record)) is not None:
             line["exception"] = _clean(failure)
         return json.dumps(line)
@@ -94,9 +94,7 @@ class Lines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
-        where = "".join(
-            f" {name}={value}" for name in FIELDS if (value := getattr(record, name, None))
-        )
+        where = "".join(f" {name}={value}" for name, value in _fields(record).items() if value)
         head = f"{_time(record)} {record.levelname.lower():<7} {record.name}: "
         line = _clean(head + _message(record) + where)
         failure = _failure(record)
@@ -106,6 +104,18 @@ class Lines(logging.Formatter):
 def _time(record: logging.LogRecord) -> str:
     when = datetime.fromtimestamp(record.created, UTC)
     return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _fields(record: logging.LogRecord) -> dict[str, str | None]:
+    try:
+        around = current()
+    except LookupError:
+        around = None
+    found: dict[str, str | None] = {}
+    for name in FIELDS:
+        value = getattr(record, name, None) or getattr(around, name, None)
+        found[name] = _clean(str(value)) if value is not None else None
+    return found
 
 
 def _message(record: logging.LogRecord) -> str:

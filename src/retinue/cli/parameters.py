@@ -1,4 +1,4 @@
-"""``key=value`` words become a task's parameters, by the capability's schema. Pure but for files."""
+"""``key=value`` words become a task's parameters, by the capability's schema."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from retinue.errors import AgentNotFound, InvalidInput
 
@@ -28,7 +28,7 @@ def parse(words: Iterable[str], schema: Mapping[str, Any] | None) -> dict[str, A
     found: dict[str, Any] = {}
     for word in words:
         place = word.find("=")
-        is_json = place > 1 and word[place - 1] == ":"
+        is_json = place > 0 and word[place - 1] == ":"
         key, text = word[: place - is_json] if place > 0 else "", word[place + 1 :]
         if not key:
             raise InvalidInput(f"{word!r} is no parameter: {FORMS}")
@@ -50,7 +50,7 @@ def _json(key: str, text: str) -> Any:
     try:
         return json.loads(text, parse_constant=refuse)
     except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"{key}:={text} is not JSON: {error}") from None
+        raise InvalidInput(f"{key}:={text[:60]} is not JSON: {error}") from None
 
 
 def _file(key: str, name: str) -> str:
@@ -112,10 +112,17 @@ _CONVERSIONS: dict[str, Any] = {
 }
 
 
-def resolve(
-    word: str, wanted: str | None, agents: list[dict[str, Any]]
-) -> tuple[str, str | None, dict[str, Any] | None]:
-    """Return the capability, the agent to bind to (if any) and the schema that a word stands for.
+class Able(NamedTuple):
+    """An agent that can do what is wanted; ``bound`` says that no other one may."""
+
+    capability: str
+    agent_id: str
+    schema: dict[str, Any] | None
+    bound: bool
+
+
+def resolve(word: str, wanted: str | None, agents: list[dict[str, Any]]) -> Able:
+    """Return what a word stands for.
 
     A word is a capability first, else an agent's id or name, if that has one capability only.
     ``wanted`` is the agent that was named beside it.
@@ -129,7 +136,8 @@ def resolve(
     for agent in agents:
         for capability in agent["capabilities"]:
             if capability["name"] == word:
-                return word, agent["agent_id"] if wanted else None, capability["parameters"]
+                bound = wanted is not None
+                return Able(word, agent["agent_id"], capability["parameters"], bound)
     try:
         agent = _agent(word, agents)
     except AgentNotFound:
@@ -146,7 +154,8 @@ def resolve(
             f"agent {agent['agent_id']} can do several things, say which: "
             f"{', '.join(sorted(names)) or 'nothing'}"
         )
-    return capabilities[0]["name"], agent["agent_id"], capabilities[0]["parameters"]
+    only = capabilities[0]
+    return Able(only["name"], agent["agent_id"], only["parameters"], bound=True)
 
 
 def _agent(word: str, agents: list[dict[str, Any]]) -> dict[str, Any]:

@@ -29,6 +29,10 @@ class Printer:
             self._text(output.plain(str(event.get("content", ""))))
         elif kind == "completed":
             self._completed(event)
+        elif kind == "failed":
+            self.end()
+            advice = f"`retinue execution show {event['executionId']}` shows it"
+            output.complain(event.get("code", "E_INTERNAL"), str(event.get("error")), advice)
         elif (line := _line(kind, event)) is not None:
             self.end()
             output.note(line)
@@ -60,14 +64,15 @@ def _line(kind: str, event: dict[str, Any]) -> str | None:
             return f"· attempt {number}: starts over" if number > 1 else None
         case "progress":
             percentage, message = event.get("percentage"), event.get("message")
-            share = f"{percentage:.0f} %" if percentage is not None else ""
-            return f"· {share} {message or ''}".rstrip()
+            share = f" {percentage:.0f} %" if percentage is not None else ""
+            return f"·{share} {message or ''}".rstrip()
         case "thinking":
             return f"· {event.get('status')}"
         case "log":
             return f"· {event.get('level')}: {event.get('message')}"
         case "tool_call":
-            return f"· calls {event.get('tool_name')} {output.as_json(event.get('arguments'), indent=None)}"
+            arguments = output.as_json(event.get("arguments"), indent=None)
+            return f"· calls {event.get('tool_name')} {arguments}"
         case "tool_result":
             return f"· {event.get('tool_name')} answered"
         case "input_required":
@@ -75,7 +80,5 @@ def _line(kind: str, event: dict[str, Any]) -> str | None:
             return (
                 f"? {event.get('prompt')}\n  answer with: retinue question answer {question} VALUE"
             )
-        case "failed":
-            return None  # said as an error, at the end
         case _:
             return f"· {kind}"

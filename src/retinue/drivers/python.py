@@ -121,6 +121,7 @@ class Performance:
         self._drained = asyncio.Event()
         self._work: asyncio.Future[Any] | None = None
         self._closed = False
+        self.agent_id = instance.handle.agent_id
         self.execution_id = job.execution.id
         self.session_id = job.execution.session_id
         self.attempt = job.execution.attempt

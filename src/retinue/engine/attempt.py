@@ -27,11 +27,11 @@ from retinue.domain.intent import (
     Ok,
     Requeue,
 )
-from retinue.domain.policy import may_repeat
+from retinue.domain.policy import Delivery, may_repeat
 from retinue.domain.question import QuestionState
 from retinue.domain.strictjson import NotJson, TooMuch, dumps, encode, loads
 from retinue.engine.journal import Journal
-from retinue.engine.outcome import End, Reply, completed, failed, reply, response
+from retinue.engine.outcome import End, Reply, completed, failed, ids_of, reply, report, response
 from retinue.engine.pen import PATIENCE, Pen, publish
 from retinue.engine.registry import Entry, Registry
 from retinue.errors import (
@@ -42,6 +42,7 @@ from retinue.errors import (
     InvalidInput,
     InvalidResult,
     RetinueError,
+    ShuttingDown,
     Timeout,
     Unavailable,
     WorkerLost,
@@ -162,10 +163,12 @@ class Attempts:
             pen = Pen(self._store, self._journal, attempt.fence, lambda: attempt.end(Fenced()))
             end = await self._perform(attempt, pen)
             self._judge(entry, end)
+            if end.error is not None and not isinstance(end.error, Cancelled):
+                report(attempt.execution, end.error)
             answer = await self._conclude(attempt, end, await pen.rest())
         except Exception:
             # A fault of ours: the execution stays leased, and the next start takes it over.
-            log.exception("attempt failed", extra={"execution_id": attempt.execution.id})
+            log.exception("attempt failed", extra=ids_of(attempt.execution))
         finally:
             del self.running[attempt.execution.id]
             attempt.tell(answer)
@@ -238,7 +241,7 @@ class Attempts:
     ) -> Reply | None:
         execution = attempt.execution
         if isinstance(end.error, Fenced | WorkerLost):
-            log.warning("fenced", extra={"execution_id": execution.id})
+            log.warning("fenced", extra=ids_of(execution))
             return None
         if end.error is not None and self._again(attempt, end.error):
             await self._requeue(attempt, end.error, events)
@@ -259,9 +262,7 @@ class Attempts:
             )
         )
         if not isinstance(result, Appended):
-            log.warning(
-                "late end refused", extra={"execution_id": execution.id, "result": str(result)}
-            )
+            log.warning("late end refused: %s", result, extra=ids_of(execution))
             return None
         self._grown.add((execution.owner, execution.session_id))
         publish(self._journal, execution.id, result.first_seq, events, at)
@@ -270,11 +271,14 @@ class Attempts:
     @staticmethod
     def _again(attempt: Attempt, error: RetinueError) -> bool:
         execution = attempt.execution
+        if execution.attempt >= execution.max_attempts:
+            return False
+        if isinstance(attempt.stop, ShuttingDown):
+            # No failure of the agent's: as after a crash, the delivery policy alone decides.
+            return execution.delivery is not Delivery.AT_MOST_ONCE
         if attempt.stop is not None:
             return False
         retry = attempt.entry.definition.retry
-        if execution.attempt >= execution.max_attempts:
-            return False
         if not may_repeat(
             execution.delivery,
             retry,

@@ -24,6 +24,7 @@ from retinue.domain.intent import (
     Idempotency,
     Refuse,
     Rejected,
+    Result,
     Submit,
     Submitted,
 )
@@ -42,6 +43,7 @@ from retinue.errors import (
     RetinueError,
     ShuttingDown,
     StoreUnavailable,
+    WorkerLost,
 )
 from retinue.interfaces import Store
 
@@ -148,7 +150,7 @@ class Intake:
             self._registry.take(entry)
             entry.breaker.admit()
         try:
-            result = await self._store.write(
+            result = await self._write(
                 Submit(
                     execution,
                     request,
@@ -180,6 +182,15 @@ class Intake:
             raise StoreUnavailable("the execution this key stands for is not to be found")
         running = self._attempts.running.get(earlier.id)
         return Accepted(earlier.id, earlier.request_id, running, joined=True)
+
+    async def _write(self, intent: Submit | Refuse) -> Result:
+        try:
+            return await self._store.write(intent)
+        except WorkerLost:
+            # No execution is lost here: what an epoch wrote after its end was never applied.
+            raise StoreUnavailable(
+                "this process was taken for dead; nothing was acknowledged. Try again."
+            ) from None
 
     def _put_back(self, entry: Entry | None) -> None:
         if entry is not None:
@@ -249,7 +260,7 @@ class Intake:
             body=dumps(error.as_dict()),
         )
         self._grown.add((authority.owner, task.session_id))
-        await self._store.write(Refuse(authority.owner, task.session_id, request, answer, now_us()))
+        await self._write(Refuse(authority.owner, task.session_id, request, answer, now_us()))
         error.details["contract_id"] = request.id
         return error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import msgspec
@@ -12,6 +13,8 @@ from retinue.domain.execution import Execution, State
 from retinue.domain.ids import ulid
 from retinue.domain.strictjson import dumps, loads
 from retinue.errors import Cancelled, RetinueError, Timeout, error_from
+
+log = logging.getLogger(__name__)
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -113,3 +116,17 @@ def result_of(answer: Reply) -> Any:
     if answer.error is not None:
         raise error_from(answer.error)
     return loads(answer.data if answer.data is not None else b"null")
+
+
+def ids_of(execution: Execution) -> dict[str, Any]:
+    """Return what a log line says of an execution, for ``extra``."""
+    ids = {"agent_id": execution.agent_id, "session_id": execution.session_id}
+    return {"execution_id": execution.id, **ids}
+
+
+def report(execution: Execution, error: RetinueError) -> None:
+    """Log that an execution failed; the traceback of an agent's mistake is nowhere else."""
+    cause = error.__cause__
+    level = logging.INFO if cause is None else logging.WARNING
+    text, fields = f"execution failed: {error.message}", ids_of(execution)
+    log.log(level, "%s", text, extra=fields, exc_info=cause)

@@ -44,8 +44,8 @@ class ReviewAgent(Agent):
 
 def findings(survey: dict[str, Any]) -> Iterator[str]:
     """Yield the lines of a review."""
-    totals = f"{survey['files']} text files with {survey['lines']} lines"
-    yield f"{survey['path']}: {totals}, {survey['bytes']} bytes."
+    totals = f"{_of(survey['files'], 'text file')} with {_of(survey['lines'], 'line')}"
+    yield f"{survey['path']}: {totals}, {_of(survey['bytes'], 'byte')}."
     if survey["languages"]:
         shares = ", ".join(f"{x['language']} {x['share']} %" for x in survey["languages"][:5])
         yield f"Written in {shares}."
@@ -56,13 +56,17 @@ def findings(survey: dict[str, Any]) -> Iterator[str]:
             yield f"{file['file']} has {file['lines']} lines: worth splitting?"
     todos = survey["todos"]
     if todos["total"]:
-        yield f"{todos['total']} open notes (TODO, FIXME and the like), the first of them:"
+        yield f"{_of(todos['total'], 'open note')} (TODO, FIXME and the like), the first of them:"
         for todo in todos["items"][:_MOST_TODOS]:
             yield f"  {todo['file']}:{todo['line']}: {todo['text']}"
     else:
         yield "No open notes (TODO, FIXME and the like)."
     skipped = survey["skipped"]
     if skipped["unreadable"]:
-        yield f"{skipped['unreadable']} files could not be read."
+        yield f"{_of(skipped['unreadable'], 'file')} could not be read."
     if not survey["complete"]:
         yield f"The survey is not complete: {survey['note']}."
+
+
+def _of(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

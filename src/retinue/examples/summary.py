@@ -56,7 +56,6 @@ class SummaryAgent(Agent):
         context = current()
         for place, sentence in enumerate(kept):
             context.text(sentence if place == 0 else f" {sentence}")
-            context.progress(100 * (place + 1) / len(kept))
             await asyncio.sleep(parameters.get("pause_ms", 0) / 1000)
         data = {"summary": " ".join(kept), "sentences": len(kept), "of": len(sentences)}
         return {"success": True, "data": data}

@@ -167,7 +167,7 @@ def create_app(
         settings: its settings.
         loopback: whether only this machine can reach the server: then, while there is no API
             key, a caller without one is the local admin.
-        patience: how long the server waits for bodies and readers.
+        patience: how long streams wait.
         bench_echo: also serve ``POST /bench/echo``, the hot route without a store.
     """
     access = Access(orchestrator, loopback=loopback)

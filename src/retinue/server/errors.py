@@ -56,12 +56,12 @@ STATUS: dict[type[RetinueError], HTTPStatus] = {
 }
 
 _RETRY_AFTER = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
-# The rest of such a request may still be on its way; it is not worth reading.
+# After these nothing more is expected on the connection. (After a body that is too large the rest
+# of it is read and dropped for a while, else its sender would see a reset and not the answer.)
 _CLOSING = frozenset(
     {
         HTTPStatus.BAD_REQUEST,
         HTTPStatus.REQUEST_TIMEOUT,
-        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
     }
 )

@@ -201,12 +201,12 @@ async def events(call: Call) -> Response:
     the execution has ended and there is nothing more.
     """
     execution_id = call.ulid("execution_id", "execution")
-    after = _after(call)
+    after, path = _after(call)
     execution = await call.orchestrator.execution(execution_id, call.principal)
     if after > execution.last_seq:
         raise InvalidInput(
             f"there is no event {after}; the last one is {execution.last_seq}",
-            details={"path": "Last-Event-ID", "last": execution.last_seq},
+            details={"path": path, "last": execution.last_seq},
         )
     if execution.terminal and after == execution.last_seq:
         return Response(status_code=204)
@@ -217,11 +217,12 @@ async def events(call: Call) -> Response:
     return EventStream(batches, send_seconds=patience.send)
 
 
-def _after(call: Call) -> int:
+def _after(call: Call) -> tuple[int, str]:
+    """Return the last event the reader has, and which parameter says so."""
     query = call.query(EventQuery)
     said = call.header(b"last-event-id")
     if said is None:
-        return query.after
+        return query.after, "after"
     if not (
         said.isascii()
         and said.isdigit()
@@ -231,7 +232,7 @@ def _after(call: Call) -> int:
         raise InvalidInput(
             "Last-Event-ID must be the number of an event", details={"path": "Last-Event-ID"}
         )
-    return int(said)
+    return int(said), "Last-Event-ID"
 
 
 OPERATIONS = (

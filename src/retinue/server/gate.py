@@ -201,5 +201,5 @@ def _arrived_at(scope: Scope) -> tuple[str, ...]:
     server = scope.get("server")
     if not server:
         return ()
-    address = str(server[0]).lower()
+    address = str(server[0]).lower().removeprefix("::ffff:")
     return (f"[{address}]" if ":" in address else address,)

@@ -8,7 +8,6 @@ fields.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import re
 from collections.abc import Awaitable, Callable
@@ -25,7 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from retinue.domain.ids import is_ulid
 from retinue.domain.principal import Principal
 from retinue.domain.strictjson import NotJson, body_within, check, decode
-from retinue.errors import InvalidInput, NotFound, Timeout
+from retinue.errors import InvalidInput, NotFound
 from retinue.orchestrator import Orchestrator
 from retinue.server.auth import Access
 from retinue.server.errors import Refused
@@ -42,13 +41,12 @@ _MISSING = re.compile(r"missing required field `(?P<field>[^`]*)`")
 
 
 class Patience(msgspec.Struct, frozen=True, kw_only=True):
-    """How long the server waits, in seconds.
+    """How long streams wait, in seconds.
 
-    ``body``: for a request's body. ``heartbeat``: between two signs of life on a silent stream.
-    ``send``: for a reader of a stream to take anything.
+    ``heartbeat``: between two signs of life on a silent stream. ``send``: for a reader of a
+    stream to take anything.
     """
 
-    body: float = 30.0
     heartbeat: float = 15.0
     send: float = 30.0
 
@@ -88,27 +86,21 @@ class Call(Request):
 
         Raises:
             TooLarge: it goes past the limit.
-            Refused: it does not arrive, or not in time.
+            Refused: it ended early. (The time it has is the protocol's to bound.)
         """
         limit = self.door.settings.max_body_bytes
-        seconds = self.door.patience.body
         parts: list[bytes] = []
         total = 0
-        try:
-            async with asyncio.timeout(seconds):
-                while True:
-                    message = await self._receive()
-                    if message["type"] != "http.request":
-                        raise Refused(HTTPStatus.BAD_REQUEST, InvalidInput("the body ended early"))
-                    part = message.get("body", b"")
-                    total += len(part)
-                    body_within(total, limit)
-                    if not message.get("more_body", False):
-                        return part if not parts else b"".join((*parts, part))
-                    parts.append(part)
-        except TimeoutError:
-            late = Timeout(f"the body did not arrive within {seconds:g} s", outcome="not_started")
-            raise Refused(HTTPStatus.REQUEST_TIMEOUT, late) from None
+        while True:
+            message = await self._receive()
+            if message["type"] != "http.request":
+                raise Refused(HTTPStatus.BAD_REQUEST, InvalidInput("the body ended early"))
+            part: bytes = message.get("body", b"")
+            total += len(part)
+            body_within(total, limit)
+            if not message.get("more_body", False):
+                return part if not parts else b"".join((*parts, part))
+            parts.append(part)
 
     async def record(self, kind: type[T]) -> T:
         """Return the body as a record.

@@ -117,27 +117,25 @@ class _Server(uvicorn.Server):
         self.listening.set()
 
 
-class _Signals:
-    """SIGTERM and SIGINT: the first asks to stop, the second stops at once."""
+@contextlib.contextmanager
+def _signals() -> Iterator[asyncio.Event]:
+    """Yield what the first SIGTERM or SIGINT sets; a second one ends the process at once."""
+    asked = asyncio.Event()
+    loop = asyncio.get_running_loop()
 
-    def __init__(self) -> None:
-        self.asked = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-
-    def __enter__(self) -> _Signals:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, self._heard, number)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.remove_signal_handler(number)
-
-    def _heard(self, number: int) -> None:
-        if self.asked.is_set():
+    def heard(number: int) -> None:
+        if asked.is_set():
             log.warning("second signal: stopping at once")
             os._exit(128 + number)
-        self.asked.set()
+        asked.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, heard, number)
+    try:
+        yield asked
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
 
 
 async def serve(
@@ -146,19 +144,22 @@ async def serve(
     listener: socket.socket,
     *,
     ready: Callable[[Orchestrator, str], None] | None = None,
+    stop: asyncio.Event | None = None,
     patience: Patience | None = None,
     bench_echo: bool = False,
 ) -> None:
     """Start ``runtime`` and serve it on ``listener`` until a signal asks to stop.
 
-    ``ready`` is called with the orchestrator and the URL once requests are answered. On return
-    everything is stopped and closed.
+    ``ready`` is called with the orchestrator and the URL once requests are answered. With
+    ``stop`` that event asks to stop, and signals are left alone. On return everything is stopped
+    and closed.
 
     Raises:
         SettingsError: the address can be reached from elsewhere and there is no API key.
         RetinueError: the system cannot be started.
     """
-    with _Signals() as signals, contextlib.closing(listener):
+    asking = contextlib.nullcontext(stop) if stop is not None else _signals()
+    with contextlib.closing(listener), asking as asked:
         orchestrator = await runtime.start()
         try:
             loopback = is_loopback(listener)
@@ -179,7 +180,7 @@ async def serve(
             await _first(serving, server.listening)
             if ready is not None and not serving.done():
                 ready(orchestrator, url_of(listener))
-            await _first(serving, signals.asked)
+            await _first(serving, asked)
             if not serving.done():
                 await _drain(orchestrator, settings.grace_seconds)
             server.should_exit = True

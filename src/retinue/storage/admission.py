@@ -19,7 +19,7 @@ from retinue.domain.intent import (
     Submitted,
     Work,
 )
-from retinue.storage.decisions import Batch, Locked, Placed
+from retinue.storage.decisions import Batch, Placed
 from retinue.storage.statements import Change, Query, Steps
 from retinue.storage.tables import record_of
 
@@ -128,14 +128,14 @@ def _claim(
     return fresh
 
 
-def lease(batch: Batch, intent: Lease, locked: Locked) -> Steps[Result]:
+def lease(batch: Batch, intent: Lease) -> Steps[Result]:
     """Hand queued executions to a worker.
 
-    What this batch has decided about already is passed over; so that it does not count against
-    what is wanted, the query asks for that much more.
+    What this batch has changed already is passed over: the rows do not tell it yet. So that it
+    does not count against what is wanted, the query asks for that much more.
     """
     decided: Counter[str] = Counter()
-    for execution in {**locked, **batch.changed}.values():
+    for execution in batch.changed.values():
         decided[execution.queue_key] += 1
     wants = {want.key: want for want in intent.wants}
     asked = [(key, wants[key].count + decided[key], intent.at) for key in sorted(wants)]
@@ -147,11 +147,7 @@ def lease(batch: Batch, intent: Lease, locked: Locked) -> Steps[Result]:
     for *row, body in rows:
         execution = record_of(Execution, row)
         key = execution.queue_key
-        if (
-            execution.id in locked
-            or execution.id in batch.changed
-            or taken[key] == wants[key].count
-        ):
+        if execution.id in batch.changed or taken[key] == wants[key].count:
             continue
         taken[key] += 1
         execution.state = advance(execution.state, State.RUNNING)

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from pathlib import Path
 
 import msgspec
 
 from retinue.errors import StoreLocked
+
+_TRIES = 10
+_PAUSE_SECONDS = 0.01
 
 
 class Holder(msgspec.Struct, frozen=True):
@@ -36,9 +40,7 @@ class LockFile:
             StoreLocked: another process holds it; details name its ``pid`` and ``url``.
         """
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not _locked(fd):
             os.close(fd)
             holder = read_holder(self.path)
             where = f" serving {holder.url}" if holder and holder.url else ""
@@ -46,7 +48,7 @@ class LockFile:
             raise StoreLocked(
                 f"{who} has this store open ({self.path.parent}); stop it, or use it as a client",
                 details={"pid": holder.pid if holder else None, "url": holder and holder.url},
-            ) from None
+            )
         self._fd = fd
         self.describe(url)
 
@@ -64,11 +66,23 @@ class LockFile:
             self._fd = None
 
 
+def _locked(fd: int) -> bool:
+    """Take the lock; somebody who only looks (``read_holder``) has it for an instant at most."""
+    for _ in range(_TRIES):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            time.sleep(_PAUSE_SECONDS)
+        else:
+            return True
+    return False
+
+
 def read_holder(path: Path) -> Holder | None:
     """Return who holds the lock at ``path``, or None when nobody does."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     try:
         try:

@@ -269,7 +269,6 @@ class PostgresStore(Reads):
         raise StoreUnavailable
 
     async def _transact(self, db: Connection, batch: _Batch) -> list[Result]:
-        begun = False
         try:
             # The worker is our own ULID, the number our own count: no caller's text is in here.
             status = await db.execute(
@@ -279,8 +278,7 @@ class PostgresStore(Reads):
             )
             if status != "UPDATE 1":
                 return await self._recognise(db, batch)
-            begun = True
-            batch.results = None
+            batch.results = None  # in case a COMMIT was seen before: it failed
             batch.results = await self._carrier.run(
                 db, [self._of_this_epoch(intent) for intent in batch.intents]
             )
@@ -288,8 +286,6 @@ class PostgresStore(Reads):
                 raise StoreUnavailable("the server took the batch back; nothing was acknowledged")
         except Exception as error:
             if fault_of(error) is not Fault.LOST:
-                if begun:
-                    batch.results = None
                 await db.execute("ROLLBACK")
             raise
         assert batch.results is not None

@@ -70,7 +70,7 @@ def run(intents: Sequence[Intent]) -> Program:
     if submits:
         yield from submit(batch, submits, results)
     for i, wanted in leases:
-        results[i] = yield from lease(batch, wanted, locked)
+        results[i] = yield from lease(batch, wanted)
     for i, intent in enumerate(intents):
         if type(intent) is RevokeKey:
             results[i] = yield from _revoke_key(batch, intent)

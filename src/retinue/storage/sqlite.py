@@ -76,8 +76,11 @@ class SqliteStore(Reads):
     async def open(self) -> None:
         """Take the lock, open the file, migrate it, and begin a new epoch."""
         if self._lock is not None and self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(self._url)
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._lock.acquire(self._url)
+            except OSError as error:
+                raise StoreUnavailable(f"cannot open the store {self.path}: {error}") from error
         self._loop = asyncio.get_running_loop()
         self.worker = ulid()
         try:

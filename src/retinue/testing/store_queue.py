@@ -242,6 +242,19 @@ class LeaseRules:
         assert cancelled == Cancelling(State.CANCELLED, None)
         assert [e.id for e in got] == [second.id]
 
+    async def test_what_else_the_commit_holds_changes_no_count(self, store: Store) -> None:
+        runs = [await run(store) for _ in range(3)]
+        queued = [await queue(store) for _ in range(4)]
+        leasing = asyncio.create_task(lease(store, want(count=2)))
+        _, refused, *_ = await asyncio.gather(
+            store.write(finish(runs[0])),
+            store.write(cancel(queued[1], "bob")),
+            *(store.write(finish(e)) for e in runs[1:]),
+        )
+        got = await leasing
+        assert refused == Rejected("not_found")
+        assert [e.id for e in got] == [queued[0].id, queued[1].id]
+
     async def test_another_attempt_begins_with_a_reset(self, store: Store) -> None:
         e = await run(store)
         at = now_us()

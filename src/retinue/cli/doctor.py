@@ -1,0 +1,221 @@
+"""``retinue doctor``: what stands in the way of a server here, and what to do about it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import typer
+
+from retinue.cli import output
+from retinue.cli.door import prepared
+from retinue.cli.options import Config, Json
+from retinue.errors import RetinueError, SettingsError
+
+if TYPE_CHECKING:
+    from retinue.settings import Settings
+
+OLDEST_PYTHON = (3, 11)
+OLDEST_SQLITE = (3, 35)
+SLOW_SYNC_MS = 50.0
+LITTLE_SPACE = 1 << 30
+TOO_LITTLE_SPACE = 100 << 20
+
+
+class Finding(NamedTuple):
+    """One line: ok, warn or fail, about what, what was found, and what to do."""
+
+    state: str
+    subject: str
+    text: str
+    advice: str | None = None
+
+
+def doctor(config: Config = None, json: Json = False) -> None:
+    """Check this machine, the settings and the store; leave with 1 when something fails."""
+    findings: list[Finding] = [_python(), _sqlite()]
+    try:
+        settings = prepared(config)
+        findings.append(Finding("ok", "settings", "valid"))
+        for check in CHECKS:
+            findings.extend(check(settings))
+    except RetinueError as error:
+        findings.append(Finding("fail", "settings", error.message, "correct it, then look again"))
+    if json:
+        output.show({"findings": [finding._asdict() for finding in findings]})
+    else:
+        for finding in findings:
+            _print(finding)
+    if any(finding.state == "fail" for finding in findings):
+        raise typer.Exit(output.FAILED)
+
+
+def _print(finding: Finding) -> None:
+    colour = {"ok": "green", "warn": "yellow", "fail": "red"}[finding.state]
+    typer.secho(f"{finding.state:<4}", fg=colour, nl=False)
+    output.say(f"  {finding.subject:<10}  {finding.text}")
+    if finding.advice:
+        output.say(f"                  {finding.advice}")
+
+
+def _python() -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info >= OLDEST_PYTHON:
+        return Finding("ok", "python", version)
+    return Finding("fail", "python", version, "install Python 3.11 or newer")
+
+
+def _sqlite() -> Finding:
+    if sqlite3.sqlite_version_info >= OLDEST_SQLITE:
+        return Finding("ok", "sqlite", sqlite3.sqlite_version)
+    return Finding("fail", "sqlite", sqlite3.sqlite_version, "install SQLite 3.35 or newer")
+
+
+def _data(settings: Settings) -> Iterator[Finding]:
+    """Whether the store's directory can be written to, how fast, and how much fits."""
+    from retinue.runtime import store_file
+
+    path = store_file(settings)
+    if path is None:
+        return
+    # The directory may not exist yet; then its nearest parent says whether it can be made.
+    place = path.parent
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        advice = "set data_dir (RETINUE_DATA_DIR) to a directory"
+        yield Finding("fail", "data", f"{place} is not a directory", advice)
+        return
+    try:
+        milliseconds = _sync_ms(place)
+    except OSError as error:
+        advice = "give this user the right to write there, or set data_dir (RETINUE_DATA_DIR)"
+        yield Finding("fail", "data", f"{place} cannot be written to: {error.strerror}", advice)
+        return
+    text = f"{path.parent} is writable, a sync takes {milliseconds:.1f} ms"
+    slow = "every task waits for a sync: a faster disk makes a faster server"
+    yield (
+        Finding("ok", "data", text)
+        if milliseconds < SLOW_SYNC_MS
+        else Finding("warn", "data", text, slow)
+    )
+    free = shutil.disk_usage(place).free
+    text = f"{free / (1 << 30):.1f} GiB free"
+    if free < TOO_LITTLE_SPACE:
+        yield Finding("fail", "space", text, "free some: nothing can be stored without")
+    elif free < LITTLE_SPACE:
+        yield Finding("warn", "space", text, "the record only grows: free some")
+    else:
+        yield Finding("ok", "space", text)
+
+
+def _sync_ms(place: Path) -> float:
+    """Return how long one small durable write takes: the median of five."""
+    times = []
+    with tempfile.TemporaryFile(dir=place) as file:
+        for _ in range(5):
+            begun = time.perf_counter()
+            file.write(b"x" * 4096)
+            file.flush()
+            os.fsync(file.fileno())
+            times.append(time.perf_counter() - begun)
+    return sorted(times)[2] * 1000
+
+
+def _store(settings: Settings) -> Iterator[Finding]:
+    """Who has the store open; whether PostgreSQL answers."""
+    import asyncio
+
+    from retinue.runtime import holder_of, open_store, store_file
+    from retinue.settings import without_password
+
+    path = store_file(settings)
+    holder = holder_of(settings)
+    if holder is not None:
+        serving = f"serves it at {holder.url}" if holder.url else "has it open"
+        yield Finding("ok", "store", f"process {holder.pid} {serving}")
+        return
+    if path is not None:
+        if not path.exists():
+            yield Finding("ok", "store", f"{path} will be made by the first use")
+            return
+        where = str(path)
+    else:
+        where = without_password(settings.database_url or "")
+
+    async def look() -> None:
+        store = open_store(settings)
+        await store.open()
+        await store.close()
+
+    try:
+        asyncio.run(look())
+    except RetinueError as error:
+        advice = (
+            "move the file away, or restore it from a backup"
+            if path is not None
+            else "start PostgreSQL, or correct database_url (DATABASE_URL)"
+        )
+        yield Finding("fail", "store", f"{where}: {error.message}", advice)
+    else:
+        yield Finding("ok", "store", f"{where} opens, nobody has it open")
+
+
+def _port(settings: Settings) -> Iterator[Finding]:
+    """Whether the port is free, and who may reach it."""
+    from retinue.runtime import holder_of
+    from retinue.server.serve import bind, is_loopback
+
+    try:
+        listener = bind(settings)
+    except SettingsError as error:
+        holder = holder_of(settings)
+        if holder is not None and holder.url is not None and _port_of(holder.url) == settings.port:
+            yield Finding("ok", "port", f"{settings.port} is our own server's, at {holder.url}")
+        else:
+            advice = "stop what listens there, or set another port (ORCHESTRATOR_PORT)"
+            yield Finding("fail", "port", error.message, advice)
+        return
+    with listener:
+        yield Finding("ok", "port", f"{settings.host}:{settings.port} is free")
+        if not is_loopback(listener):
+            advice = (
+                "an API key must exist before it serves: `retinue key create NAME --role admin`"
+            )
+            yield Finding("warn", "access", "other machines can reach that address", advice)
+        else:
+            yield Finding("ok", "access", "only this machine can reach that address")
+
+
+def _port_of(url: str) -> int | None:
+    from urllib.parse import urlsplit
+
+    return urlsplit(url).port
+
+
+def _agents(settings: Settings) -> Iterator[Finding]:
+    """Whether every agent that is named can be loaded."""
+    from retinue.runtime import load_agent
+
+    for reference in settings.agents:
+        try:
+            agent = load_agent(reference.agent, reference.arguments)
+            names = ", ".join(c.name for c in agent.get_capabilities())
+        except RetinueError as error:
+            advice = "correct it in retinue.yaml; its module may lie beside that file"
+            yield Finding("fail", "agent", error.message, advice)
+        except Exception as error:
+            text = f"{reference.agent}: get_capabilities() fails: {type(error).__name__}: {error}"
+            yield Finding("fail", "agent", text, "correct the agent")
+        else:
+            yield Finding("ok", "agent", f"{agent.agent_id} can do {names or 'nothing'}")
+
+
+CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (_data, _store, _port, _agents)

@@ -1,0 +1,139 @@
+"""``retinue serve``: the server, in the foreground."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from retinue.cli import output
+from retinue.cli.door import complete, prepared
+from retinue.cli.options import Config
+from retinue.errors import RetinueError, SettingsError
+
+if TYPE_CHECKING:
+    from socket import socket
+
+    from retinue.orchestrator import Orchestrator
+    from retinue.runtime import Runtime
+    from retinue.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+def serve(
+    host: Annotated[
+        str | None, typer.Option(help="The address to listen on.", show_default="127.0.0.1")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="The port; 0 takes any free one.", show_default="8888")
+    ] = None,
+    config: Config = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="The directory of the SQLite store.", show_default=".retinue"),
+    ] = None,
+    database_url: Annotated[
+        str | None,
+        typer.Option(help="Another store: sqlite:///path, postgresql://…", show_default=False),
+    ] = None,
+    no_examples: Annotated[
+        bool, typer.Option("--no-examples", help="Leave the example agents out.")
+    ] = False,
+) -> None:
+    """Serve agents over HTTP until Ctrl-C or SIGTERM."""
+    from retinue.cli import logs
+
+    try:
+        settings = prepared(
+            config,
+            host=host,
+            port=port,
+            data_dir=data_dir,
+            database_url=database_url,
+            examples=False if no_examples else None,
+        )
+    except RetinueError as error:
+        output.fail(error)
+    logs.configure(settings.log_level, settings.log_format)
+    listener = _bind(settings)
+    complete(lambda: _serve(settings, listener), fast=True)
+
+
+def _bind(settings: Settings) -> socket:
+    from retinue.runtime import holder_of
+    from retinue.server.serve import bind
+
+    try:
+        return bind(settings)
+    except SettingsError as error:
+        holder = holder_of(settings)
+        if holder is not None and holder.url is not None:
+            advice = f"process {holder.pid} serves this very store at {holder.url}: use that"
+        else:
+            advice = "stop what listens there, or take another port: --port 0 takes any free one"
+        output.complain(error.code, error.message, advice)
+        raise typer.Exit(output.FAILED) from None
+
+
+async def _serve(settings: Settings, listener: socket) -> None:
+    from retinue.runtime import Runtime
+    from retinue.server import serve as serving
+
+    runtime = Runtime(settings, url=serving.url_of(listener))
+
+    def ready(_: Orchestrator, url: str) -> None:
+        if settings.log_format == "json":
+            log.info("serving at %s", url)
+        else:
+            typer.echo("\n".join(banner(runtime, settings, url)))
+            sys.stdout.flush()
+
+    await serving.serve(runtime, settings, listener, ready=ready)
+    log.info("stopped")
+
+
+def banner(runtime: Runtime, settings: Settings, url: str) -> Iterator[str]:
+    """Yield what a person should know: where it is, what it can do, and what to try."""
+    from retinue import __version__
+    from retinue.settings import without_password
+
+    store = settings.database_url or str(settings.data_dir / "retinue.db")
+    yield f"Retinue {__version__} at {url}"
+    yield f"  API docs  {url}/docs"
+    yield f"  store     {without_password(store)}"
+    names = {
+        entry.agent_id: ", ".join(sorted(entry.capabilities)) for entry in runtime.engine.registry
+    }
+    width = max(map(len, names), default=0)
+    heading = "agents"
+    for agent_id, capabilities in names.items():
+        yield f"  {heading:<8}  {agent_id:<{width}}  {capabilities}"
+        heading = ""
+    if not names:
+        yield "  agents    none: name yours in retinue.yaml, `agents: [my_module:MyAgent]`"
+    found = runtime.engine.recovered
+    if found.requeued or found.failed or found.cancelled:
+        yield (
+            f"  recovered after a crash: {found.requeued} queued again,"
+            f" {found.failed} failed (outcome unknown), {found.cancelled} cancelled"
+        )
+    yield ""
+    yield from _try(settings, url)
+
+
+def _try(settings: Settings, url: str) -> Iterator[str]:
+    usual = settings.database_url is None and settings.data_dir == Path.cwd() / ".retinue"
+    where = "" if usual else f" --url {url}"
+    yield "Try, in this directory and another terminal (Ctrl-C here stops the server):"
+    if not settings.examples:
+        yield f"  retinue agent{where}"
+        return
+    task = '{"session_id": "test", "capability": "echo", "parameters": {"text": "hi"}}'
+    yield f"  retinue run survey_repository path=.{where}"
+    yield f"  retinue run review_repository path=. --follow{where}"
+    yield f"  curl -X POST {url}/v1/orchestrate -H 'Content-Type: application/json' -d '{task}'"

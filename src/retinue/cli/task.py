@@ -1,0 +1,227 @@
+"""``retinue run``: have a task done, here or by the server that runs.
+
+The task is submitted with an idempotency key, so everything that follows may be repeated: the
+stream after a lost connection, and the question for the reply.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from retinue.cli import output
+from retinue.cli.door import client as client_of
+from retinue.cli.door import complete
+from retinue.cli.options import Config, Json, Url
+from retinue.errors import InvalidInput, Unavailable, error_from
+
+if TYPE_CHECKING:
+    from retinue.cli.client import Client
+    from retinue.cli.parameters import Able
+
+
+def run(
+    what: Annotated[str, typer.Argument(help="A capability, or an agent that has just one.")],
+    parameters: Annotated[
+        list[str] | None,
+        typer.Argument(help="key=value, key:=JSON or key=@file (@-: standard input)."),
+    ] = None,
+    session: Annotated[
+        str | None,
+        typer.Option(help="The session it belongs to; else a new one.", show_default=False),
+    ] = None,
+    agent: Annotated[
+        str | None, typer.Option(help="Only this agent may do it.", show_default=False)
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="Seconds it may take; else the agent's own limit."),
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Show its events as they come.")] = False,
+    url: Url = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Have a task done and print its result.
+
+    By the server that has the store open here or that is named; without one, in this process.
+    Leaves with 0 when it succeeded, 1 when it failed, 2 when it was refused, 130 on Ctrl-C, which
+    cancels it.
+    """
+    errand = Errand(what, parameters or [], session, agent, timeout, follow=follow, as_json=json)
+
+    async def program() -> int:
+        async with client_of(url, config, "work") as client:
+            return await errand.run(client)
+
+    code = complete(program)
+    if code:
+        raise typer.Exit(code)
+
+
+class Errand:
+    """One task, from the words of the command line to what is printed."""
+
+    def __init__(
+        self,
+        what: str,
+        words: list[str],
+        session: str | None,
+        agent: str | None,
+        timeout: float | None,
+        *,
+        follow: bool,
+        as_json: bool,
+    ) -> None:
+        self._what = what
+        self._words = words
+        self._session = session
+        self._agent = agent
+        self._timeout = timeout
+        self._follow = follow
+        self._as_json = as_json
+
+    async def run(self, client: Client) -> int:
+        """Have it done; return the exit status."""
+        from retinue.cli import parameters
+        from retinue.cli.stream import Printer
+        from retinue.domain.ids import ulid
+
+        task, able = await self._task(client)
+        key = f"cli-{ulid()}"
+        try:
+            task["parameters"] = parameters.parse(self._words, able.schema)
+            accepted = await client.post("/v1/executions", task, key=key)
+        except InvalidInput as error:
+            output.fail(error, f"`retinue agent show {able.agent_id}` says what it takes")
+        execution_id = accepted["execution_id"]
+        printer = Printer(as_json=self._as_json) if self._follow else None
+        watching = asyncio.ensure_future(self._watch(client, execution_id, printer))
+        if not await _unless_interrupted(watching):
+            if printer is not None:
+                printer.end()
+            await client.post(f"/v1/executions/{execution_id}/cancel")
+            output.note(f"cancelled {execution_id}")
+            return output.INTERRUPTED
+        last = watching.result()
+        if not self._follow:
+            reply = await client.post("/v1/orchestrate", task, key=key, wait=True)
+            return self._reply(reply, local=client.local)
+        return 0 if last == "completed" else output.FAILED
+
+    async def _task(self, client: Client) -> tuple[dict[str, Any], Able]:
+        from retinue.cli import parameters
+        from retinue.domain.ids import ulid
+
+        agents = (await client.get("/v1/agents"))["agents"]
+        able = parameters.resolve(self._what, self._agent, agents)
+        session = self._session or f"cli-{ulid()}"
+        task: dict[str, Any] = {"session_id": session, "capability": able.capability}
+        if able.bound:
+            task["agent_id"] = able.agent_id
+        if self._timeout is not None:
+            task["timeout_ms"] = max(round(self._timeout * 1000), 1)
+        return task, able
+
+    async def _watch(self, client: Client, execution_id: str, printer: Any) -> str:
+        """See it to its end; answer what it asks, if somebody is there to answer."""
+        kind = ""
+        async for event in client.events(execution_id):
+            kind = event["eventType"]
+            if kind == "input_required":
+                await self._asked(client, execution_id, event, printer)
+            elif printer is not None:
+                printer.event(event)
+        return kind
+
+    async def _asked(
+        self, client: Client, execution_id: str, event: dict[str, Any], printer: Any
+    ) -> None:
+        from retinue.cli.question import answer_of
+
+        if printer is not None:
+            printer.event(event)
+        if not sys.stdin.isatty():
+            if not client.local:
+                return  # somebody else answers, at the server
+            await client.post(f"/v1/executions/{execution_id}/cancel")
+            raise Unavailable(
+                f"the agent asks {event.get('prompt')!r} and nobody can answer here:"
+                " run it in a terminal, or by `retinue serve`"
+            )
+        output.note(f"? {event.get('prompt')}")
+        value = answer_of((await _line()).rstrip("\n"))
+        await client.post(f"/v1/questions/{event['question_id']}/answer", {"answer": value})
+
+    def _reply(self, reply: dict[str, Any], *, local: bool) -> int:
+        if self._as_json:
+            output.show(reply)
+        elif reply["success"]:
+            output.show(reply["data"])
+        if reply["success"]:
+            return 0
+        if not self._as_json:
+            error = error_from(reply["error_info"])
+            advice = f"`retinue execution show {reply['execution_id']}` shows it"
+            if error.retryable:
+                advice = f"this may pass: try again; {advice}"
+            elif local and "exception" in error.details:
+                advice = "RETINUE_LOG_LEVEL=warning shows where in the agent"
+            output.complain(error.code, error.message, advice)
+        return output.FAILED
+
+
+async def _unless_interrupted(work: asyncio.Future[Any]) -> bool:
+    """Wait for ``work``; at the first SIGINT or SIGTERM give it up and return False.
+
+    A second one ends the process as usual.
+    """
+    loop = asyncio.get_running_loop()
+    interrupted = asyncio.Event()
+
+    def heard() -> None:
+        interrupted.set()
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    for number in signals:
+        loop.add_signal_handler(number, heard)
+    waiting = asyncio.ensure_future(interrupted.wait())
+    try:
+        await asyncio.wait({work, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            return True
+        work.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await work
+        return False
+    finally:
+        waiting.cancel()
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+
+async def _line() -> str:
+    """Read one line from the terminal without a thread, so that Ctrl-C still works."""
+    loop = asyncio.get_running_loop()
+    readable: asyncio.Future[None] = loop.create_future()
+
+    def came() -> None:
+        if not readable.done():
+            readable.set_result(None)
+
+    loop.add_reader(sys.stdin, came)
+    try:
+        await readable
+    finally:
+        loop.remove_reader(sys.stdin)
+    line = sys.stdin.readline()
+    if not line:
+        raise InvalidInput("no answer was given")
+    return line

@@ -1,0 +1,102 @@
+"""``retinue doctor`` finds what stands in the way, and says what to do."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+from tests.cli.conftest import Place, Server
+
+from retinue import Settings
+from retinue.cli import doctor
+
+
+def found(place: Place, *words: str, **environment: str) -> dict[str, dict[str, str]]:
+    done = place.call("doctor", "--json", *words, **environment)
+    findings = done.json["findings"]
+    assert done.code == any(finding["state"] == "fail" for finding in findings)
+    return {finding["subject"]: finding for finding in findings}
+
+
+def test_a_good_place_is_good(place: Place) -> None:
+    lines = found(place, ORCHESTRATOR_PORT="0")
+    assert {line["state"] for line in lines.values()} <= {"ok", "warn"}
+    assert lines.keys() == {
+        "python", "sqlite", "settings", "data", "space", "store", "port", "access",
+    }  # fmt: skip
+    assert not (place.directory / ".retinue").exists()
+    done = place.call("doctor", ORCHESTRATOR_PORT="0")
+    assert done.out.startswith("ok    python      3.")
+
+
+def test_a_server_that_runs_is_seen(served: Server) -> None:
+    port = served.url.rpartition(":")[2]
+    lines = found(served.place, ORCHESTRATOR_PORT=port)
+    assert lines["store"]["text"] == f"process {served.process.pid} serves it at {served.url}"
+    assert lines["port"]["state"] == "ok"
+
+
+def test_what_is_wrong_is_said_with_advice(place: Place) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        lines = found(place, ORCHESTRATOR_PORT=str(taken.getsockname()[1]))
+    assert lines["port"]["state"] == "fail"
+    assert "ORCHESTRATOR_PORT" in lines["port"]["advice"]
+    place.write("retinue.yaml", "agents: ['nowhere:X', 'wrong:Y']\n")
+    place.write("wrong.py", "Y = 5\n")
+    done = place.call("doctor", ORCHESTRATOR_PORT="0")
+    assert done.code == 1
+    assert "nowhere:X" in done.out
+    assert "wrong:Y' is int, not an Agent" in done.out
+    place.write("retinue.yaml", "prot: 1\n")
+    assert "did you mean port" in found(place)["settings"]["text"]
+
+
+def test_a_file_in_the_way_is_said(place: Place) -> None:
+    place.write("taken", "")
+    lines = found(place, ORCHESTRATOR_PORT="0", RETINUE_DATA_DIR="taken/below")
+    assert lines["data"]["state"] == "fail"
+    assert "is not a directory" in lines["data"]["text"]
+    (place.directory / ".retinue").mkdir()
+    place.write(".retinue/retinue.db", "no database" * 1000)
+    assert found(place, ORCHESTRATOR_PORT="0")["store"]["state"] == "fail"
+
+
+def test_other_machines_and_a_store_that_is_away(place: Place) -> None:
+    lines = found(
+        place, ORCHESTRATOR_PORT="0", RETINUE_HOST="0.0.0.0",
+        DATABASE_URL="postgresql://me:hidden@127.0.0.1:9/x",
+    )  # fmt: skip
+    assert lines["access"]["state"] == "warn"
+    assert "key create" in lines["access"]["advice"]
+    assert lines["store"]["state"] == "fail"
+    assert "hidden" not in str(lines)
+
+
+def test_postgresql_that_answers_is_ok(place: Place, postgres_url: str) -> None:
+    lines = found(place, ORCHESTRATOR_PORT="0", DATABASE_URL=postgres_url)
+    assert lines["store"]["state"] == "ok"
+
+
+def test_a_directory_that_cannot_be_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(place: Path) -> float:
+        raise PermissionError(13, os.strerror(13))
+
+    monkeypatch.setattr(doctor, "_sync_ms", refuse)
+    (finding,) = doctor._data(Settings(data_dir=tmp_path))
+    assert (finding.state, "cannot be written to" in finding.text) == ("fail", True)
+
+
+@pytest.mark.parametrize(("free", "state"), [(1 << 40, "ok"), (1 << 29, "warn"), (1, "fail")])
+def test_space_and_speed_are_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, state: str
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage(1, 1, free))
+    monkeypatch.setattr(doctor, "_sync_ms", lambda _: 200.0)
+    speed, space = doctor._data(Settings(data_dir=tmp_path))
+    assert (speed.state, space.state) == ("warn", state)

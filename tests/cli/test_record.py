@@ -1,0 +1,282 @@
+"""The nouns: what is there, with a server and without one, for people and for programs."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import subprocess
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from tests.cli.conftest import SECONDS, Place, Server, in_steps
+
+
+@pytest.fixture(scope="module")
+def past(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A directory with a record and no server: two tasks that went well, one that failed."""
+    place = Place(tmp_path_factory.mktemp("past"))
+    for words in (["echo", "text=a"], ["echo", "text=b"], ["survey_repository", "path=.."]):
+        place.call("run", *words, "--session", "s1")
+    return place
+
+
+@pytest.mark.parametrize("noun", ["agent", "execution", "session", "question", "key"])
+def test_a_bare_noun_lists(past: Place, noun: str) -> None:
+    bare, listed = past.call(noun), past.call(noun, "list")
+    assert (bare.code, bare.err) == (0, "")
+    assert bare.out == listed.out
+
+
+@pytest.mark.parametrize("noun", ["agent", "execution", "session", "question", "key"])
+def test_reading_makes_no_store(place: Place, noun: str) -> None:
+    done = place.call(noun)
+    assert done.code == 0
+    assert "no store" in done.err
+    assert not (place.directory / ".retinue").exists()
+
+
+@pytest.mark.parametrize("noun", ["agent", "execution", "session", "question", "key"])
+def test_with_a_server_the_shape_is_the_same(past: Place, served: Server, noun: str) -> None:
+    local, remote = past.call(noun, "--json").json, served.place.call(noun, "--json").json
+    assert local.keys() == remote.keys()
+
+
+def test_executions_are_listed_and_filtered(past: Place) -> None:
+    listing = past.call("execution", "--json").json
+    assert listing["total"] == 3
+    assert past.call("execution", "--state", "failed", "--json").json["total"] == 1
+    assert past.call("execution", "--capability", "echo", "--json").json["total"] == 2
+    assert past.call("execution", "--agent", "agent_survey_001", "--json").json["total"] == 1
+    assert past.call("execution", "--session", "other", "--json").json["total"] == 0
+    done = past.call("execution", "--limit", "1")
+    assert len(done.out.splitlines()) == 2
+    assert "1 of 3" in done.err
+    assert past.call("execution", "--state", "odd").code == 2
+
+
+def test_one_execution_is_shown_and_its_events_again(past: Place) -> None:
+    newest = past.call("execution", "--json").json["executions"][0]["execution_id"]
+    shown = past.call("execution", "show", newest)
+    assert "session_id" in shown.out
+    assert "is outside of the directory" in shown.out
+    assert past.call("execution", "show", newest, "--json").json["input"]["parameters"] == {
+        "path": ".."
+    }
+    done = past.call("execution", "follow", newest)
+    assert done.code == 1
+    assert "error E_INVALID_INPUT" in done.err
+    done = past.call("execution", "follow", newest, "--json", "--after", "1")
+    assert (done.code, done.out, done.err) == (0, "", "")
+    done = past.call("execution", "show", "01ARZ3NDEKTSV4RRFFQ69G5FAV")
+    assert (done.code, done.err) == (
+        2,
+        "error E_NOT_FOUND: no execution 01ARZ3NDEKTSV4RRFFQ69G5FAV\n",
+    )
+
+
+def test_an_execution_is_cancelled_and_followed_at_the_server(served: Server) -> None:
+    place = served.place
+    words = ("summarize_text", "text=One is. Two is.", "pause_ms=60000", "--session", "cancelled")
+    running = in_steps(place, "run", *words, "--follow", until="One is.")
+    listing = place.call("execution", "--session", "cancelled", "--json").json
+    execution_id = listing["executions"][0]["execution_id"]
+    following = in_steps(place, "execution", "follow", execution_id, until="One is.")
+    done = place.call("execution", "cancel", execution_id)
+    assert done.out == f"{execution_id} is cancelled\n"
+    for process in (running, following):
+        _, err = process.communicate(timeout=SECONDS)
+        assert process.returncode == 1
+        assert "· cancelled" in err
+    assert place.call("execution", "cancel", execution_id, "--json").json["state"] == "cancelled"
+
+
+def test_a_sessions_contracts_are_in_order(past: Place) -> None:
+    done = past.call("session", "contracts", "s1")
+    lines = done.out.splitlines()
+    assert [line.split()[:2] for line in lines[1:]] == [
+        [str(n), "REQUEST" if n % 2 else "RESPONSE"] for n in range(1, 7)
+    ]
+    assert "is outside" in lines[-1]
+    assert "s1" in past.call("session").out
+    assert past.call("session", "contracts", "../x").code == 2
+
+
+def test_a_question_is_answered(place: Place) -> None:
+    place.write(
+        "asking.py",
+        "from retinue import Context, capability\n"
+        "@capability()\n"
+        "async def decide(context: Context) -> dict:\n"
+        "    return {'said': await context.ask('which \\x1b[31mone?')}\n",
+    )
+    place.write("retinue.yaml", "agents: ['asking:decide']\n")
+    assert place.call("question", "answer", "Q", "1").err.startswith("error E_UNAVAILABLE")
+    with place.serve():
+        running = place.start("run", "decide", "--follow")
+        assert running.stderr is not None
+        question = None
+        for line in running.stderr:
+            if "answer with" in line:
+                question = line.split()[-2]
+                break
+        assert question is not None
+        assert "which one?" in place.call("question").out
+        done = place.call("question", "answer", question, '{"n": 1}')
+        assert done.out == f"{question} is answered\n"
+        out, _ = running.communicate(timeout=SECONDS)
+        assert json.loads(out) == {"said": {"n": 1}}
+        done = place.call("question", "answer", question, "again")
+        assert (done.code, done.err.startswith("error E_CONFLICT")) == (1, True)
+
+
+# -- the ledger ------------------------------------------------------------------------------------
+
+
+def test_the_ledger_holds(past: Place, served: Server) -> None:
+    done = past.call("ledger", "verify")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith("the ledger holds: 1 sessions, 6 contracts")
+    assert past.call("ledger").out == done.out
+    assert served.place.call("ledger", "verify", "--json").json["ok"] is True
+
+
+def test_a_changed_record_is_named(place: Place) -> None:
+    for text in ("one", "two", "three"):
+        place.call("run", "echo", f"text={text}", "--session", "mine")
+    store = place.directory / ".retinue" / "retinue.db"
+    with closing(sqlite3.connect(store)) as db, db:
+        # Whoever can change the file can also take away what guards it.
+        (trigger,) = db.execute(
+            "SELECT name FROM sqlite_master WHERE type = 'trigger' AND sql LIKE '%contracts are%'"
+        ).fetchone()
+        db.execute(f"DROP TRIGGER {trigger}")
+        changed = db.execute(
+            "UPDATE contract SET body = replace(body, 'two', 'six')"
+            " WHERE session_id = 'mine' AND n = 3 RETURNING id"
+        ).fetchall()
+    assert len(changed) == 1
+    done = place.call("ledger", "verify")
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith("error E_LEDGER_BROKEN: session mine of local, row 3")
+    assert changed[0][0] in done.err
+    assert "the body was changed" in done.err
+    done = place.call("ledger", "verify", "--json")
+    assert done.code == 1
+    assert done.json["fault"]["n"] == 3
+
+
+def test_verifying_nothing_is_an_error(place: Place) -> None:
+    done = place.call("ledger", "verify")
+    assert done.code == 2
+    assert "there is no store at" in done.err
+    assert not (place.directory / ".retinue").exists()
+
+
+# -- keys ------------------------------------------------------------------------------------------
+
+
+def test_a_keys_secret_is_shown_once_and_kept_nowhere(place: Place) -> None:
+    made = place.call("key", "create", "ci", "--role", "admin", "--owner", "team")
+    secret = made.out.strip()
+    assert secret.startswith("rtn_")
+    assert secret not in made.err
+    stored = b"".join(
+        path.read_bytes() for path in Path(place.directory, ".retinue").iterdir() if path.is_file()
+    )
+    assert secret.encode() not in stored
+    assert secret.removeprefix("rtn_").encode() not in stored
+    listing = place.call("key", "--json").json
+    assert secret not in json.dumps(listing)
+    (key,) = listing["keys"]
+    assert (key["name"], key["role"], key["owner"]) == ("ci", "admin", "team")
+    assert place.call("key", "revoke", key["key_id"]).out == f"{key['key_id']} is revoked\n"
+    assert place.call("key", "revoke", key["key_id"]).code == 2
+    assert place.call("key", "--json").json["keys"][0]["revoked_at"] is not None
+    assert place.call("key", "create", "x", "--role", "king").code == 2
+
+
+def test_from_the_first_key_on_a_server_wants_one(place: Place) -> None:
+    with place.serve() as server:
+        assert place.call("agent").code == 0
+        secret = place.call("key", "create", "me", "--role", "viewer").out.strip()
+        done = place.call("agent")
+        assert done.code == 1
+        assert done.err.startswith("error E_UNAUTHENTICATED")
+        assert "RETINUE_API_KEY" in done.err
+        assert place.call("agent", RETINUE_API_KEY=secret).code == 0
+        done = place.call("run", "echo", "text=x", RETINUE_API_KEY=secret)
+        assert done.code == 1
+        assert done.err.startswith("error E_FORBIDDEN")
+        place.write(".env", f"RETINUE_API_KEY={secret}\n")
+        assert place.call("agent").code == 0
+    assert secret not in server.log
+    # Whoever has the file is its admin again once no server has it open.
+    assert place.call("key").code == 0
+
+
+# -- the rest --------------------------------------------------------------------------------------
+
+
+def test_settings_are_shown_and_described(place: Place) -> None:
+    place.write("retinue.yaml", "port: 1234\ndatabase_url: postgresql://me:hidden@host/x\n")
+    shown = place.call("settings", "--json").json
+    assert shown["port"] == 1234
+    assert "hidden" not in json.dumps(shown)
+    assert "1234" in place.call("settings").out
+    schema = place.call("settings", "schema").json
+    assert schema["properties"]["port"]["description"]
+    done = place.call("settings", "--config", "other.yaml")
+    assert (done.code, "other.yaml" in done.err) == (2, True)
+
+
+def test_the_version_is_said(place: Place) -> None:
+    assert place.call("version").out.startswith("retinue ")
+    assert "version" in place.call("version", "--json").json
+
+
+def test_an_agent_is_shown_with_its_parameters(past: Place) -> None:
+    done = past.call("agent", "show", "agent_summary_001")
+    assert "summarize_text" in done.out
+    assert "text (string, needed): what to summarise" in done.out
+    assert "sentences (integer, default 3): how many sentences to keep" in done.out
+    assert past.call("agent", "show", "nobody").code == 2
+
+
+def test_output_that_nobody_reads_is_no_error(past: Place) -> None:
+    process = past.start("execution", "--json")
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    err = process.stderr.read()
+    process.stderr.close()
+    process.wait(timeout=SECONDS)
+    assert "Traceback" not in err
+
+
+def test_unknown_words_are_status_2(past: Place) -> None:
+    for words in (["nothing"], ["agent", "nothing"], ["run"], ["execution", "--odd"]):
+        assert past.call(*words).code == 2
+
+
+def test_a_store_that_is_none_is_one_line(place: Place) -> None:
+    (place.directory / ".retinue").mkdir()
+    (place.directory / ".retinue" / "retinue.db").write_bytes(b"not a database" * 1000)
+    for words in (["run", "echo", "text=x"], ["execution"], ["ledger", "verify"]):
+        done = place.call(*words)
+        assert done.code == 1
+        assert len(done.err.splitlines()) <= 2
+        assert "retinue.db" in done.err
+
+
+def test_it_is_a_module_too(place: Place) -> None:
+    done = subprocess.run(
+        ["python", "-m", "retinue", "version"],
+        cwd=place.directory,
+        env=place.environment,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=True,
+    )
+    assert done.stdout.startswith("retinue ")

@@ -1,0 +1,202 @@
+"""The OpenAPI document lists every route, and what is answered is what it says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import jsonschema_rs
+import pytest
+
+from retinue.server.app import OPERATIONS, create_app
+
+if TYPE_CHECKING:
+    from tests.server.conftest import Served
+
+METHODS = {"get", "post", "put", "patch", "delete"}
+
+
+@pytest.fixture
+def document(client: httpx.Client) -> dict[str, Any]:
+    answer = client.get("/openapi.json")
+    assert answer.status_code == 200
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield method, path and description of each operation."""
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            assert method in METHODS
+            yield method.upper(), path, operation
+
+
+@pytest.mark.requirement("003.docs")
+def test_every_route_is_listed(
+    server: Served, client: httpx.Client, document: dict[str, Any]
+) -> None:
+    listed = {f"{method} {path}" for method, path, _ in operations(document)}
+    app = create_app(server.orchestrator, server.settings, loopback=True)
+    routed = {
+        f"{method} {path}"
+        for route in app.routes
+        for path in [getattr(route, "path", "")]
+        for method in getattr(route, "methods", None) or ()
+        if path.startswith("/v1/")
+    }
+    assert listed == routed - {"HEAD /v1/"}
+    assert listed == set(client.get("/v1/").json()["endpoints"])
+    assert len(listed) == len(OPERATIONS)
+
+
+def test_every_operation_is_complete(document: dict[str, Any]) -> None:
+    seen: set[str] = set()
+    for method, path, operation in operations(document):
+        where = f"{method} {path}"
+        assert operation["summary"], where
+        assert operation["tags"], where
+        assert operation["operationId"] not in seen
+        seen.add(operation["operationId"])
+        named = set(re.findall(r"{(\w+)}", path))
+        given = {p["name"] for p in operation.get("parameters", ()) if p["in"] == "path"}
+        assert named == given, where
+        for parameter in operation.get("parameters", ()):
+            assert parameter["schema"], where
+        if method == "POST" and not path.endswith("/cancel"):
+            schema = operation["requestBody"]["content"]["application/json"]["schema"]
+            assert schema["$ref"].startswith("#/components/schemas/"), where
+        responses = operation["responses"]
+        if path != "/v1/health":
+            assert "401" in responses, where
+        for status, response in responses.items():
+            assert response["description"], where
+            if int(status) >= 400 and path != "/v1/health":
+                schema = response["content"]["application/json"]["schema"]
+                assert schema == {"$ref": "#/components/schemas/ErrorBody"}, where
+        for status in (s for s in responses if s.startswith("2") and s != "204"):
+            assert responses[status]["content"], where
+            for media in responses[status]["content"].values():
+                assert media["schema"], where
+
+
+def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
+    def references(node: Any) -> Iterator[str]:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                if key == "$ref":
+                    yield value
+                else:
+                    yield from references(value)
+        elif isinstance(node, list):
+            for child in node:
+                yield from references(child)
+
+    names = set(references(document))
+    assert names
+    for name in names:
+        prefix, _, record = name.rpartition("/")
+        assert prefix == "#/components/schemas"
+        assert record in document["components"]["schemas"]
+
+
+def test_the_document_says_how_to_authenticate(document: dict[str, Any]) -> None:
+    assert document["openapi"].startswith("3.1")
+    assert document["info"]["version"] == "1.0.0"
+    schemes = document["components"]["securitySchemes"]
+    assert schemes.keys() == {"bearer", "apiKey"}
+    assert document["paths"]["/v1/health"]["get"]["security"] == []
+    assert {"bearer": []} in document["paths"]["/v1/agents"]["get"]["security"]
+
+
+class Fits:
+    """Holds answers to the document, and knows which operations were not tried yet."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        self._document = document
+        self.left = {f"{method} {path}" for method, path, _ in operations(document)}
+
+    def __call__(self, operation: str, answer: httpx.Response) -> Any:
+        """Check one answer of an operation and return its value."""
+        self.left.discard(operation)
+        method, _, path = operation.partition(" ")
+        responses = self._document["paths"][path][method.lower()]["responses"]
+        described = responses[str(answer.status_code)]
+        if answer.status_code == 204:
+            assert "content" not in described
+            return None
+        kind = answer.headers["content-type"].partition(";")[0]
+        schema = described["content"][kind]["schema"]
+        value = answer.json() if kind == "application/json" else answer.text
+        components = {"components": self._document["components"]}
+        jsonschema_rs.validate({**schema, **components}, value)
+        return value
+
+
+@pytest.mark.requirement("003.docs")
+def test_what_is_answered_fits_its_schema(
+    start: Callable[..., Served], document: dict[str, Any]
+) -> None:
+    fits = Fits(document)
+    with start().client() as client:
+        for part in (_tasks, _record, _service, _questions, _administration):
+            part(client, fits)
+    assert fits.left == set()
+
+
+def _tasks(client: httpx.Client, fits: Fits) -> None:
+    task = {"session_id": "s", "capability": "echo", "parameters": {"text": "hi"}}
+    bad = {"session_id": "s", "capability": "raise"}
+    good = fits("POST /v1/orchestrate", client.post("/v1/orchestrate", json=task))
+    failed = fits("POST /v1/orchestrate", client.post("/v1/orchestrate", json=bad))
+    for wrong in ({}, {**task, "capability": "x"}):
+        fits("POST /v1/orchestrate", client.post("/v1/orchestrate", json=wrong))
+    fits("POST /v1/executions", client.post("/v1/executions", json=task))
+    fits("GET /v1/executions", client.get("/v1/executions"))
+    for execution in (good["execution_id"], failed["execution_id"], "x"):
+        found = client.get(f"/v1/executions/{execution}")
+        fits("GET /v1/executions/{execution_id}", found)
+    one = f"/v1/executions/{good['execution_id']}"
+    for last in ("0", "1", "2"):
+        events = client.get(f"{one}/events", headers={"Last-Event-ID": last})
+        fits("GET /v1/executions/{execution_id}/events", events)
+    fits("POST /v1/executions/{execution_id}/cancel", client.post(f"{one}/cancel"))
+
+
+def _record(client: httpx.Client, fits: Fits) -> None:
+    fits("GET /v1/contracts", client.get("/v1/contracts?session_id=s"))
+    fits("GET /v1/contracts", client.get("/v1/contracts?limit=0"))
+    fits("GET /v1/sessions", client.get("/v1/sessions"))
+    fits("GET /v1/sessions/{session_id}", client.get("/v1/sessions/s"))
+    for session in ("s", "empty"):
+        compressed = client.post("/v1/compress", json={"session_id": session})
+        fits("POST /v1/compress", compressed)
+    fits("GET /v1/ledger/verify", client.get("/v1/ledger/verify"))
+
+
+def _service(client: httpx.Client, fits: Fits) -> None:
+    for path in ("/v1/", "/v1/health", "/v1/status", "/v1/agents"):
+        fits(f"GET {path}", client.get(path))
+    fits("GET /v1/agents/{agent_id}", client.get("/v1/agents/agent_example_001"))
+
+
+def _questions(client: httpx.Client, fits: Fits) -> None:
+    asking = {"session_id": "s", "capability": "ask"}
+    asked = client.post("/v1/executions", json=asking).json()["execution_id"]
+    with client.stream("GET", f"/v1/executions/{asked}/events") as stream:
+        next(stream.iter_lines())
+    listed = fits("GET /v1/questions", client.get("/v1/questions"))
+    path = f"/v1/questions/{listed['questions'][0]['question_id']}/answer"
+    answered = client.post(path, json={"answer": "a"})
+    fits("POST /v1/questions/{question_id}/answer", answered)
+
+
+def _administration(client: httpx.Client, fits: Fits) -> None:
+    made = fits("POST /v1/keys", client.post("/v1/keys", json={"name": "a", "role": "admin"}))
+    client.headers["X-API-Key"] = made["secret"]
+    fits("GET /v1/keys", client.get("/v1/keys"))
+    assert fits("GET /v1/audit", client.get("/v1/audit"))["audit"]
+    fits("DELETE /v1/keys/{key_id}", client.delete(f"/v1/keys/{made['key_id']}"))
+    fits("GET /v1/keys", client.get("/v1/keys"))

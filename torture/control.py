@@ -1,0 +1,48 @@
+"""The negative control: a store that acknowledges before it commits.
+
+A rig that does not catch this one proves nothing about the others. ``SIGKILL`` alone cannot show a
+missing fsync, since the page cache outlives the process; a commit that comes too late it can.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from retinue.domain.intent import Intent, Result
+from retinue.storage import program
+from retinue.storage.sqlite import SqliteStore
+from retinue.storage.writer import Waiting
+
+LATE_SECONDS = 0.02
+
+
+class HastyStore(SqliteStore):
+    """Answers its callers a moment before the transaction is committed."""
+
+    async def open(self) -> None:
+        """Open, and read on the writer's connection: it alone sees what was acknowledged."""
+        await super().open()
+        if self._readers is not None:
+            self._readers.shutdown()
+            self._readers = None
+
+    def _commit(self, batch: list[Waiting]) -> None:
+        results = self._decide([item.intent for item in batch])
+        self._acknowledge([(i.future, r) for i, r in zip(batch, results, strict=True)])
+        time.sleep(LATE_SECONDS)
+        self._db.execute("COMMIT")
+
+    def _decide(self, intents: Sequence[Intent]) -> list[Result]:
+        """Run the batch program in a transaction, and leave that open."""
+        self._db.execute("BEGIN IMMEDIATE")
+        steps = program.run(intents)
+        answer: Any = None
+        while True:
+            try:
+                statement = steps.send(answer)
+            except StopIteration as end:
+                results: list[Result] = end.value
+                return results
+            answer = self._carry_out(self._db, statement)

@@ -1,0 +1,382 @@
+"""The rig: servers on one store, callers, kills at seeded random moments, and the comparison.
+
+::
+
+    async with Rig(directory, Plan(seed=7)) as rig:
+        rig.load.start()
+        await rig.sweep(kills=20)
+        report = await rig.finish()
+    assert not report.violations, report
+
+The seed decides what callers ask and when servers die; what meets what is the machine's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from torture import checker, journals, ledger, measure
+from torture.callers import Client, Doors, Load, Wish
+from torture.checker import Evidence, Violation
+from torture.http import Broken, ask
+from torture.journals import Lines
+from torture.servers import Died, Server
+
+T = TypeVar("T")
+SETTLE_SECONDS = 30.0
+TAKEN_OVER = "took over from dead workers"
+NEWS_SECONDS = 30.0
+_POLL = 0.02
+
+
+class RigFailed(Exception):
+    """What the rig waited for did not come about."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How to torture. Without ``database`` the store is SQLite, and there is one server."""
+
+    seed: int
+    database: str | None = None
+    servers: int = 1
+    callers: int = 8
+    pause: tuple[float, float] = (0.3, 0.8)
+    """Seconds of load between a server's readiness and the next kill."""
+    at_start: float = 0.15
+    """How often a kill is followed by one of the server that is just starting."""
+    lease_seconds: float = 1.5
+    grace_seconds: float = 10.0
+    hasty: bool = False
+
+
+@dataclass(kw_only=True)
+class Report:
+    """What a run did, and what was wrong with it."""
+
+    seed: int
+    kills: int
+    freezes: int
+    drains: int
+    seconds: float
+    sends: int
+    acknowledged: int
+    executions: int
+    effects: int
+    retaken: int
+    """How many executions were taken over from a dead process."""
+    ready: list[float] = field(default_factory=list)
+    """Seconds from each start to readiness."""
+    answered: list[float] = field(default_factory=list)
+    """Seconds from each kill to the next acknowledgement."""
+    resumed: list[float] = field(default_factory=list)
+    """Seconds from a kill until an execution that it interrupted went on, or was ended."""
+    violations: list[Violation] = field(default_factory=list)
+    directory: Path = Path()
+
+    @property
+    def lost(self) -> int:
+        """How many acknowledgements the ledger does not keep."""
+        return self._count("lost", "changed")
+
+    @property
+    def repeated(self) -> int:
+        """How much work was done more often than allowed."""
+        return self._count("repeated", "twice")
+
+    def _count(self, *rules: str) -> int:
+        return sum(violation.rule in rules for violation in self.violations)
+
+    def __str__(self) -> str:
+        shown = "\n".join(f"  {violation}" for violation in self.violations[:20])
+        return (
+            f"seed {self.seed}: {self.kills} kills, {self.acknowledged} acknowledged,"
+            f" {len(self.violations)} violations\n{shown}"
+        )
+
+
+class Rig:
+    """Servers, callers and journals of one run, in a directory of its own."""
+
+    def __init__(self, directory: Path, plan: Plan) -> None:
+        self.plan = plan
+        self.directory = directory
+        self.database = plan.database or ledger.database_in(directory / "data")
+        self.kills: list[int] = []
+        self.freezes = 0
+        self.drains = 0
+        self.answered: list[float] = []
+        self.doors = Doors()
+        self._random = Random(plan.seed)
+        self._started = time.monotonic()
+        self._clients = Lines(directory / "clients.jsonl")
+        self.client = Client(self._clients)
+        self.load = Load(self.doors, self.client, callers=plan.callers, seed=plan.seed)
+        # Bound, but nobody listens: a service that is down, for as long as the run goes on.
+        self._nobody = socket.socket()
+        self._nobody.bind(("127.0.0.1", 0))
+        self.servers = [
+            Server(
+                f"server{number}",
+                directory,
+                directory / "retinue.yaml",
+                {"TRACE_URL": f"http://127.0.0.1:{self._nobody.getsockname()[1]}"},
+                hasty=plan.hasty,
+            )
+            for number in range(plan.servers)
+        ]
+
+    def configure(self) -> None:
+        """Write the servers' ``retinue.yaml`` (which may be JSON)."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        effects = str(self.directory / "effects.jsonl")
+        settings = {
+            "port": 0,
+            "data_dir": str(self.directory / "data"),
+            "database_url": self.plan.database,
+            "lease_seconds": self.plan.lease_seconds,
+            "grace_seconds": self.plan.grace_seconds,
+            "examples": False,
+            "entry_points": False,
+            "log_format": "json",
+            "agents": [
+                recorder("once", effects, "at_most_once"),
+                recorder("again", effects, "at_least_once"),
+                recorder("same", effects, "idempotent", max_attempts=5),
+                recorder("delegate", effects, "at_least_once", kind="Delegate"),
+            ],
+        }
+        (self.directory / "retinue.yaml").write_text(json.dumps(settings))
+
+    async def __aenter__(self) -> Self:
+        self.configure()
+        try:
+            for server in self.servers:
+                server.spawn()
+            for server in self.servers:
+                self.doors.open(server.name, await server.ready())
+        except BaseException:
+            await self._close()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._close()
+
+    async def _close(self) -> None:
+        for server in self.servers:
+            server.kill()
+        await self.load.abandon()
+        self._clients.close()
+        self._nobody.close()
+
+    # -- torture -------------------------------------------------------------------------------
+
+    async def sweep(self, kills: int) -> None:
+        """Kill one server after the other, under load, and start each again."""
+        for number in range(kills):
+            await asyncio.sleep(self._random.uniform(*self.plan.pause))
+            await self.progress()
+            server = self._random.choice(self.servers)
+            self.kill(server)
+            killed = time.monotonic()
+            if number and self._random.random() < self.plan.at_start:
+                await self._kill_starting(server)
+            await self.start(server)
+            await self.progress()
+            self.answered.append(self.client.last_at - killed)
+
+    def kill(self, server: Server) -> None:
+        """Kill a server now."""
+        self.kills.append(time.time_ns() // 1000)
+        server.kill()
+        self.doors.close(server.name)
+
+    async def start(self, server: Server) -> None:
+        """Start a server again, and wait until it serves."""
+        server.spawn()
+        self.doors.open(server.name, await server.ready())
+
+    async def _kill_starting(self, server: Server) -> None:
+        """Kill a server somewhere between its start and its readiness."""
+        server.spawn()
+        await asyncio.sleep(self._random.uniform(0, min(server.ready_seconds)))
+        self.kill(server)
+
+    async def progress(self) -> None:
+        """Wait for the next acknowledgement.
+
+        Raises:
+            RigFailed: there is none.
+        """
+        try:
+            async with asyncio.timeout(NEWS_SECONDS):
+                await self.client.news()
+        except TimeoutError:
+            logs = "\n".join(server.log[-2000:] for server in self.servers)
+            raise RigFailed(
+                f"seed {self.plan.seed}: nothing was acknowledged for {NEWS_SECONDS} s\n{logs}"
+            ) from None
+
+    async def outlast(self, wish: Wish) -> int:
+        """Start the one server again whenever ``wish`` kills it; return how often it died.
+
+        Returns once the execution has ended. For wishes that do not wait.
+        """
+        (server,) = self.servers
+        answer = await self.client.send(server.url, wish)
+        if answer is None or answer.status != 202:
+            raise RigFailed(f"{wish.marker} was not accepted: {answer}")
+        path = f"/v1/executions/{answer.body['execution_id']}"
+        deaths = 0
+        while True:
+            try:
+                if not server.lives:
+                    deaths += 1
+                    self.kills.append(time.time_ns() // 1000)
+                    await self.start(server)
+                _, found = await ask(server.url, "GET", path)
+                if found["state"] in ledger.TERMINAL:
+                    return deaths
+                await asyncio.sleep(_POLL)
+            except Broken:
+                await server.ended()
+            except Died:
+                continue
+
+    async def drain(self, server: Server) -> float:
+        """Stop a server by SIGTERM under load and start it again; return how long it took to end.
+
+        Raises:
+            RigFailed: it ended with an error, left work behind as running, or found some.
+        """
+        self.drains += 1
+        asked = time.monotonic()
+        server.terminate()
+        status = await server.ended(self.plan.grace_seconds + 10)
+        seconds = time.monotonic() - asked
+        self.doors.close(server.name)
+        if status:
+            raise RigFailed(f"{server.name} ended with {status}:\n{server.log[-2000:]}")
+        if left := await self._unowned():
+            raise RigFailed(f"{server.name} left work as running: {left}")
+        said = len(server.log)
+        await self.start(server)
+        if TAKEN_OVER in server.log[said:]:
+            raise RigFailed(f"{server.name} found orphans: {server.log[said:]}")
+        return seconds
+
+    async def _unowned(self) -> list[str]:
+        """Return the executions that run in none of the servers."""
+        running = await ledger.running(self.database)
+        owners: set[str] = set()
+        for server in self.servers:
+            if server.lives:
+                owners.update(i for i, _ in await ledger.workers(self.database, server.pid))
+        return [execution_id for execution_id, worker in running if worker not in owners]
+
+    # -- the end -------------------------------------------------------------------------------
+
+    async def finish(self) -> Report:
+        """Let the callers and the servers end in order, and compare."""
+        await self.load.stop()
+        await self.settle()
+        violations = [v for server in self.servers for v in await self.stop(server)]
+        return await self.compare(violations)
+
+    async def settle(self) -> None:
+        """Wait until every execution has ended, or too long."""
+        until = time.monotonic() + SETTLE_SECONDS
+        while await ledger.unfinished(self.database) and time.monotonic() < until:
+            await asyncio.sleep(_POLL)
+
+    async def stop(self, server: Server) -> list[Violation]:
+        """Stop a server by SIGTERM; say what was wrong with its end."""
+        self.doors.close(server.name)
+        server.terminate()
+        status = await server.ended(self.plan.grace_seconds + 10)
+        if status:
+            return [Violation("exit", server.name, f"it ended with {status}:\n{server.log[-2000:]}")]
+        return []
+
+    async def compare(self, violations: list[Violation] | None = None) -> Report:
+        """Compare journals and ledger. No server may run any more."""
+        exchanges = journals.read_exchanges(self.directory / "clients.jsonl")
+        effects = journals.read_effects(self.directory / "effects.jsonl")
+        fault = await ledger.verify(self.database)
+        found = await ledger.read(self.database)
+        evidence = Evidence(
+            exchanges=exchanges,
+            effects=effects,
+            ledger=found,
+            fault=fault,
+            orderly=not self.kills and not self.freezes,
+        )
+        resumed = measure.resumed(found, self.kills)
+        return Report(
+            seed=self.plan.seed,
+            kills=len(self.kills),
+            freezes=self.freezes,
+            drains=self.drains,
+            seconds=time.monotonic() - self._started,
+            sends=len(exchanges),
+            acknowledged=sum(exchange.acknowledged for exchange in exchanges),
+            executions=len(found.executions),
+            effects=len(effects),
+            retaken=len(resumed),
+            ready=[seconds for server in self.servers for seconds in server.ready_seconds],
+            answered=self.answered,
+            resumed=resumed,
+            violations=[*(violations or []), *checker.judge(evidence)],
+            directory=self.directory,
+        )
+
+
+def recorder(
+    agent_id: str,
+    journal: str,
+    delivery: str,
+    *,
+    max_attempts: int = 3,
+    kind: str = "Recorder",
+) -> dict[str, Any]:
+    """Return the entry of ``retinue.yaml`` for one of the agents."""
+    return {
+        "agent": f"torture.agents:{kind}",
+        "arguments": {
+            "agent_id": agent_id,
+            "journal": journal,
+            "delivery": delivery,
+            "max_attempts": max_attempts,
+        },
+    }
+
+
+async def until(what: str, look: Callable[[], Awaitable[T]], seconds: float = 30.0) -> T:
+    """Wait until ``look`` returns something true, and return it.
+
+    Raises:
+        RigFailed: it does not within ``seconds``; the message says what was waited for.
+    """
+    end = time.monotonic() + seconds
+    while not (found := await look()):
+        if time.monotonic() > end:
+            raise RigFailed(f"not after {seconds} s: {what}")
+        await asyncio.sleep(_POLL)
+    return found
+
+

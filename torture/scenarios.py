@@ -1,0 +1,132 @@
+"""What the torture consists of: one run each, on a store of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+
+from torture import zombie
+from torture.callers import Wish
+from torture.checker import Violation
+from torture.rig import Plan, Report, Rig
+
+ENDLESS_MS = 60_000
+_SHORT_GRACE = 0.5
+_FOR_EVER = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """How much of it."""
+
+    callers: int
+    kills: int
+    """On SQLite."""
+    kills_shared: int
+    """On PostgreSQL: of one server, and again of two."""
+    kills_hasty: int
+    freezes: int
+    drains: int
+    poisons: int
+
+
+QUICK = Profile(
+    callers=8, kills=8, kills_shared=4, kills_hasty=2, freezes=2, drains=2, poisons=1
+)
+FULL = Profile(
+    callers=20, kills=100, kills_shared=40, kills_hasty=5, freezes=20, drains=15, poisons=5
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """A way to torture. ``shared``: on PostgreSQL. ``control``: it must lose something."""
+
+    name: str
+    run: Callable[[Path, Plan, Profile], Awaitable[Report]]
+    servers: int = 1
+    shared: bool = False
+    control: bool = False
+
+
+async def kill(directory: Path, plan: Plan, profile: Profile) -> Report:
+    """Kill servers under load."""
+    async with Rig(directory, plan) as rig:
+        rig.load.start()
+        await rig.sweep(profile.kills_shared if plan.database else profile.kills)
+        return await rig.finish()
+
+
+async def hasty(directory: Path, plan: Plan, profile: Profile) -> Report:
+    """Kill a server whose store acknowledges before it commits."""
+    async with Rig(directory, replace(plan, hasty=True, at_start=0)) as rig:
+        rig.load.start()
+        await rig.sweep(profile.kills_hasty)
+        return await rig.finish()
+
+
+async def poison(directory: Path, plan: Plan, profile: Profile) -> Report:
+    """Run tasks that kill their server each time: as often as their policy allows, no more."""
+    violations: list[Violation] = []
+    async with Rig(directory, plan) as rig:
+        for number in range(profile.poisons):
+            for capability, allowed in (("once", 1), ("again", 3), ("same", 5)):
+                marker = f"{capability} {number}"
+                parameters = {"delay_ms": 200, "deaths": _FOR_EVER}
+                wish = Wish(
+                    marker=marker, capability=capability, waits=False, parameters=parameters
+                )
+                deaths = await rig.outlast(wish)
+                if deaths != allowed:
+                    violations.append(Violation("poison", marker, f"it killed {deaths} times"))
+        report = await rig.finish()
+    report.violations += violations
+    return report
+
+
+async def drain(directory: Path, plan: Plan, profile: Profile) -> Report:
+    """Stop servers in order under load; one of them while it does what will not end in time."""
+    random = Random(plan.seed)
+    async with Rig(directory, replace(plan, grace_seconds=_SHORT_GRACE)) as rig:
+        rig.load.start()
+        for number in range(profile.drains):
+            await rig.progress()
+            server = random.choice(rig.servers)
+            parameters = {"delay_ms": ENDLESS_MS}
+            endless = Wish(
+                marker=f"endless {number}", capability="once", waits=False, parameters=parameters
+            )
+            await rig.client.send(server.url, endless)
+            await rig.drain(server)
+        return await rig.finish()
+
+
+async def freeze(directory: Path, plan: Plan, profile: Profile) -> Report:
+    """Freeze workers under load until their work is taken over, then let them go on."""
+    async with Rig(directory, plan) as rig:
+        rig.load.start()
+        await zombie.sweep(rig, profile.freezes, Random(plan.seed))
+        return await rig.finish()
+
+
+async def tell(directory: Path, plan: Plan, _: Profile) -> Report:
+    """Follow one zombie closely."""
+    async with Rig(directory, plan) as rig:
+        story = await zombie.tell(rig)
+    story.report.violations += story.faults()
+    return story.report
+
+
+SCENARIOS = (
+    Scenario(name="kill", run=kill),
+    Scenario(name="kill-postgres", run=kill, shared=True),
+    Scenario(name="kill-one-of-two", run=kill, shared=True, servers=2),
+    Scenario(name="zombie", run=tell, shared=True, servers=2),
+    Scenario(name="freeze-one-of-two", run=freeze, shared=True, servers=2),
+    Scenario(name="poison", run=poison),
+    Scenario(name="drain", run=drain),
+    Scenario(name="drain-one-of-two", run=drain, shared=True, servers=2),
+    Scenario(name="control", run=hasty, control=True),
+)
