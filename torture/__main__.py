@@ -74,15 +74,17 @@ def _options() -> argparse.Namespace:
 
 
 def _run(
-    scenario: Scenario, profile: Profile, seed: int, directory: Path, postgres: PostgresServer | None
+    scenario: Scenario,
+    profile: Profile,
+    seed: int,
+    directory: Path,
+    postgres: PostgresServer | None,
 ) -> Report | None:
     database: str | None = None
     if scenario.shared:
         assert postgres is not None
         database = postgres.create_database(scenario.name)
-    plan = Plan(
-        seed=seed, database=database, servers=scenario.servers, callers=profile.callers
-    )
+    plan = Plan(seed=seed, database=database, servers=scenario.servers, callers=profile.callers)
     _say(f"{scenario.name} …")
     try:
         report = asyncio.run(scenario.run(directory, plan, profile))
@@ -126,7 +128,9 @@ def table(rows: list[tuple[str, ...]]) -> Iterator[str]:
     lines = [_HEADINGS, *rows]
     widths = [max(len(line[place]) for line in lines) for place in range(len(_HEADINGS))]
     for line in lines:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        yield "  ".join(
+            cell.ljust(width) for cell, width in zip(line, widths, strict=True)
+        ).rstrip()
 
 
 def _say(text: str) -> None:

@@ -90,7 +90,7 @@ def judge(evidence: Evidence) -> list[Violation]:
 
 
 def lost(evidence: Evidence) -> Iterator[Violation]:
-    """Whatever was acknowledged is in the ledger, with both contracts once it was answered."""
+    """Check that what was acknowledged is in the ledger, with both contracts once answered."""
     for exchange in evidence.exchanges:
         if exchange.answer is None:
             continue
@@ -131,7 +131,7 @@ def _lost_refusal(
 
 
 def changed(evidence: Evidence) -> Iterator[Violation]:
-    """A reply says what the ledger says."""
+    """Check that a reply says what the ledger says."""
     for exchange in evidence.exchanges:
         if exchange.answer is None or exchange.answer.status != 200:
             continue
@@ -153,7 +153,7 @@ def changed(evidence: Evidence) -> Iterator[Violation]:
 
 
 def unexpected(evidence: Evidence) -> Iterator[Violation]:
-    """No caller waits for ever, none meets a fault of the server, none is refused in vain."""
+    """Check that nobody waits for ever or meets a fault, and that what is refused is not done."""
     for exchange in evidence.exchanges:
         intent, answer = exchange.intent, exchange.answer
         if exchange.lost is not None and exchange.lost.why == LATE:
@@ -176,7 +176,7 @@ def unexpected(evidence: Evidence) -> Iterator[Violation]:
 
 
 def repeated(evidence: Evidence) -> Iterator[Violation]:
-    """No more work was done than the delivery policy allows."""
+    """Check that no more work was done than the delivery policy allows."""
     for execution_id, effects in evidence.effects_of.items():
         execution = evidence.ledger.executions.get(execution_id)
         if execution is None:
@@ -193,7 +193,7 @@ def repeated(evidence: Evidence) -> Iterator[Violation]:
 
 
 def done(evidence: Evidence) -> Iterator[Violation]:
-    """What the ledger calls completed was done, by its last attempt."""
+    """Check that what the ledger calls completed was done, by the last attempt."""
     for execution in evidence.ledger.executions.values():
         if execution.state == "completed":
             effects = evidence.effects_of.get(execution.id, ())
@@ -203,7 +203,7 @@ def done(evidence: Evidence) -> Iterator[Violation]:
 
 
 def once(evidence: Evidence) -> Iterator[Violation]:
-    """One send is at most one execution, and so are all sends with one idempotency key."""
+    """Check that a send is at most one execution, and so are all sends with one key."""
     acknowledged: defaultdict[str, set[str]] = defaultdict(set)
     for exchange in evidence.exchanges:
         found = evidence.executions_of.get(exchange.intent.marker, [])
@@ -225,7 +225,7 @@ def once(evidence: Evidence) -> Iterator[Violation]:
 
 
 def ended(evidence: Evidence) -> Iterator[Violation]:
-    """Every execution has ended, exactly once, with both contracts and events without a gap."""
+    """Check that every execution ended, once, with both contracts and no gap in its events."""
     for execution in evidence.ledger.executions.values():
         if execution.state not in TERMINAL:
             yield Violation("unfinished", execution.id, f"it is still {execution.state}")
@@ -261,7 +261,7 @@ def _contracts(evidence: Evidence, execution: Execution) -> Iterator[Violation]:
 
 
 def verified(evidence: Evidence) -> Iterator[Violation]:
-    """The ledger verifies."""
+    """Check that the ledger verifies."""
     if evidence.fault is not None:
         yield Violation("verify", "ledger", evidence.fault)
 

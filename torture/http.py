@@ -59,7 +59,9 @@ class Connection:
     async def _answer(self) -> tuple[int, Any]:
         head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         first, *lines = head.rstrip().split("\r\n")
-        headers = {name.lower(): value.strip() for name, _, value in (x.partition(":") for x in lines)}
+        headers = {
+            name.lower(): value.strip() for name, _, value in (x.partition(":") for x in lines)
+        }
         content = await self._reader.readexactly(int(headers.get("content-length", 0)))
         return int(first.split()[1]), json.loads(content) if content else None
 

@@ -120,9 +120,7 @@ async def running(database: str) -> list[tuple[str, str]]:
 
 async def workers(database: str, pid: int) -> list[tuple[str, bool]]:
     """Return the epochs of a process, oldest first, and whether each goes on."""
-    rows = await query(
-        database, f"SELECT id, stopped_at FROM worker WHERE pid = {pid} ORDER BY id"
-    )
+    rows = await query(database, f"SELECT id, stopped_at FROM worker WHERE pid = {pid} ORDER BY id")
     return [(row[0], row[1] is None) for row in rows]
 
 
@@ -134,10 +132,10 @@ async def read(database: str) -> Ledger:
     refused: dict[str, Contract | None] = {}
     asked: Contract | None = None
     columns = ", ".join(Contract.__dataclass_fields__)
-    for *row, body in await query(
+    for row in await query(
         database, f"SELECT {columns} FROM contract ORDER BY owner, session_id, n"
     ):
-        contract = Contract(*row, json.loads(bytes(body)))
+        contract = Contract(*_decoded(row))
         if contract.execution_id is not None:
             contracts[contract.execution_id].append(contract)
         elif contract.type == "REQUEST":
@@ -150,10 +148,8 @@ async def read(database: str) -> Ledger:
             refused[asked.id] = contract
     events: defaultdict[str, list[Event]] = defaultdict(list)
     columns = ", ".join(Event.__dataclass_fields__)
-    for *row, data in await query(
-        database, f"SELECT {columns} FROM event ORDER BY execution_id, seq"
-    ):
-        event = Event(*row, json.loads(bytes(data)))
+    for row in await query(database, f"SELECT {columns} FROM event ORDER BY execution_id, seq"):
+        event = Event(*_decoded(row))
         events[event.execution_id].append(event)
     return Ledger(
         executions={execution.id: execution for execution in executions},
@@ -162,6 +158,11 @@ async def read(database: str) -> Ledger:
         events=dict(events),
         keys=dict(await query(database, "SELECT key, execution_id FROM idempotency")),
     )
+
+
+def _decoded(row: Sequence[Any]) -> list[Any]:
+    """Return a row whose last column is JSON."""
+    return [*row[:-1], json.loads(bytes(row[-1]))]
 
 
 async def verify(database: str) -> str | None:

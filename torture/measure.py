@@ -9,6 +9,14 @@ from torture.ledger import Event, Execution, Ledger
 WORKER_LOST = "E_STREAM_BROKEN"
 
 
+def retaken(ledger: Ledger) -> int:
+    """Return how many attempts were taken over from a process that was gone."""
+    return sum(
+        len(_takeovers(execution, ledger.events.get(execution.id, [])))
+        for execution in ledger.executions.values()
+    )
+
+
 def resumed(ledger: Ledger, kills: list[int]) -> list[float]:
     """Return, per takeover, the seconds from the kill until the execution went on or was ended.
 

@@ -73,7 +73,7 @@ class Report:
     executions: int
     effects: int
     retaken: int
-    """How many executions were taken over from a dead process."""
+    """How many attempts were taken over from a process that was gone."""
     ready: list[float] = field(default_factory=list)
     """Seconds from each start to readiness."""
     answered: list[float] = field(default_factory=list)
@@ -189,8 +189,7 @@ class Rig:
     async def sweep(self, kills: int) -> None:
         """Kill one server after the other, under load, and start each again."""
         for number in range(kills):
-            await asyncio.sleep(self._random.uniform(*self.plan.pause))
-            await self.progress()
+            await self.pause()
             server = self._random.choice(self.servers)
             self.kill(server)
             killed = time.monotonic()
@@ -199,6 +198,11 @@ class Rig:
             await self.start(server)
             await self.progress()
             self.answered.append(self.client.last_at - killed)
+
+    async def pause(self) -> None:
+        """Wait until something is acknowledged, then let the load go on for a random while."""
+        await self.progress()
+        await asyncio.sleep(self._random.uniform(*self.plan.pause))
 
     def kill(self, server: Server) -> None:
         """Kill a server now."""
@@ -300,8 +304,10 @@ class Rig:
 
     async def settle(self) -> None:
         """Wait until every execution has ended, or too long."""
-        until = time.monotonic() + SETTLE_SECONDS
-        while await ledger.unfinished(self.database) and time.monotonic() < until:
+        end = time.monotonic() + SETTLE_SECONDS
+        while time.monotonic() < end:
+            if not await ledger.unfinished(self.database):
+                return
             await asyncio.sleep(_POLL)
 
     async def stop(self, server: Server) -> list[Violation]:
@@ -310,7 +316,9 @@ class Rig:
         server.terminate()
         status = await server.ended(self.plan.grace_seconds + 10)
         if status:
-            return [Violation("exit", server.name, f"it ended with {status}:\n{server.log[-2000:]}")]
+            return [
+                Violation("exit", server.name, f"it ended with {status}:\n{server.log[-2000:]}")
+            ]
         return []
 
     async def compare(self, violations: list[Violation] | None = None) -> Report:
@@ -326,7 +334,6 @@ class Rig:
             fault=fault,
             orderly=not self.kills and not self.freezes,
         )
-        resumed = measure.resumed(found, self.kills)
         return Report(
             seed=self.plan.seed,
             kills=len(self.kills),
@@ -337,10 +344,10 @@ class Rig:
             acknowledged=sum(exchange.acknowledged for exchange in exchanges),
             executions=len(found.executions),
             effects=len(effects),
-            retaken=len(resumed),
+            retaken=measure.retaken(found),
             ready=[seconds for server in self.servers for seconds in server.ready_seconds],
             answered=self.answered,
-            resumed=resumed,
+            resumed=measure.resumed(found, self.kills),
             violations=[*(violations or []), *checker.judge(evidence)],
             directory=self.directory,
         )
@@ -378,5 +385,3 @@ async def until(what: str, look: Callable[[], Awaitable[T]], seconds: float = 30
             raise RigFailed(f"not after {seconds} s: {what}")
         await asyncio.sleep(_POLL)
     return found
-
-

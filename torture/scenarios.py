@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from torture import zombie
 from torture.callers import Wish
@@ -32,9 +33,7 @@ class Profile:
     poisons: int
 
 
-QUICK = Profile(
-    callers=8, kills=8, kills_shared=4, kills_hasty=2, freezes=2, drains=2, poisons=1
-)
+QUICK = Profile(callers=8, kills=8, kills_shared=4, kills_hasty=2, freezes=2, drains=2, poisons=1)
 FULL = Profile(
     callers=20, kills=100, kills_shared=40, kills_hasty=5, freezes=20, drains=15, poisons=5
 )
@@ -45,7 +44,7 @@ class Scenario:
     """A way to torture. ``shared``: on PostgreSQL. ``control``: it must lose something."""
 
     name: str
-    run: Callable[[Path, Plan, Profile], Awaitable[Report]]
+    run: Callable[[Path, Plan, Profile], Coroutine[Any, Any, Report]]
     servers: int = 1
     shared: bool = False
     control: bool = False
@@ -92,7 +91,7 @@ async def drain(directory: Path, plan: Plan, profile: Profile) -> Report:
     async with Rig(directory, replace(plan, grace_seconds=_SHORT_GRACE)) as rig:
         rig.load.start()
         for number in range(profile.drains):
-            await rig.progress()
+            await rig.pause()
             server = random.choice(rig.servers)
             parameters = {"delay_ms": ENDLESS_MS}
             endless = Wish(

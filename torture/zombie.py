@@ -123,8 +123,7 @@ async def _play(
 async def sweep(rig: Rig, rounds: int, random: Random) -> None:
     """Freeze one server after the other under load, each until the others have its work."""
     for _ in range(rounds):
-        await rig.progress()
-        await asyncio.sleep(random.uniform(*rig.plan.pause))
+        await rig.pause()
         server = random.choice(rig.servers)
         rig.freezes += 1
         server.freeze()

@@ -18,7 +18,7 @@ from retinue.domain.audit import AuditRow
 from retinue.domain.contract import Contract
 from retinue.domain.event import Event, EventData
 from retinue.domain.execution import Execution, State, Task
-from retinue.domain.intent import Intent, Result
+from retinue.domain.intent import Fence, Intent, Result
 from retinue.domain.principal import ApiKey, Authority
 from retinue.domain.question import Question
 from retinue.domain.session import Session
@@ -280,6 +280,10 @@ class Store(Protocol):
 
     async def orphans(self, limit: int, /) -> list[Execution]:
         """Return running executions whose worker is dead: to be taken over."""
+        ...
+
+    async def held(self) -> list[Fence]:
+        """Return the attempts that are leased to this worker now."""
         ...
 
     async def overdue(self, now: int, limit: int, /) -> list[Execution]:

@@ -277,3 +277,25 @@ async def test_an_erased_body_leaves_the_chain_whole(tmp_path: Path) -> None:
         listing = await orchestrator.executions(ExecutionFilter(session_id="s0"), Page())
         for execution in listing.items:
             await orchestrator.task_of(execution)
+
+
+async def test_a_caller_that_leaves_while_its_task_is_written_leaves_no_dead_lease(
+    tmp_path: Path,
+) -> None:
+    async with Runtime(settings(tmp_path)) as orchestrator:
+        orchestrator.register_agent(worker("once", Delivery.AT_MOST_ONCE))
+        caller = asyncio.create_task(orchestrator.orchestrate("s", {"capability": "once"}))
+        await asyncio.sleep(0)  # it waits for the commit now
+        caller.cancel()
+        await asyncio.gather(caller, return_exceptions=True)
+
+        async def found() -> list[Execution]:
+            return (await orchestrator.executions(ExecutionFilter(), Page())).items
+
+        async with asyncio.timeout(20):
+            while not (listed := await found()):
+                await asyncio.sleep(0.002)
+        execution = await ended(orchestrator, listed[0].id)
+        assert execution.state is State.COMPLETED
+        assert (await orchestrator.agent("once")).running == 0
+        assert (await orchestrator.verify()).ok

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import socket
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterator
@@ -240,6 +241,21 @@ class Served:
             raise ValueError("tripped")
 
         return trip
+
+    def raw(self, sent: str) -> tuple[int, bytes]:
+        """Send text as it is; return the status and the body of the answer."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=10) as connection:
+            connection.sendall(sent.encode("latin-1"))
+            got = b""
+            while b"\r\n\r\n" not in got:
+                part = connection.recv(65536)
+                assert part, got
+                got += part
+            head, _, rest = got.partition(b"\r\n\r\n")
+            fields = dict(line.split(b": ", 1) for line in head.split(b"\r\n")[1:])
+            while len(rest) < int(fields.get(b"content-length", b"0")):
+                rest += connection.recv(65536)
+        return int(head.split()[1]), rest
 
     def client(self, key: str | None = None) -> httpx.Client:
         """Return a client, to be closed."""

@@ -118,7 +118,7 @@ async def _local(stack: AsyncExitStack, here: Settings, power: Power) -> Client:
     from retinue.cli.embedded import opened
 
     # The command itself says what went wrong; the log is for who asks for it.
-    level = here.log_level if "log_level" in here.model_fields_set else "error"
+    level = here.log_level if "log_level" in here.model_fields_set else "critical"
     logs.configure(level, here.log_format)
     return await stack.enter_async_context(opened(_existing(here, power), working=power == "work"))
 

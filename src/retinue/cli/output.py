@@ -33,6 +33,7 @@ _HINTS = {
     "E_UNAUTHENTICATED": "put a key into RETINUE_API_KEY; an admin makes one: `retinue key create`",
     "E_FORBIDDEN": "use a key with a higher role, or ask an admin for one",
     "E_STORE_FULL": "free some space, then try again",
+    "E_INTERNAL": "RETINUE_LOG_LEVEL=error shows where, and so does a server's log",
     "E_LEDGER_BROKEN": "keep a copy of the store before you change anything",
 }
 

@@ -50,6 +50,7 @@ from retinue.errors import (
 from retinue.interfaces import Job, Store
 
 log = logging.getLogger(__name__)
+DOUBT_SECONDS = 60.0
 
 
 class Attempt:
@@ -142,6 +143,17 @@ class Attempts:
         self._on_later = on_later
         self._grown = grown
         self.running: dict[str, Attempt] = {}
+        self.broken: set[str] = set()
+        self._doubtful_until = 0.0
+
+    def doubt(self) -> None:
+        """Note that a lease may have been written without its answer reaching this process."""
+        self._doubtful_until = time.monotonic() + DOUBT_SECONDS
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the store may hold a lease of this process that nobody works on."""
+        return time.monotonic() < self._doubtful_until
 
     def start(self, execution: Execution, body: bytes, entry: Entry) -> Attempt:
         """Run a leased execution on an agent whose slot is taken already."""
@@ -168,6 +180,7 @@ class Attempts:
             answer = await self._conclude(attempt, end, await pen.rest())
         except Exception:
             # A fault of ours: the execution stays leased, and the next start takes it over.
+            self.broken.add(attempt.execution.id)
             log.exception("attempt failed", extra=ids_of(attempt.execution))
         finally:
             del self.running[attempt.execution.id]

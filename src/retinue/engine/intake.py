@@ -161,7 +161,8 @@ class Intake:
                 )
             )
         except BaseException:
-            # Not known whether it was written: if it was, a later start takes it over.
+            # Not known whether it was written, and leased to us: the scheduler finds out.
+            self._attempts.doubt()
             self._put_back(entry)
             raise
         if isinstance(result, Submitted) and result.leased and entry is not None:

@@ -20,6 +20,8 @@ from retinue.domain.strictjson import loads
 from retinue.interfaces import Page, Store
 
 _PAGE = 1000
+_UNREADABLE = (TypeError, ValueError, KeyError, msgspec.MsgspecError)
+"""What reading a row raises that holds no value of ours."""
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -60,6 +62,8 @@ class Verification:
         self.sessions = self.contracts = self.events = self.audits = 0
         # (owner, session) → {n: hash} that an anchor vouches for
         self._anchors: dict[tuple[str, str], dict[int, str]] = {}
+        # Where we are, for a row that holds what no row of ours does.
+        self._at: tuple[str, int, str | None] = ("session", 1, None)
 
     async def run(self, owner: str | None = None) -> Verdict:
         """Verify everything, or only one owner's sessions."""
@@ -75,6 +79,10 @@ class Verification:
                     raise _Broken(Fault(_name(*key), min(anchors), "the whole session is missing"))
         except _Broken as broken:
             fault = broken.fault
+        except _UNREADABLE as error:
+            chain, n, row_id = self._at
+            reason = f"the row cannot be read: {type(error).__name__}: {error}"
+            fault = Fault(chain, n, reason, row_id)
         return Verdict(self.sessions, self.contracts, self.events, self.audits, fault)
 
     async def _sessions(self, owner: str | None) -> AsyncIterator[Session]:
@@ -91,14 +99,16 @@ class Verification:
         page = Page(limit=_PAGE)
         previous, n = GENESIS, 0
         while True:
+            self._at = ("audit", n + 1, None)
             listing = await self._store.audit(page)
             for row in listing.items:
                 n += 1
+                self._at = ("audit", n, None)
                 if row.n != n:
                     raise _Broken(Fault("audit", n, f"row {n} is missing"))
-                if audit_hash(previous, row) != bytes(row.hash):
+                if audit_hash(previous, row) != _bytes(row.hash):
                     raise _Broken(Fault("audit", n, "the row was changed or moved"))
-                previous = bytes(row.hash)
+                previous = _bytes(row.hash)
                 self.audits += 1
                 if row.action == ANCHOR:
                     for owner, session_id, at, digest in loads(row.detail)["heads"]:
@@ -117,11 +127,16 @@ class Verification:
         anchors = self._anchors.get(key, {})
         previous, n = GENESIS, 0
         while n < session.n:
-            rows = await self._store.chain(*key, n, _PAGE)
+            self._at = (name, n + 1, None)
+            try:
+                rows = await self._store.chain(*key, n, _PAGE)
+            except _UNREADABLE:
+                rows = await self._store.chain(*key, n, 1)  # one of the page; is it this one?
             for row in rows:
                 if row.n > session.n:
                     break  # written while we read
                 n += 1
+                self._at = (name, n, row.id)
                 previous = await self._contract(name, n, row, previous)
                 vouched = anchors.pop(n, None)
                 if vouched is not None and vouched != previous.hex():
@@ -131,7 +146,7 @@ class Verification:
             if not rows:
                 raise _Broken(Fault(name, n + 1, f"row {n + 1} is missing"))
             await asyncio.sleep(0)
-        if previous != bytes(session.head):
+        if previous != _bytes(session.head):
             raise _Broken(Fault(name, n, "the session's head differs from its last row"))
         if anchors and max(anchors) > n:
             raise _Broken(Fault(name, n + 1, "rows at the end are missing"))
@@ -140,38 +155,49 @@ class Verification:
         self.contracts += 1
         if row.n != n:
             raise _Broken(Fault(name, n, f"row {n} is missing"))
-        if row.body is not None and body_hash(row.body) != bytes(row.body_hash):
+        if row.body is not None and body_hash(_bytes(row.body)) != _bytes(row.body_hash):
             raise _Broken(Fault(name, n, "the body was changed", row.id))
-        if chain_hash(previous, row) != bytes(row.hash):
+        if chain_hash(previous, row) != _bytes(row.hash):
             raise _Broken(Fault(name, n, "the row was changed or moved", row.id))
         if row.type is ContractType.RESPONSE and row.execution_id is not None:
             await self._events(name, row)
-        return bytes(row.hash)
+        return _bytes(row.hash)
 
     async def _events(self, name: str, row: Contract) -> None:
         assert row.execution_id is not None
-        digest, seq = GENESIS, 0
+        digest, seq, name_of_events = GENESIS, 0, f"events of {row.execution_id}"
         while True:
-            events = await self._store.events(row.execution_id, after=seq, limit=_PAGE)
+            self._at, limit = (name_of_events, seq + 1, row.id), _PAGE
+            try:
+                events = await self._store.events(row.execution_id, after=seq, limit=limit)
+            except _UNREADABLE:
+                limit = 1
+                events = await self._store.events(row.execution_id, after=seq, limit=limit)
             for event in events:
                 seq += 1
+                self._at = (name_of_events, seq, row.id)
                 if event.seq != seq:
-                    raise _Broken(
-                        Fault(f"events of {row.execution_id}", seq, f"event {seq} is missing")
-                    )
-                digest = chain_event(digest, seq, event.type.value, event.data)
+                    raise _Broken(Fault(name_of_events, seq, f"event {seq} is missing"))
+                digest = chain_event(digest, seq, event.type.value, _bytes(event.data))
                 self.events += 1
-            if len(events) < _PAGE:
+            if len(events) < limit:
                 break
-        if row.digest is None or digest != bytes(row.digest):
+        if row.digest is None or digest != _bytes(row.digest):
             raise _Broken(
                 Fault(
-                    f"events of {row.execution_id}",
+                    name_of_events,
                     seq,
                     f"they differ from the digest in contract {row.id} of {name}",
                     row.id,
                 )
             )
+
+
+def _bytes(value: bytes) -> bytes:
+    """Return a stored value that must be bytes; SQLite keeps whatever was put there."""
+    if not isinstance(value, bytes | bytearray | memoryview):
+        raise TypeError(f"{type(value).__name__} where bytes belong")
+    return bytes(value)
 
 
 def _name(owner: str, session_id: str) -> str:

@@ -108,6 +108,10 @@ class Queue:
                 key = work.execution.queue_key
                 started[key] = started.get(key, 0) + 1
                 self.attempts.start(work.execution, work.body, by_key[key])
+        except BaseException:
+            # What was leased, if anything was, nobody here knows of.
+            self.attempts.doubt()
+            raise
         finally:
             for want, entry in wants:
                 count = started.get(want.key, 0)

@@ -53,6 +53,7 @@ class Scheduler:
         self._journal = journal
         self._queue = queue
         self._attempts = attempts
+        self._idle: set[Fence] = set()
         self._stop = asyncio.Event()
         self._bell = asyncio.Event()
         self._grown = grown
@@ -94,6 +95,8 @@ class Scheduler:
         for execution in await self._store.overdue(now, _PAGE):
             await self._expire(execution, now)
         await self.recover()
+        if self._attempts.doubtful or self._idle:
+            await self._give_back()
         self._queue.found(await self._store.backlog(now_us()))
         mine = list(self._attempts.running)
         watched = list({*self._journal.watched, *mine})
@@ -119,6 +122,21 @@ class Scheduler:
             )
         )
         self._journal.heard(await self._store.watch([execution.id]))
+
+    async def _give_back(self) -> None:
+        """Queue again what is leased to this process but was never started here.
+
+        A lease whose answer was lost on the way (the caller left, the store went away) is such a
+        one. It has to be seen twice, a tick apart: the first time its answer may be on the way.
+        """
+        known = self._attempts.running.keys() | self._attempts.broken
+        idle = {f for f in await self._store.held() if f.execution_id not in known}
+        again = idle & self._idle
+        self._idle = idle - again
+        for fence in again:
+            now = now_us()
+            if isinstance(await self._store.write(Requeue(fence, now, now)), Ok):
+                log.warning("queued again: leased, but never started: %s", fence.execution_id)
 
     async def recover(self) -> Recovered:
         """Take over what dead workers left running, each by its delivery policy."""

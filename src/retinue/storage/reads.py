@@ -15,6 +15,7 @@ from retinue.domain.audit import AuditRow
 from retinue.domain.contract import Contract, ContractStatus, ContractType
 from retinue.domain.event import Event
 from retinue.domain.execution import Execution, State
+from retinue.domain.intent import Fence
 from retinue.domain.principal import ApiKey
 from retinue.domain.question import Question
 from retinue.domain.session import Session
@@ -256,6 +257,15 @@ class Reads:
             [among],
         )
         return [Watched(i, State(s), seq, asked is not None) for i, s, seq, asked in rows]
+
+    async def held(self) -> list[Fence]:
+        """Return the attempts that are leased to this worker now."""
+        rows = await self._fetch(
+            "SELECT id, attempt, worker FROM execution"
+            " WHERE worker = ? AND state IN ('running', 'input_required')",
+            [self.worker],
+        )
+        return [Fence(*row) for row in rows]
 
     async def overdue(self, now: int, limit: int, /) -> list[Execution]:
         """Return queued executions whose deadline has passed."""
