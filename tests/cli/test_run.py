@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import signal
 import sqlite3
+import subprocess
 
 import pytest
-from tests.cli.conftest import SECONDS, Place, Server, in_steps
+from tests.cli.conftest import COMMANDS, SECONDS, Place, Server, in_steps
 
 SLOW = ("text=One is here. Two is here. Three is here.", "pause_ms=60000")
 
@@ -23,7 +26,7 @@ def test_it_runs_with_nothing_but_a_directory(place: Place) -> None:
 
 def test_it_works_on_the_users_own_files(place: Place) -> None:
     place.write("tool.py", "# TODO: begin\n")
-    done = place.retinue("run", "survey_repository", "--session", "mine", "--json")
+    done = place.call("run", "survey_repository", "--session", "mine", "--json")
     reply = done.json
     assert reply["success"] is True
     assert reply["agent_id"] == "agent_survey_001"
@@ -35,11 +38,11 @@ def test_it_works_on_the_users_own_files(place: Place) -> None:
 
 
 def test_an_agents_failure_is_status_1(place: Place) -> None:
-    done = place.retinue("run", "survey_repository", "path=..")
+    done = place.call("run", "survey_repository", "path=..")
     assert (done.code, done.out) == (1, "")
     assert done.err.startswith("error E_INVALID_INPUT: .. is outside")
     assert "retinue execution show" in done.err
-    done = place.retinue("run", "survey_repository", "path=..", "--json")
+    done = place.call("run", "survey_repository", "path=..", "--json")
     assert done.code == 1
     assert done.json["error_info"]["code"] == "E_INVALID_INPUT"
 
@@ -85,7 +88,7 @@ def test_an_agents_mistake_is_one_line_unless_asked_for(place: Place) -> None:
 
 
 def test_a_task_past_its_time_is_status_1(place: Place) -> None:
-    done = place.retinue("run", "summarize_text", *SLOW, "--timeout", "0.2")
+    done = place.call("run", "summarize_text", *SLOW, "--timeout", "0.2")
     assert done.code == 1
     assert done.err.startswith("error E_TIMEOUT")
 
@@ -109,14 +112,43 @@ def test_two_at_once_wait_for_each_other(place: Place) -> None:
     assert (second.returncode, json.loads(out), err) == (0, {"message": "Echo: second"}, "")
 
 
+ASKING = (
+    "from retinue import Context, capability\n"
+    "@capability()\n"
+    "async def decide(context: Context) -> str:\n"
+    "    return await context.ask('which \\x1b[5mone?') + '\\x9b31m'\n"
+)
+
+
+def test_at_a_terminal_a_question_is_answered_there_and_then(place: Place) -> None:
+    place.write("asking.py", ASKING)
+    place.write("retinue.yaml", "agents: ['asking:decide']\n")
+    ours, theirs = os.openpty()
+    try:
+        process = subprocess.Popen(
+            [str(COMMANDS / "retinue"), "run", "decide"],
+            cwd=place.directory,
+            env=place.environment | {"TERM": "xterm"},
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+        )
+        os.close(theirs)
+        seen = b""
+        while b"which one?" not in seen:
+            seen += os.read(ours, 1000)
+        os.write(ours, b"the left\n")
+        with contextlib.suppress(OSError):  # the terminal is gone when the command has ended
+            while piece := os.read(ours, 1000):
+                seen += piece
+        assert process.wait(timeout=SECONDS) == 0
+    finally:
+        os.close(ours)
+    assert b'\x1b[32m"the left31m"\x1b[0m' in seen  # rich's own colours, not the agent's
+
+
 def test_a_question_is_answered_by_nobody_in_a_script(place: Place) -> None:
-    place.write(
-        "asking.py",
-        "from retinue import Context, capability\n"
-        "@capability()\n"
-        "async def decide(context: Context) -> str:\n"
-        "    return await context.ask('which one?')\n",
-    )
+    place.write("asking.py", ASKING)
     place.write("retinue.yaml", "agents: ['asking:decide']\n")
     done = place.retinue("run", "decide")
     assert done.code == 1
@@ -140,34 +172,34 @@ def test_it_finds_the_server_by_the_stores_lock(served: Server) -> None:
 
 
 def test_a_server_can_be_named(served: Server, place: Place) -> None:
-    done = place.retinue("run", "echo", "text=x", "--url", served.url)
+    done = place.call("run", "echo", "text=x", "--url", served.url)
     assert done.json == {"message": "Echo: x"}
-    done = place.retinue("run", "echo", "text=x", RETINUE_URL=served.url)
+    done = place.call("run", "echo", "text=x", RETINUE_URL=served.url)
     assert done.json == {"message": "Echo: x"}
     assert not (place.directory / ".retinue").exists()
 
 
 def test_a_server_that_is_not_there_is_said(place: Place) -> None:
-    done = place.retinue("run", "echo", "text=x", "--url", "http://127.0.0.1:9")
+    done = place.call("run", "echo", "text=x", "--url", "http://127.0.0.1:9")
     assert done.code == 1
     assert done.err.startswith("error E_UNAVAILABLE: no server answers at http://127.0.0.1:9")
-    done = place.retinue("run", "echo", "text=x", "--url", "nonsense")
+    done = place.call("run", "echo", "text=x", "--url", "nonsense")
     assert done.code == 2
     assert "--url=nonsense" in done.err
 
 
 def test_following_shows_text_and_progress(served: Server) -> None:
-    done = served.place.retinue("run", "review_repository", "--follow")
+    done = served.place.call("run", "review_repository", "--follow")
     assert done.code == 0
     assert "notes.md" in done.out
     assert done.err.splitlines()[0] == "· waiting for the survey"
     assert "· completed: 0" in done.err
-    done = served.place.retinue("run", "echo", "text=x", "--follow")
+    done = served.place.call("run", "echo", "text=x", "--follow")
     assert done.json == {"message": "Echo: x"}
 
 
 def test_following_as_json_prints_every_event(served: Server) -> None:
-    done = served.place.retinue("run", "survey_repository", "--follow", "--json")
+    done = served.place.call("run", "survey_repository", "--follow", "--json")
     events = [json.loads(line) for line in done.out.splitlines()]
     assert [event["sequence"] for event in events] == list(range(1, len(events) + 1))
     assert events[-1]["eventType"] == "completed"
@@ -189,12 +221,12 @@ def test_ctrl_c_cancels_at_the_server(served: Server) -> None:
 def test_a_value_from_a_file_or_from_a_pipe(served: Server) -> None:
     place = served.place
     place.write("long.txt", "from a file")
-    assert place.retinue("run", "echo", "text=@long.txt").json == {"message": "Echo: from a file"}
+    assert place.call("run", "echo", "text=@long.txt").json == {"message": "Echo: from a file"}
     done = place.retinue("run", "echo", "text=@-", given="from a pipe")
     assert done.json == {"message": "Echo: from a pipe"}
 
 
 def test_escapes_in_an_agents_text_stay_out_of_the_terminal(served: Server) -> None:
     text = "\x1b]0;owned\x07One \x1b[2Jis here."
-    done = served.place.retinue("run", "summarize_text", f"text={text}", "--follow")
+    done = served.place.call("run", "summarize_text", f"text={text}", "--follow")
     assert done.out == "One is here.\n"

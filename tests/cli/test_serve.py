@@ -50,22 +50,22 @@ def test_it_takes_the_time_that_running_work_needs(place: Place) -> None:
 def test_a_busy_port_is_named(place: Place) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        done = place.retinue("serve", ORCHESTRATOR_PORT=port)
+        done = place.call("serve", ORCHESTRATOR_PORT=port)
         assert done.code == 1
         assert done.err.startswith(f"error E_SETTINGS: cannot listen on 127.0.0.1:{port}")
         assert "--port 0" in done.err
         assert not (place.directory / ".retinue").exists()
-        assert place.retinue("serve", "--port", port, ORCHESTRATOR_PORT="0").code == 1
+        assert place.call("serve", "--port", port, ORCHESTRATOR_PORT="0").code == 1
 
 
 def test_a_second_server_is_refused_and_led_to_the_first(served: Server) -> None:
     pid = str(served.process.pid)
-    done = served.place.retinue("serve", "--port", "0")
+    done = served.place.call("serve", "--port", "0")
     assert done.code == 1
     assert done.err.startswith("error E_STORE_LOCKED")
     assert pid in done.err
     assert served.url in done.err
-    done = served.place.retinue("serve", "--port", served.url.rpartition(":")[2])
+    done = served.place.call("serve", "--port", served.url.rpartition(":")[2])
     assert done.code == 1
     assert f"process {pid} serves this very store at {served.url}" in done.err
 
@@ -85,7 +85,7 @@ def test_wrong_settings_are_named(
     place: Place, text: str, environment: dict[str, str], said: str
 ) -> None:
     place.write("retinue.yaml", text)
-    done = place.retinue("serve", **environment)
+    done = place.call("serve", **environment)
     assert done.code == 2
     assert done.err.startswith("error E_SETTINGS: ")
     assert said in done.err
@@ -100,16 +100,16 @@ def test_agents_that_cannot_be_loaded_are_named(place: Place) -> None:
 
 
 def test_other_machines_need_a_key_to_exist(place: Place) -> None:
-    done = place.retinue("serve", "--host", "0.0.0.0", "--port", "0")
+    done = place.call("serve", "--host", "0.0.0.0", "--port", "0")
     assert done.code != 0
     assert "no API key" in done.err
-    secret = place.retinue("key", "create", "me", "--role", "admin").out.strip()
+    secret = place.call("key", "create", "me", "--role", "admin").out.strip()
     with place.serve("--host", "0.0.0.0"):
-        done = place.retinue("agent")
+        done = place.call("agent")
         assert done.code == 1
         assert done.err.startswith("error E_UNAUTHENTICATED")
-        assert place.retinue("agent", RETINUE_API_KEY=secret).code == 0
-        assert place.retinue("agent", RETINUE_API_KEY="rtn_wrong").code == 1
+        assert place.call("agent", RETINUE_API_KEY=secret).code == 0
+        assert place.call("agent", RETINUE_API_KEY="rtn_wrong").code == 1
 
 
 def test_another_place_for_the_store(place: Place) -> None:
@@ -265,7 +265,7 @@ def test_the_fleet_is_there_by_default(served: Server) -> None:
     task = {"session_id": "s", "capability": "uppercase", "parameters": {"text": "hi"}}
     reply = served.post("/v1/orchestrate", task)
     assert (reply["data"], reply["agent_id"]) == ({"result": "HI"}, "agent_example_001")
-    shown = served.place.retinue("agent", "show", "Example Agent", "--json").json
+    shown = served.place.call("agent", "show", "Example Agent", "--json").json
     assert shown["agent_id"] == "agent_example_001"
 
 

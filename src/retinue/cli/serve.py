@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,11 +130,12 @@ def banner(runtime: Runtime, settings: Settings, url: str) -> Iterator[str]:
 def _try(settings: Settings, url: str) -> Iterator[str]:
     usual = settings.database_url is None and settings.data_dir == Path.cwd() / ".retinue"
     where = "" if usual else f" --url {url}"
+    retinue = "retinue" if shutil.which("retinue") else sys.argv[0]
     yield "Try, in this directory and another terminal (Ctrl-C here stops the server):"
     if not settings.examples:
-        yield f"  retinue agent{where}"
+        yield f"  {retinue} agent{where}"
         return
     task = '{"session_id": "test", "capability": "echo", "parameters": {"text": "hi"}}'
-    yield f"  retinue run survey_repository path=.{where}"
-    yield f"  retinue run review_repository path=. --follow{where}"
+    yield f"  {retinue} run survey_repository path=.{where}"
+    yield f"  {retinue} run review_repository path=. --follow{where}"
     yield f"  curl -X POST {url}/v1/orchestrate -H 'Content-Type: application/json' -d '{task}'"

@@ -18,7 +18,7 @@ from retinue.cli import output
 from retinue.cli.door import client as client_of
 from retinue.cli.door import complete
 from retinue.cli.options import Config, Json, Url
-from retinue.errors import InvalidInput, Unavailable, error_from
+from retinue.errors import HumanInputRequired, InvalidInput, error_from
 
 if TYPE_CHECKING:
     from retinue.cli.client import Client
@@ -144,17 +144,20 @@ class Errand:
     ) -> None:
         from retinue.cli.question import answer_of
 
-        if printer is not None:
-            printer.event(event)
+        prompt = event.get("prompt")
         if not sys.stdin.isatty():
             if not client.local:
+                if printer is not None:
+                    printer.event(event)
                 return  # somebody else answers, at the server
             await client.post(f"/v1/executions/{execution_id}/cancel")
-            raise Unavailable(
-                f"the agent asks {event.get('prompt')!r} and nobody can answer here:"
+            raise HumanInputRequired(
+                f'the agent asks "{prompt}" and nobody can answer here:'
                 " run it in a terminal, or by `retinue serve`"
             )
-        output.note(f"? {event.get('prompt')}")
+        if printer is not None:
+            printer.end()
+        output.note(f"? {prompt}")
         value = answer_of((await _line()).rstrip("\n"))
         await client.post(f"/v1/questions/{event['question_id']}/answer", {"answer": value})
 

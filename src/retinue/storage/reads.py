@@ -114,11 +114,16 @@ class Reads:
         query = _Where()
         query.equal(
             owner=where.owner,
-            session_id=where.session_id,
             agent_id=where.agent_id,
             capability=where.capability,
             state=where.state.value if where.state is not None else None,
         )
+        if where.session_id is not None:
+            # Through the session's chain, which has them in order already: no index of their own.
+            chain = _Where()
+            chain.equal(owner=where.owner, session_id=where.session_id)
+            chain.add("type = 'REQUEST'")
+            query.add(f"id IN (SELECT execution_id FROM contract{chain})", *chain.values)
         total = await self._count("execution", query)
         if page.cursor is not None:
             query.add("id < ?", *decode_cursor(page.cursor, str))

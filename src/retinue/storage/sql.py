@@ -48,6 +48,25 @@ def insert(table: str) -> Statement:
     )
 
 
+def insert_many(table: str, count: int) -> str:
+    """Return SQLite's insert of ``count`` whole rows into ``table``."""
+    columns = TABLES[table]
+    row = f"({', '.join('?' * len(columns))})"
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES {', '.join([row] * count)}"
+
+
+def update_many(name: str, count: int) -> str:
+    """Return SQLite's update ``name`` (of ``UPDATES``) for ``count`` rows of parameters."""
+    table, columns, keys = UPDATES[name]
+    row = f"({', '.join('?' * len(columns + keys))})"
+    sets = ", ".join(f"{c} = p.{c}" for c in columns)
+    match = " AND ".join(f"{table}.{k} = p.{k}" for k in keys)
+    return (
+        f"WITH p({', '.join(columns + keys)}) AS (VALUES {', '.join([row] * count)})"
+        f" UPDATE {table} SET {sets} FROM p WHERE {match}"
+    )
+
+
 def _update(table: str, columns: tuple[str, ...], keys: tuple[str, ...]) -> Statement:
     """Return an update of ``columns`` by ``keys``; parameters: columns, then keys."""
     sqlite, postgres = _sets(columns)
@@ -58,6 +77,16 @@ def _update(table: str, columns: tuple[str, ...], keys: tuple[str, ...]) -> Stat
         f"UPDATE {table} t SET {postgres} FROM {_unnest(columns + keys)} WHERE {match}",
     )
 
+
+UPDATES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+    "update_session": (
+        "session",
+        ("n", "head", "completed", "failed", "cancelled", "updated_at"),
+        ("owner", "session_id"),
+    ),
+    "update_execution": ("execution", UPDATED[:-1], UPDATED[-1:]),
+}
+"""The updates of whole batches: table, columns that are set, columns that find the row."""
 
 LEASE_BODY = (
     "(SELECT c.body FROM contract c WHERE c.owner = e.owner AND c.session_id = e.session_id"
@@ -137,12 +166,7 @@ BATCH: dict[str, Statement] = {
         " AND run_at <= p.now ORDER BY priority DESC, id LIMIT p.count"
         " FOR UPDATE SKIP LOCKED) e",
     ),
-    "update_session": _update(
-        "session",
-        ("n", "head", "completed", "failed", "cancelled", "updated_at"),
-        ("owner", "session_id"),
-    ),
-    "update_execution": _update("execution", UPDATED[:-1], UPDATED[-1:]),
+    **{name: _update(*parts) for name, parts in UPDATES.items()},
     "add_tally": Statement(
         "INSERT INTO tally VALUES (?1, ?2, ?3) ON CONFLICT (agent_id) DO UPDATE SET"
         " completed = completed + excluded.completed, failed = failed + excluded.failed",

@@ -27,11 +27,11 @@ from retinue.domain.intent import Intent, Result
 from retinue.domain.session import Session
 from retinue.domain.strictjson import dumps
 from retinue.errors import Conflict, InvalidInput, RetinueError, StoreFull, StoreUnavailable
-from retinue.storage import program
+from retinue.storage import bulk, program
 from retinue.storage.lockfile import LockFile
 from retinue.storage.migrate import missing
 from retinue.storage.reads import Reads
-from retinue.storage.sql import BATCH, insert
+from retinue.storage.sql import BATCH, UPDATES
 from retinue.storage.statements import (
     Change,
     Executions,
@@ -44,7 +44,6 @@ from retinue.storage.statements import (
 from retinue.storage.tables import TABLES, record_of
 from retinue.storage.writer import Answered, Waiting, settle, take
 
-_INSERTS = {table: insert(table).sqlite for table in TABLES}
 _STATEMENTS = {name: statement.sqlite for name, statement in BATCH.items()}
 _HEADS_KEPT = 20_000
 _CALL_STOP = "stop"
@@ -118,7 +117,7 @@ class SqliteStore(Reads):
         db.execute("PRAGMA busy_timeout = 5000")
         db.execute("PRAGMA cache_size = -65536")
         db.execute("PRAGMA temp_store = MEMORY")
-        db.execute("PRAGMA wal_autocheckpoint = 4000")
+        db.execute("PRAGMA wal_autocheckpoint = 16000")
         self._connections.append(db)
         return db
 
@@ -232,7 +231,9 @@ class SqliteStore(Reads):
     def _carry_out(self, db: sqlite3.Connection, statement: Statement) -> Any:
         match statement:
             case Insert(table=table, rows=rows):
-                db.executemany(_INSERTS[table], rows)
+                bulk.write(db, table, rows)
+            case Change(name=name, rows=changes) if name in UPDATES:
+                bulk.write(db, name, changes)
             case Change(name=name, rows=changes):
                 db.executemany(_STATEMENTS[name], changes)
             case Executions(ids=ids):

@@ -63,7 +63,6 @@ CREATE INDEX execution_queue ON execution (queue_key, priority DESC, id) WHERE s
 CREATE INDEX execution_active ON execution (worker) WHERE state IN ('running', 'input_required');
 CREATE INDEX execution_deadline ON execution (deadline_at)
     WHERE state = 'queued' AND deadline_at IS NOT NULL;
-CREATE INDEX execution_session ON execution (owner, session_id, id);
 
 CREATE TABLE event (
     execution_id TEXT NOT NULL,
