@@ -23,6 +23,7 @@
     ├── StoreLocked                  E_STORE_LOCKED
     ├── LedgerBroken                 E_LEDGER_BROKEN
     └── ExecutionError               E_INTERNAL
+        ├── AgentFailed              E_INTERNAL
         ├── Timeout                  E_TIMEOUT
         ├── Cancelled                E_CANCELLED
         ├── CircuitOpen              E_CIRCUIT_OPEN
@@ -208,6 +209,15 @@ class LedgerBroken(RetinueError):
 
 class ExecutionError(RetinueError):
     """The agent failed."""
+
+
+class AgentFailed(ExecutionError):
+    """The agent answered that it could not do it.
+
+    An answer of a healthy agent: neither its breaker nor the retry policy takes it for a fault.
+    """
+
+    kind = "agent"
 
 
 class Timeout(ExecutionError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sqlite3
 import subprocess
 from contextlib import closing
@@ -128,6 +129,24 @@ def test_a_question_is_answered(place: Place) -> None:
         assert json.loads(out) == {"said": {"n": 1}}
         done = place.call("question", "answer", question, "again")
         assert (done.code, done.err.startswith("error E_CONFLICT")) == (1, True)
+
+
+def test_what_a_crash_left_is_cancelled_by_the_next_start(place: Place) -> None:
+    with place.serve() as server:
+        words = ("summarize_text", "text=One is. Two is.", "pause_ms=60000", "--follow")
+        running = in_steps(place, "run", *words, until="One is.")
+        server.stop(signal.SIGKILL)
+    running.kill()
+    running.communicate(timeout=SECONDS)
+    (left,) = place.call("execution", "--json").json["executions"]
+    assert left["state"] == "running"
+    done = place.call("execution", "follow", left["execution_id"])
+    assert done.code == 1
+    assert "no server runs it" in done.err
+    done = place.call("execution", "cancel", left["execution_id"])
+    assert "the next start ends it" in done.err
+    assert place.call("run", "echo", "text=x").code == 0
+    assert place.call("execution", "--state", "cancelled", "--json").json["total"] == 1
 
 
 # -- the ledger ------------------------------------------------------------------------------------

@@ -37,6 +37,14 @@ def test_it_works_on_the_users_own_files(place: Place) -> None:
     assert [contract["status"] for contract in record["contracts"]] == ["completed"] * 2
 
 
+def test_it_runs_on_postgresql_just_so(place: Place, postgres_url: str) -> None:
+    done = place.call("run", "echo", "text=hi", DATABASE_URL=postgres_url)
+    assert (done.code, done.json, done.err) == (0, {"message": "Echo: hi"}, "")
+    assert place.call("execution", "--json", DATABASE_URL=postgres_url).json["total"] == 1
+    assert place.call("ledger", "verify", DATABASE_URL=postgres_url).code == 0
+    assert list(place.directory.iterdir()) == []
+
+
 def test_an_agents_failure_is_status_1(place: Place) -> None:
     done = place.call("run", "survey_repository", "path=..")
     assert (done.code, done.out) == (1, "")

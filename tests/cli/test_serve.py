@@ -205,6 +205,16 @@ def test_json_logs_are_lines_of_json_and_nothing_else(place: Place) -> None:
 
 
 @mark.requirement("001.json-logs")
+def test_a_start_that_fails_is_a_line_of_json_too(served: Server) -> None:
+    for words in (["--port", "0"], ["--port", served.url.rpartition(":")[2]]):
+        done = served.place.retinue("serve", *words, RETINUE_LOG_FORMAT="json")
+        assert done.code == 1
+        (line,) = [json.loads(line) for line in done.err.splitlines()]
+        assert line["level"] == "error"
+        assert served.url in line["message"]
+
+
+@mark.requirement("001.json-logs")
 def test_the_log_level_is_settable(place: Place) -> None:
     with place.serve("--no-examples", RETINUE_LOG_LEVEL="error") as server:
         pass

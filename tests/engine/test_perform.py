@@ -229,7 +229,8 @@ async def test_too_many_calls_that_never_return_fail_the_agent_not_the_process(
         reply = await orchestrator.orchestrate("s", {"capability": "blocked"})
         assert reply["error_info"]["code"] == "E_MODULE_LOAD"
         assert "never returned" in reply["error"]
-        assert threading.active_count() <= before + 16
+        # two more: the store starts its readers when they are first needed
+        assert threading.active_count() <= before + 18
     finally:
         release.set()
 

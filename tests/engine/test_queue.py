@@ -263,6 +263,23 @@ def test_the_breaker_lets_exactly_one_probe_pass() -> None:
     assert state(breaker) == (Circuit.CLOSED, 0)
 
 
+@pytest.mark.requirement("003.agent-failure")
+async def test_an_agent_that_says_no_is_not_broken(orchestrator: Orchestrator) -> None:
+    runs: list[int] = []
+
+    @capability(options=Options(failure_threshold=2, delivery="idempotent", retry_waits_ms=(1,)))
+    async def picky() -> dict[str, Any]:
+        runs.append(1)
+        return {"success": False, "error": "not this one"}
+
+    orchestrator.register_agent(picky)
+    for _ in range(4):
+        reply = await orchestrator.orchestrate("s", {"capability": "picky"})
+        assert reply["error"] == "not this one"
+    assert len(runs) == 4
+    assert (await orchestrator.agent("picky")).status == "available"
+
+
 @pytest.mark.requirement("000.breaker")
 async def test_an_agent_that_fails_in_a_row_is_refused_then_probed_once(
     orchestrator: Orchestrator,

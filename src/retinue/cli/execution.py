@@ -91,6 +91,8 @@ def cancel(execution_id: Id, url: Url = None, config: Config = None, json: Json 
         output.show(answer)
     else:
         output.say(f"{execution_id} is {answer['state']}")
+        if answer["finished_at"] is None:
+            output.note("whoever runs it is asked to stop; if nobody does, the next start ends it")
 
 
 @app.command()

@@ -75,6 +75,8 @@ def configure(level: str, form: str, stream: TextIO | None = None) -> None:
 class JsonLines(logging.Formatter):
     """One JSON object per record."""
 
+    json_lines = True
+
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
         line: dict[str, Any] = {

@@ -7,6 +7,7 @@ and a pipe gets plain text.
 from __future__ import annotations
 
 import json
+import logging
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -100,11 +101,22 @@ def fields(values: Mapping[str, Any]) -> None:
 
 
 def complain(code: str, message: str, advice: str | None = None) -> None:
-    """Print an error on stderr: its code, what is wrong, and what to do next."""
+    """Print an error on stderr: its code, what is wrong, and what to do next.
+
+    Where stderr is a log of JSON lines, it is one of them.
+    """
+    if _logs_json():
+        logging.getLogger("retinue").error("%s: %s (%s)", code, message, advice)
+        return
     typer.secho(f"error {code}: ", err=True, fg="red", nl=False)
     typer.echo(" ".join(plain(message).split()), err=True)
     if advice:
         typer.secho(f"  {plain(advice)}", err=True, dim=True)
+
+
+def _logs_json() -> bool:
+    handlers = logging.getLogger().handlers
+    return any(getattr(handler.formatter, "json_lines", False) for handler in handlers)
 
 
 def fail(error: RetinueError, advice: str | None = None) -> NoReturn:

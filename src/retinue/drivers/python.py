@@ -21,7 +21,7 @@ from retinue.domain.event import EventData, EventType
 from retinue.domain.execution import Task
 from retinue.domain.ids import ulid
 from retinue.domain.principal import Authority
-from retinue.errors import ExecutionError, NotSupported, RetinueError, SpawnFailed
+from retinue.errors import AgentFailed, ExecutionError, NotSupported, RetinueError, SpawnFailed
 from retinue.interfaces import DriverContext, Features, Health, InstanceHandle, Job
 
 CANCEL_SECONDS = 2.0
@@ -353,6 +353,6 @@ def _data(result: Any) -> Any:
     if isinstance(result, dict) and isinstance(result.get("success"), bool):
         if not result["success"]:
             error = result.get("error")
-            raise ExecutionError(str(error) if error is not None else "the agent failed")
+            raise AgentFailed(str(error) if error is not None else None)
         return result.get("data")
     return result

@@ -35,6 +35,7 @@ from retinue.engine.outcome import End, Reply, completed, failed, ids_of, reply,
 from retinue.engine.pen import PATIENCE, Pen, publish
 from retinue.engine.registry import Entry, Registry
 from retinue.errors import (
+    AgentFailed,
     Cancelled,
     ExecutionError,
     Fenced,
@@ -240,7 +241,7 @@ class Attempts:
     def _judge(entry: Entry, end: End) -> None:
         """Tell the agent's breaker how it went."""
         breaker = entry.breaker
-        if end.error is None:
+        if end.error is None or isinstance(end.error, AgentFailed):
             breaker.succeeded()
         elif isinstance(end.error, Cancelled | InvalidInput | Fenced | HumanInputRequired):
             breaker.abandoned()

@@ -15,6 +15,7 @@ import platform
 import queue
 import sqlite3
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -46,6 +47,7 @@ from retinue.storage.writer import Answered, Waiting, settle, take
 
 _STATEMENTS = {name: statement.sqlite for name, statement in BATCH.items()}
 _HEADS_KEPT = 20_000
+GATHER_SECONDS = 0.001
 _CALL_STOP = "stop"
 # What fails a whole batch; anything else is the fault of one intent in it.
 _STORES_FAULT = (sqlite3.OperationalError, sqlite3.InternalError, sqlite3.NotSupportedError)
@@ -69,6 +71,8 @@ class SqliteStore(Reads):
         self._connections: list[sqlite3.Connection] = []
         self._live: dict[str, Execution] = {}
         self._heads: dict[tuple[str, str], Session] = {}
+        self._expected = 0
+        self._gather_until = 0.0
 
     # -- opening and closing -------------------------------------------------------------------
 
@@ -76,8 +80,10 @@ class SqliteStore(Reads):
         """Take the lock, open the file, migrate it, and begin a new epoch."""
         if self._lock is not None and self.path is not None:
             try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
+                # What people have agents do is nobody else's business on this machine.
+                self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 self._lock.acquire(self._url)
+                self.path.touch(mode=0o600, exist_ok=True)
             except OSError as error:
                 raise StoreUnavailable(f"cannot open the store {self.path}: {error}") from error
         self._loop = asyncio.get_running_loop()
@@ -173,20 +179,42 @@ class SqliteStore(Reads):
 
     def _run(self) -> None:
         """Commit batches until told to stop; the writer thread."""
-        while True:
-            call = self._calls.get()
-            if callable(call):
-                call()
-                continue
+        stop = False
+        while not stop:
+            stop = self._heed(self._calls.get()) or self._gather()
             while batch := take(self._waiting):
                 self._commit(batch)
-            if call is _CALL_STOP:
-                # A full disk cannot take it, nor does it matter: the next open says it again.
-                with contextlib.suppress(sqlite3.Error):
-                    self._db.execute(
-                        "UPDATE worker SET stopped_at = ? WHERE id = ?", [now_us(), self.worker]
-                    )
-                return
+                # Those just answered are about to come back, and the rest waits already.
+                self._expected = len(batch) + len(self._waiting)
+                self._gather_until = time.monotonic() + GATHER_SECONDS
+                stop = stop or self._gather()
+        # A full disk cannot take it, nor does it matter: the next open says it again.
+        with contextlib.suppress(sqlite3.Error):
+            self._db.execute(
+                "UPDATE worker SET stopped_at = ? WHERE id = ?", [now_us(), self.worker]
+            )
+
+    def _heed(self, call: Any) -> bool:
+        """Take in a word from the loop; True when it is to stop."""
+        if callable(call):
+            call()
+        return call is _CALL_STOP
+
+    def _gather(self) -> bool:
+        """Give a commit the time to fill up, a millisecond at most; True when told to stop.
+
+        Nobody who is alone waits: there is nothing to gather for while nothing waits.
+        """
+        while 0 < len(self._waiting) < self._expected:
+            left = self._gather_until - time.monotonic()
+            if left <= 0:
+                break
+            try:
+                if self._heed(self._calls.get(timeout=left)):
+                    return True
+            except queue.Empty:
+                break
+        return False
 
     def _commit(self, batch: list[Waiting]) -> None:
         answered: Answered

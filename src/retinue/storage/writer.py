@@ -46,6 +46,10 @@ def _size(intent: Intent) -> int:
         return 512 + len(intent.request.body)  # type: ignore[union-attr]
     if kind is Finish:
         return 512 + len(intent.response.body)  # type: ignore[union-attr]
+    if kind is Append:
+        # Only text is large in number; any other event is bounded one by one.
+        texts: list[str] = [e.data.get("content", "") for e in intent.events]  # type: ignore[union-attr]
+        return 512 + sum(map(len, texts))
     return 1024
 
 

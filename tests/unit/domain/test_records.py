@@ -101,11 +101,15 @@ json_values = st.recursive(
     | st.integers()
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0")),
-    lambda inner: st.lists(inner, max_size=4)
-    | st.dictionaries(
-        st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), max_size=8),
-        inner,
-        max_size=4,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.text(
+                st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), max_size=8
+            ),
+            inner,
+            max_size=4,
+        )
     ),
     max_leaves=20,
 )

@@ -148,3 +148,14 @@ class TestSchema:
     async def test_writes_are_fsynced(self, store: SqliteStore) -> None:
         rows = await store._on_writer(lambda: store._db.execute("PRAGMA synchronous").fetchall())
         assert rows == [(2,)]
+
+
+async def test_only_the_owner_may_read_the_store(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "data" / "retinue.db")
+    await store.open()
+    try:
+        files = sorted((tmp_path / "data").iterdir())
+        assert len(files) >= 3  # the database, its log, the lock
+        assert {file.stat().st_mode & 0o077 for file in [tmp_path / "data", *files]} == {0}
+    finally:
+        await store.close()
