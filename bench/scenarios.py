@@ -67,8 +67,8 @@ ECHO = Scenario(
     ),
     targets=(
         Target("retinue", 0.5, of="probe"),
-        Target("retinue", 10, of="langgraph"),
-        Target("retinue", 10, of="dbos"),
+        Target("retinue", 50, of="langgraph"),
+        Target("retinue", 100, of="dbos"),
     ),
 )
 
@@ -80,7 +80,7 @@ HTTP = Scenario(
         Contender("retinue", "bench.ours.http", ("--door", "durable")),
         Contender("bare starlette", "bench.ours.http", ("--door", "bare")),
     ),
-    targets=(Target("retinue", 0.5, of="not durable"),),
+    targets=(Target("retinue", 0.35, of="not durable"),),
     unit="requests/s",
 )
 

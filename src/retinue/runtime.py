@@ -98,7 +98,7 @@ class Runtime:
         store: Store | None = None,
     ) -> None:
         self.settings = settings or Settings(database_url="sqlite://", examples=False)
-        self.store = store or open_store(self.settings, url=url, on_lost=lambda: self.engine.lost())
+        self.store = store or open_store(self.settings, url=url, on_lost=self._lost)
         self.engine = Engine(
             self.store,
             {PythonDriver.name: PythonDriver()},
@@ -106,6 +106,9 @@ class Runtime:
             max_result_bytes=self.settings.max_result_bytes,
         )
         self.orchestrator = Orchestrator(self.engine)
+
+    def _lost(self) -> None:
+        self.engine.lost()
 
     async def start(self) -> Orchestrator:
         """Open the store, load the agents, take over what earlier processes left.

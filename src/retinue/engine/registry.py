@@ -7,6 +7,7 @@ loaded one costs the same among ten agents as among ten thousand.
 from __future__ import annotations
 
 import asyncio
+import heapq
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -95,20 +96,23 @@ class Entry:
 
 
 class _Pool:
-    """The agents of one capability that have a free slot, by load."""
+    """The agents of one capability that have a free slot, by load.
+
+    One whose breaker refuses rests apart until its time has come, so that many of them cost the
+    choice nothing.
+    """
 
     def __init__(self) -> None:
         self.agents: dict[str, Entry] = {}
         self._buckets: list[dict[str, Entry]] = []
         self._at: dict[str, int] = {}
         self._lowest = 0
+        self._resting: list[tuple[float, str]] = []
 
     def place(self, entry: Entry) -> None:
         """Put ``entry`` where its load says, or nowhere when it has no free slot."""
         agent_id = entry.agent_id
-        old = self._at.pop(agent_id, None)
-        if old is not None:
-            del self._buckets[old][agent_id]
+        self._take_out(agent_id)
         if entry.free:
             load = entry.running
             while len(self._buckets) <= load:
@@ -120,20 +124,38 @@ class _Pool:
     def drop(self, agent_id: str) -> None:
         """Forget an agent."""
         self.agents.pop(agent_id, None)
-        old = self._at.pop(agent_id, None)
-        if old is not None:
-            del self._buckets[old][agent_id]
+        self._take_out(agent_id)
+
+    def _take_out(self, agent_id: str) -> None:
+        load = self._at.pop(agent_id, None)
+        if load is not None:
+            del self._buckets[load][agent_id]
 
     def least_loaded(self, now: float) -> Entry | None:
         """Return the least loaded agent whose breaker lets a call pass."""
+        self._wake(now)
         buckets = self._buckets
-        while self._lowest < len(buckets) and not buckets[self._lowest]:
-            self._lowest += 1
-        for load in range(self._lowest, len(buckets)):
-            for entry in buckets[load].values():
-                if entry.breaker.wait(now) == 0:
+        load = self._lowest
+        while load < len(buckets):
+            while buckets[load]:
+                agent_id, entry = next(iter(buckets[load].items()))
+                wait = entry.breaker.wait(now)
+                if wait == 0:
+                    self._lowest = load
                     return entry
+                self._take_out(agent_id)
+                heapq.heappush(self._resting, (now + wait, agent_id))
+            load += 1
+        self._lowest = load
         return None
+
+    def _wake(self, now: float) -> None:
+        """Put those back whose time has come."""
+        while self._resting and self._resting[0][0] <= now:
+            _, agent_id = heapq.heappop(self._resting)
+            entry = self.agents.get(agent_id)
+            if entry is not None:
+                self.place(entry)
 
 
 class Route:
