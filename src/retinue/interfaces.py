@@ -250,6 +250,10 @@ class Store(Protocol):
         """Return journaled events with a number greater than ``after``, in order."""
         ...
 
+    async def events_of(self, execution_ids: Sequence[str], limit: int, /) -> list[Event]:
+        """Return the first ``limit`` events of several executions, by execution and number."""
+        ...
+
     async def bodies(self, execution: Execution, /) -> tuple[bytes | None, bytes | None]:
         """Return the bodies of an execution's REQUEST and RESPONSE (None: not there, erased)."""
         ...

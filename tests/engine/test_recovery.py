@@ -220,6 +220,8 @@ async def filled(path: Path) -> None:
         ("UPDATE contract SET n = 9 WHERE session_id = 's0' AND n = 1", "session s0", 1),
         ("UPDATE event SET data = x'7b7d20' WHERE seq = 1", "events of", 1),
         ("DELETE FROM event WHERE seq = 1", "events of", 0),
+        ("UPDATE execution SET state = 'failed' WHERE session_id = 's0'", "session s0", 2),
+        ("DELETE FROM execution WHERE session_id = 's1'", "session s1", 2),
         ("UPDATE session SET head = zeroblob(32) WHERE session_id = 's1'", "session s1", 6),
         ("DELETE FROM session WHERE session_id = 's1'", "session s1", 6),
         ("UPDATE audit SET actor = 'x' WHERE n = 1", "audit", 1),

@@ -118,7 +118,7 @@ class Performance:
         self._thread = threading.get_ident()
         self._events: deque[EventData] = deque()
         self._bell: asyncio.Future[None] | None = None
-        self._drained = asyncio.Event()
+        self._drained: asyncio.Event | None = None
         self._work: asyncio.Future[Any] | None = None
         self._closed = False
         self.agent_id = instance.handle.agent_id
@@ -142,7 +142,7 @@ class Performance:
 
     async def __aexit__(self, *_: object) -> None:
         self._closed = True
-        self._drained.set()
+        self._release()
         work = self._work
         if work is None or work.done():
             return
@@ -170,7 +170,7 @@ class Performance:
             self._bell = self._loop.create_future()
             await self._bell
         if len(self._events) <= MOST_QUEUED:
-            self._drained.set()
+            self._release()
         return self._events.popleft()
 
     # -- running the agent ---------------------------------------------------------------------
@@ -271,8 +271,14 @@ class Performance:
         """Wait until the journal has caught up with the agent."""
         await asyncio.sleep(0)
         while len(self._events) > MOST_QUEUED and not self._closed:
-            self._drained.clear()
+            self._drained = self._drained or asyncio.Event()
             await self._drained.wait()
+
+    def _release(self) -> None:
+        """Let the agent go on writing."""
+        if self._drained is not None:
+            self._drained.set()
+            self._drained = None
 
     async def call(
         self, capability: str | None, parameters: Any, agent: str | None, timeout: float | None

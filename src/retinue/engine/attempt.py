@@ -69,6 +69,7 @@ class Attempt:
         "fence",
         "left",
         "over",
+        "pen",
         "stop",
         "task",
         "timer",
@@ -83,6 +84,7 @@ class Attempt:
         self.timer: asyncio.TimerHandle | None = None
         self.left: float | None = None
         self.over = False
+        self.pen: Pen | None = None
         self.task: asyncio.Task[None] | None = None
         self._waiters: list[asyncio.Future[Reply | None]] = []
 
@@ -173,12 +175,11 @@ class Attempts:
         entry = attempt.entry
         answer: Reply | None = None
         try:
-            pen = Pen(self._store, self._journal, attempt.fence, lambda: attempt.end(Fenced()))
-            end = await self._perform(attempt, pen)
+            end = await self._perform(attempt)
             self._judge(entry, end)
             if end.error is not None and not isinstance(end.error, Cancelled):
                 report(attempt.execution, end.error)
-            answer = await self._conclude(attempt, end, await pen.rest())
+            answer = await self._conclude(attempt, end, await self._rest(attempt))
         except Exception:
             # A fault of ours: the execution stays leased, and the next start takes it over.
             self.broken.add(attempt.execution.id)
@@ -189,10 +190,22 @@ class Attempts:
             self._registry.give(entry)
             self._on_free(entry)
 
-    async def _perform(self, attempt: Attempt, pen: Pen) -> End:
+    def _pen(self, attempt: Attempt) -> Pen:
+        """Return the attempt's pen; most attempts write nothing before their end."""
+        if attempt.pen is None:
+            attempt.pen = Pen(
+                self._store, self._journal, attempt.fence, lambda: attempt.end(Fenced())
+            )
+        return attempt.pen
+
+    @staticmethod
+    async def _rest(attempt: Attempt) -> tuple[EventData, ...]:
+        return await attempt.pen.rest() if attempt.pen is not None else ()
+
+    async def _perform(self, attempt: Attempt) -> End:
         """Have the agent do it; every way it can go becomes an ``End``."""
         try:
-            return await self._drive(attempt, pen)
+            return await self._drive(attempt)
         except asyncio.CancelledError:
             if attempt.stop is None:
                 raise
@@ -208,7 +221,7 @@ class Attempts:
             if attempt.timer is not None:
                 attempt.timer.cancel()
 
-    async def _drive(self, attempt: Attempt, pen: Pen) -> End:
+    async def _drive(self, attempt: Attempt) -> End:
         execution = attempt.execution
         job = _job(execution, attempt.body)
         final: EventData | None = None
@@ -222,9 +235,9 @@ class Attempts:
                     final = event
                     break
                 if kind is EventType.INPUT_REQUIRED:
-                    await self._ask(attempt, pen, event)
+                    await self._ask(attempt, event)
                 else:
-                    await pen.write(event)
+                    await self._pen(attempt).write(event)
         if final is None:
             raise InvalidResult("the agent ended without a result")
         try:
@@ -339,10 +352,10 @@ class Attempts:
 
     # -- questions -----------------------------------------------------------------------------
 
-    async def _ask(self, attempt: Attempt, pen: Pen, event: EventData) -> None:
+    async def _ask(self, attempt: Attempt, event: EventData) -> None:
         """Open a question: the deadline stands still, the question's own time runs."""
         data = event.data
-        before = await pen.rest()
+        before = await self._rest(attempt)
         at = now_us()
         if before:
             said = await self._write(Append(attempt.fence, before, at))

@@ -8,18 +8,27 @@ it, so that a tail cut off together with its head shows.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import msgspec
 
 from retinue.domain.audit import ANCHOR, audit_hash
-from retinue.domain.contract import GENESIS, Contract, ContractType, body_hash, chain_hash
-from retinue.domain.event import chain_event
+from retinue.domain.contract import (
+    GENESIS,
+    Contract,
+    ContractType,
+    body_hash,
+    chain_hash,
+    status_of,
+)
+from retinue.domain.event import Event, chain_event
 from retinue.domain.session import Session
 from retinue.domain.strictjson import loads
-from retinue.interfaces import Page, Store
+from retinue.interfaces import Page, Store, Watched
 
 _PAGE = 1000
+_AHEAD = 250
+_AHEAD_EVENTS = 5_000
 _UNREADABLE = (TypeError, ValueError, KeyError, msgspec.MsgspecError)
 """What reading a row raises that holds no value of ours."""
 
@@ -132,6 +141,7 @@ class Verification:
                 rows = await self._store.chain(*key, n, _PAGE)
             except _UNREADABLE:
                 rows = await self._store.chain(*key, n, 1)  # one of the page; is it this one?
+            await self._look_ahead(rows)
             for row in rows:
                 if row.n > session.n:
                     break  # written while we read
@@ -163,13 +173,43 @@ class Verification:
             await self._events(name, row)
         return _bytes(row.hash)
 
+    async def _look_ahead(self, rows: Sequence[Contract]) -> None:
+        """Read at once where the executions of a page of RESPONSEs stand, and their events.
+
+        What cannot be read so (too many events, a damaged row) is read one by one later.
+        """
+        ids = [r.execution_id for r in rows if r.type is ContractType.RESPONSE and r.execution_id]
+        self._ended: dict[str, Watched] = {}
+        self._read: dict[str, list[Event]] = {}
+        for start in range(0, len(ids), _AHEAD):
+            some = ids[start : start + _AHEAD]
+            try:
+                self._ended.update({seen.id: seen for seen in await self._store.watch(some)})
+                events = await self._store.events_of(some, _AHEAD_EVENTS)
+            except _UNREADABLE:
+                continue
+            if len(events) < _AHEAD_EVENTS:
+                for event in events:
+                    self._read.setdefault(event.execution_id, []).append(event)
+
     async def _events(self, name: str, row: Contract) -> None:
         assert row.execution_id is not None
         digest, seq, name_of_events = GENESIS, 0, f"events of {row.execution_id}"
+        ended = self._ended.get(row.execution_id)
+        if ended is None or status_of(ended.state) is not row.status:
+            raise _Broken(
+                Fault(name, row.n, f"its execution {row.execution_id} does not stand so", row.id)
+            )
+        ahead = self._read.pop(row.execution_id, None)
         while True:
             self._at, limit = (name_of_events, seq + 1, row.id), _PAGE
             try:
-                events = await self._store.events(row.execution_id, after=seq, limit=limit)
+                if ahead is not None:
+                    events: Sequence[Event] = ahead
+                    ahead = None
+                    limit = len(events) + 1
+                else:
+                    events = await self._store.events(row.execution_id, after=seq, limit=limit)
             except _UNREADABLE:
                 limit = 1
                 events = await self._store.events(row.execution_id, after=seq, limit=limit)

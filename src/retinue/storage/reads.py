@@ -145,6 +145,16 @@ class Reads:
         )
         return [record_of(Event, row) for row in rows]
 
+    async def events_of(self, execution_ids: Sequence[str], limit: int, /) -> list[Event]:
+        """Return the first ``limit`` events of several executions, by execution and number."""
+        condition, among = self._among("execution_id", execution_ids)
+        rows = await self._fetch(
+            f"SELECT {_columns('event')} FROM event WHERE {condition}"
+            " ORDER BY execution_id, seq LIMIT ?",
+            [among, limit],
+        )
+        return [record_of(Event, row) for row in rows]
+
     async def bodies(self, execution: Execution, /) -> tuple[bytes | None, bytes | None]:
         """Return the bodies of an execution's REQUEST and RESPONSE."""
         rows = await self._fetch(
