@@ -276,22 +276,18 @@ class Rig:
         self.doors.close(server.name)
         if status:
             raise RigFailed(f"{server.name} ended with {status}:\n{server.log[-2000:]}")
-        if left := await self._unowned():
+        if left := await self._left_by(server):
             raise RigFailed(f"{server.name} left work as running: {left}")
         said = len(server.log)
         await self.start(server)
-        if TAKEN_OVER in server.log[said:]:
+        if not self.kills and not self.freezes and TAKEN_OVER in server.log[said:]:
             raise RigFailed(f"{server.name} found orphans: {server.log[said:]}")
         return seconds
 
-    async def _unowned(self) -> list[str]:
-        """Return the executions that run in none of the servers."""
-        running = await ledger.running(self.database)
-        owners: set[str] = set()
-        for server in self.servers:
-            if server.lives:
-                owners.update(i for i, _ in await ledger.workers(self.database, server.pid))
-        return [execution_id for execution_id, worker in running if worker not in owners]
+    async def _left_by(self, server: Server) -> list[str]:
+        """Return the executions that are recorded as running in a server's process."""
+        epochs = {epoch for epoch, _ in await ledger.workers(self.database, server.pid)}
+        return [i for i, epoch in await ledger.running(self.database) if epoch in epochs]
 
     # -- the end -------------------------------------------------------------------------------
 

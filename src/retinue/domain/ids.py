@@ -31,6 +31,7 @@ class _Ulids:
         self._at = 0
         self._head = ""
         self._low = 0
+        self._random: list[bytes] = []
 
     def next(self) -> str:
         at = time.time_ns() // 1_000_000
@@ -54,7 +55,10 @@ class _Ulids:
     def _renew(self, at: int) -> None:
         """Begin a new millisecond with fresh random bits."""
         self._at = at
-        value = at << 80 | int.from_bytes(os.urandom(10), "big")
+        if not self._random:
+            pool = os.urandom(10 * 256)
+            self._random = [pool[i : i + 10] for i in range(0, len(pool), 10)]
+        value = at << 80 | int.from_bytes(self._random.pop(), "big")
         # The topmost counting bit stays 0: room to count.
         self._low = value & ((1 << _LOW_BITS - 1) - 1)
         self._head = "".join([_PAIRS[value >> shift & 1023] for shift in range(120, 49, -10)])
