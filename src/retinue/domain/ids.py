@@ -67,6 +67,15 @@ class _Ulids:
 _ulids = _Ulids()
 
 
+def _forget() -> None:
+    """Begin anew in a forked child: it must not go on with its parent's random bits."""
+    global _ulids  # noqa: PLW0603 one source per process
+    _ulids = _Ulids()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
 def ulid() -> str:
     """Return a new ULID, greater than every one this process returned before."""
     return _ulids.next()

@@ -1,5 +1,7 @@
 """Ids, strict JSON, the state machine, events on the wire, the contract chain."""
 
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -59,6 +61,22 @@ def test_a_ulid_says_when_it_was_made() -> None:
 def test_times_are_utc() -> None:
     assert iso(1_795_000_000_000_000).endswith("Z")
     assert iso(0) == "1970-01-01T00:00:00Z"
+
+
+def test_a_forked_child_makes_ids_of_its_own() -> None:
+    script = (
+        "import os\n"
+        "from retinue.domain import ids\n"
+        "ids.ulid()\n"
+        "parent = os.getpid()\n"
+        "os.fork()\n"
+        "ids.time = type('Still', (), {'time_ns': staticmethod(lambda: 9_000_000_000_000_000_000)})\n"
+        "print(ids.ulid(), flush=True)\n"
+        "if os.getpid() == parent: os.wait()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    first, second = done.stdout.split()
+    assert first != second
 
 
 @pytest.mark.parametrize(
