@@ -240,6 +240,10 @@ class Store(Protocol):
         """Return an execution of ``owner``."""
         ...
 
+    async def idempotent(self, owner: str, key: str, now: int, /) -> tuple[bytes, str] | None:
+        """Return the fingerprint and the execution that a key stands for at ``now``."""
+        ...
+
     async def executions(self, where: ExecutionFilter, page: Page, /) -> Listing[Execution]:
         """List executions, newest first."""
         ...

@@ -159,6 +159,33 @@ async def test_an_idempotency_key_runs_once(orchestrator: Orchestrator, gate: Ga
         await orchestrator.perform(task("other", idempotency_key="k"))
 
 
+async def test_a_key_finds_its_reply_whatever_became_of_the_agent(
+    orchestrator: Orchestrator,
+) -> None:
+    @capability(options=Options(failure_threshold=1))
+    async def fragile(fail: bool) -> str:
+        if fail:
+            raise ValueError("broken")
+        return "ok"
+
+    def asked(fail: bool, key: str) -> Task:
+        return Task(
+            session_id="s", capability="fragile", parameters={"fail": fail}, idempotency_key=key
+        )
+
+    orchestrator.register_agent(fragile)
+    good = await orchestrator.perform(asked(False, "good"))
+    bad = await orchestrator.perform(asked(True, "bad"))
+    with pytest.raises(CircuitOpen):
+        await orchestrator.perform(asked(False, "other"))
+    assert await orchestrator.perform(asked(False, "good")) == good
+    assert await orchestrator.perform(asked(True, "bad")) == bad
+    await orchestrator.remove_agent("fragile")
+    assert await orchestrator.perform(asked(False, "good")) == good
+    with pytest.raises(Conflict):
+        await orchestrator.perform(asked(True, "good"))
+
+
 # -- retries -----------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from retinue import Options, Orchestrator, Runtime, Settings, capability
+from retinue import Context, Options, Orchestrator, Runtime, Settings, capability
 from retinue.agent import FunctionAgent
 from retinue.domain.event import EventType
 from retinue.domain.execution import Execution, State, Task
@@ -169,6 +169,62 @@ async def test_a_stop_lets_running_work_end(tmp_path: Path) -> None:
     gate.set()
     assert await stopping is True
     assert (await caller)["data"] == "done"
+
+
+async def test_a_stop_lets_running_work_call_its_children(tmp_path: Path) -> None:
+    runtime = Runtime(settings(tmp_path))
+    orchestrator = await runtime.start()
+    gate = asyncio.Event()
+
+    @capability()
+    async def parent(context: Context) -> str:
+        await gate.wait()
+        return f"child {await context.call('once')}"
+
+    orchestrator.register_agent(parent)
+    orchestrator.register_agent(worker("once", Delivery.AT_MOST_ONCE))
+    caller = asyncio.create_task(orchestrator.orchestrate("s", {"capability": "parent"}))
+    async with asyncio.timeout(10):
+        while not runtime.engine.attempts.running:
+            await asyncio.sleep(0.001)
+    stopping = asyncio.create_task(runtime.stop(grace=10))
+    async with asyncio.timeout(10):
+        while not runtime.engine.intake.closed:
+            await asyncio.sleep(0.001)
+    gate.set()
+    assert await stopping is True
+    assert (await caller)["data"] == "child done"
+
+
+async def test_a_stop_does_not_wait_for_a_parent_whose_child_is_queued(tmp_path: Path) -> None:
+    runtime = Runtime(settings(tmp_path))
+    orchestrator = await runtime.start()
+    gate = asyncio.Event()
+
+    @capability(options=Options(concurrency=1))
+    async def busy() -> None:
+        await gate.wait()
+
+    @capability()
+    async def parent(context: Context) -> None:
+        await context.call("busy")
+
+    orchestrator.register_agent(busy)
+    orchestrator.register_agent(parent)
+    callers = [
+        asyncio.create_task(orchestrator.orchestrate("s", {"capability": "busy"})),
+        asyncio.create_task(orchestrator.orchestrate("s", {"capability": "parent"})),
+    ]
+    async with asyncio.timeout(10):
+        while not any(a.parked for a in runtime.engine.attempts.running.values()):
+            await asyncio.sleep(0.001)
+    stopping = asyncio.create_task(runtime.stop(grace=60))
+    async with asyncio.timeout(10):
+        reply = await callers[1]
+        gate.set()
+        await stopping
+    assert reply["error_info"]["code"] == "E_SHUTTING_DOWN"
+    assert (await callers[0])["success"] is True
 
 
 async def test_what_outlasts_the_grace_ends_with_its_outcome_unknown(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ EXPECTED = {
     "SettingsError": 500,
     "StoreLocked": 500,
     "LedgerBroken": 500,
+    "AgentFailed": 500,
     "ExecutionError": 500,
     "Timeout": 504,
     "Cancelled": 500,

@@ -20,7 +20,7 @@ Config = Annotated[
     typer.Option(help="The configuration file; else ./retinue.yaml.", show_default=False),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the API's JSON.")]
-Limit = Annotated[int, typer.Option(min=1, max=1000, help="At most so many, newest first.")]
+Limit = Annotated[int, typer.Option(min=1, max=1000, help="At most so many rows (1 to 1000).")]
 
 
 class Noun(TyperGroup):

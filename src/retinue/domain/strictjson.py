@@ -10,6 +10,7 @@ JSON type. Values keep their exact bytes afterwards.
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import msgspec
@@ -20,6 +21,10 @@ MAX_DEPTH = 64
 MAX_DIGITS = 1_000
 _NAMED_DEPTH = 8  # a path says where this deep, and no longer grows below
 
+# Half of a surrogate pair whose other half does not follow.
+_HALF = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F]"
+)
 _LARGEST = 10**MAX_DIGITS
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
@@ -45,12 +50,17 @@ def decode(raw: bytes) -> Any:
         InvalidInput: it is not JSON, or holds something the ledger cannot keep; the message says
             what and where.
     """
+    if not raw:
+        raise InvalidInput("the body is empty; send JSON")
     try:
         value = _decode(raw)
     except RecursionError:
         raise InvalidInput(f"$: nested deeper than {MAX_DEPTH} levels") from None
     except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
-        raise InvalidInput(f"the body is not valid JSON: {error}") from None
+        reason = str(error)
+        if "truncated" in reason and _HALF.search(raw):
+            reason = "a string holds a lone surrogate"
+        raise InvalidInput(f"the body is not valid JSON: {reason}") from None
     try:
         check(value)
     except NotJson as error:

@@ -58,7 +58,8 @@ class Attempt:
     """A running attempt.
 
     Its deadline is a timer of the loop; ``left`` holds the seconds it had when a question stopped
-    it. Waiters get the reply, or None when this attempt did not end the execution.
+    it. ``parked`` says that it waits for a child that is queued. Waiters get the reply, or None
+    when this attempt did not end the execution.
     """
 
     __slots__ = (
@@ -69,6 +70,7 @@ class Attempt:
         "fence",
         "left",
         "over",
+        "parked",
         "pen",
         "stop",
         "task",
@@ -84,6 +86,7 @@ class Attempt:
         self.timer: asyncio.TimerHandle | None = None
         self.left: float | None = None
         self.over = False
+        self.parked = False
         self.pen: Pen | None = None
         self.task: asyncio.Task[None] | None = None
         self._waiters: list[asyncio.Future[Reply | None]] = []

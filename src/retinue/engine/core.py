@@ -90,14 +90,16 @@ class Engine:
         self.queue.closed = True
         loop = asyncio.get_running_loop()
         until = loop.time() + grace
+        for attempt in list(self.attempts.running.values()):
+            if attempt.parked:
+                # It waits for a child that is queued, and the queue is closed.
+                attempt.end(_stopped())
         while self.attempts.running and loop.time() < until:
             waiting = {a.wait() for a in self.attempts.running.values()}
             await asyncio.wait(waiting, timeout=until - loop.time())
         clean = not self.attempts.running
         for attempt in list(self.attempts.running.values()):
-            attempt.end(
-                ShuttingDown("the server stopped while this was running", outcome="unknown")
-            )
+            attempt.end(_stopped())
         tasks = {a.task for a in self.attempts.running.values() if a.task is not None}
         if tasks:
             await asyncio.wait(tasks, timeout=10)
@@ -167,8 +169,13 @@ class Engine:
         self.registry.give(parent.entry)
         self.queue.freed(parent.entry)
         try:
-            return result_of(await self.intake.perform(task, authority))
+            accepted = await self.intake.submit(task, authority)
+            parent.parked = accepted.attempt is None
+            if parent.parked and self.intake.closed:
+                raise _stopped()
+            return result_of(await self.intake.answer(accepted))
         finally:
+            parent.parked = False
             await self.registry.regain(parent.entry)
 
     async def cancel(self, execution_id: str, owner: str | None, by: str) -> Execution:
@@ -217,3 +224,7 @@ class Engine:
         if execution is None:
             raise NotFound(f"no execution {execution_id}")
         return execution
+
+
+def _stopped() -> ShuttingDown:
+    return ShuttingDown("the server stopped while this was running", outcome="unknown")

@@ -93,7 +93,10 @@ class Intake:
         Raises:
             RetinueError: it was not accepted (see ``submit``).
         """
-        accepted = await self.submit(task, authority)
+        return await self.answer(await self.submit(task, authority))
+
+    async def answer(self, accepted: Accepted) -> Reply:
+        """Return the reply of an accepted task once it has ended."""
         if accepted.attempt is not None:
             answer = await accepted.attempt.wait()
             if answer is not None:
@@ -127,12 +130,18 @@ class Intake:
             QueueFull: too much waits for that agent already.
             ShuttingDown, StoreUnavailable: nothing was accepted.
         """
-        if self.closed:
+        if self.closed and authority.parent_id not in self._attempts.running:
+            # What runs may still have its children: it could not end without them.
             raise ShuttingDown
         check_session_id(task.session_id)
         if authority.depth > MOST_DEPTH:
             raise InvalidInput(f"agents called agents more than {MOST_DEPTH} levels deep")
         body = _body(task)
+        if task.idempotency_key is not None:
+            # Before routing: what was done has its reply, whatever became of the agent since.
+            earlier = await self._earlier(task, authority, body)
+            if earlier is not None:
+                return earlier
         try:
             route = self._registry.route(task.capability, task.agent_id)
         except AgentNotFound as error:
@@ -178,7 +187,25 @@ class Intake:
         if not result.joined:
             self._on_queued(route.key, execution.deadline_at)
             return Accepted(execution.id, execution.request_id)
-        earlier = await self._store.execution(result.execution_id, execution.owner)
+        return await self._joined(result.execution_id, execution.owner)
+
+    async def _earlier(self, task: Task, authority: Authority, body: bytes) -> Accepted | None:
+        """Return the execution that the task's idempotency key stands for already.
+
+        Raises:
+            Conflict: the key stands for another request.
+        """
+        assert task.idempotency_key is not None
+        held = await self._store.idempotent(authority.owner, task.idempotency_key, now_us())
+        if held is None:
+            return None
+        fingerprint, execution_id = held
+        if fingerprint != _fingerprint(task, body):
+            raise _refusal(Conflicted("idempotency", {"execution_id": execution_id}), task)
+        return await self._joined(execution_id, authority.owner)
+
+    async def _joined(self, execution_id: str, owner: str) -> Accepted:
+        earlier = await self._store.execution(execution_id, owner)
         if earlier is None:
             raise StoreUnavailable("the execution this key stands for is not to be found")
         running = self._attempts.running.get(earlier.id)
@@ -312,9 +339,12 @@ def _request(
 def _idempotency(task: Task, body: bytes, at: int) -> Idempotency | None:
     if task.idempotency_key is None:
         return None
+    return Idempotency(task.idempotency_key, _fingerprint(task, body), at + IDEMPOTENCY_US)
+
+
+def _fingerprint(task: Task, body: bytes) -> bytes:
     said = dumps([task.session_id, task.capability, task.agent_id, task.priority])
-    fingerprint = hashlib.sha256(said + body).digest()
-    return Idempotency(task.idempotency_key, fingerprint, at + IDEMPOTENCY_US)
+    return hashlib.sha256(said + body).digest()
 
 
 def _refusal(result: object, task: Task) -> RetinueError:

@@ -14,7 +14,7 @@ from retinue.domain.audit import AuditDraft
 from retinue.domain.ids import now_us, ulid
 from retinue.domain.intent import PutKey, Rejected, RevokeKey
 from retinue.domain.principal import ApiKey, Principal, Role
-from retinue.errors import NotFound, Unauthenticated
+from retinue.errors import InvalidInput, NotFound, Unauthenticated
 from retinue.interfaces import Store
 
 PREFIX = "rtn_"
@@ -61,7 +61,18 @@ class Keys:
     async def create(
         self, name: str, role: Role, owner: str, *, by: Principal
     ) -> tuple[ApiKey, str]:
-        """Make a key; the secret is returned this once and stored only as its hash."""
+        """Make a key; the secret is returned this once and stored only as its hash.
+
+        Raises:
+            InvalidInput: it is the first key and no admin's: nobody could make another one.
+        """
+        self._read_at = None
+        if role is not Role.ADMIN and not any(k.role is Role.ADMIN for k in await self.active()):
+            raise InvalidInput(
+                "the first key must be an admin's (role admin): once there is a key, every caller"
+                " needs one, and only an admin's makes more",
+                details={"path": "$.role"},
+            )
         secret = PREFIX + secrets.token_urlsafe(32)
         key = ApiKey(
             id=ulid(), name=name, owner=owner, role=role, hash=_hash(secret), created_at=now_us()

@@ -251,7 +251,7 @@ def _problem(fault: Any) -> str:
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
     return f"; did you mean {matches[0]}?" if matches else ""
 
 

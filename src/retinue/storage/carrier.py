@@ -6,6 +6,7 @@ column. Beginning and ending the transaction is the caller's.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ from retinue.storage.tables import TABLES, record_of
 
 _INSERTS = {table: insert(table).postgres for table in TABLES}
 _STATEMENTS = {name: statement.postgres for name, statement in BATCH.items()}
+_PARAMETER = re.compile(r"\$(\d+)")
 _HEADS_KNOWN = 50_000
 
 
@@ -36,6 +38,17 @@ class Carrier:
 
     def __init__(self) -> None:
         self._heads: set[tuple[str, str]] = set()
+
+    @staticmethod
+    async def prepare(db: Connection) -> None:
+        """Run every statement once, for no rows, so that no batch has to prepare one.
+
+        Between preparing a statement and running it the server waits for us without calling the
+        transaction idle: a process stopped just there would keep its locks for ever.
+        """
+        for text in (*_INSERTS.values(), *_STATEMENTS.values()):
+            count = max(int(number) for number in _PARAMETER.findall(text))
+            await db.fetch(text, *[[]] * count)
 
     async def run(self, db: Connection, intents: Sequence[Intent]) -> list[Result]:
         """Run the program of a batch inside the transaction that ``db`` is in."""

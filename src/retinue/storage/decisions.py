@@ -107,7 +107,8 @@ class Batch:
         execution.response_id = response.id
         self.changed[execution.id] = execution
         self.placed.append(Placed(execution.owner, execution.session_id, response, at, execution))
-        if execution.agent_id is not None and (was_active or state is State.FAILED):
+        counted = state is not State.CANCELLED and (was_active or state is State.FAILED)
+        if execution.agent_id is not None and counted:
             counts = self.tally.setdefault(execution.agent_id, [0, 0])
             counts[0 if state is State.COMPLETED else 1] += 1
         return first

@@ -118,8 +118,7 @@ class PostgresStore(Reads):
         self._carrier = Carrier()
         self._readers = Readers(lambda: connect(self._dsn), _READERS)
         try:
-            self._writer = await self._connect()
-            await migrate_postgres(self._writer)
+            self._writer = await self._connect(migrate=True)
             await self._begin_epoch(self._writer)
         except Exception as error:
             self._drop_writer()
@@ -150,9 +149,18 @@ class PostgresStore(Reads):
             self._drop_writer()
         self._readers.close()
 
-    async def _connect(self) -> Connection:
+    async def _connect(self, *, migrate: bool = False) -> Connection:
+        """Return a connection that is ready to write."""
         idle = max(self._lease_seconds / 3, 1.0)
-        return await connect(self._dsn, writer=True, idle_seconds=idle)
+        db = await connect(self._dsn, writer=True, idle_seconds=idle)
+        try:
+            if migrate:
+                await migrate_postgres(db)
+            await self._carrier.prepare(db)
+        except BaseException:
+            db.terminate()
+            raise
+        return db
 
     def _drop_writer(self) -> None:
         if self._writer is not None:

@@ -109,6 +109,15 @@ class Reads:
         )
         return record_of(Execution, rows[0]) if rows else None
 
+    async def idempotent(self, owner: str, key: str, now: int, /) -> tuple[bytes, str] | None:
+        """Return the fingerprint and the execution that a key stands for at ``now``."""
+        rows = await self._fetch(
+            "SELECT fingerprint, execution_id FROM idempotency"
+            " WHERE owner = ? AND key = ? AND expires_at >= ?",
+            [owner, key, now],
+        )
+        return (bytes(rows[0][0]), rows[0][1]) if rows else None
+
     async def executions(self, where: ExecutionFilter, page: Page, /) -> Listing[Execution]:
         """List executions, newest first."""
         query = _Where()
