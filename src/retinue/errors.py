@@ -25,6 +25,7 @@
     └── ExecutionError               E_INTERNAL
         ├── AgentFailed              E_INTERNAL
         ├── Timeout                  E_TIMEOUT
+        │   └── Unanswered           E_TIMEOUT
         ├── Cancelled                E_CANCELLED
         ├── CircuitOpen              E_CIRCUIT_OPEN
         ├── SpawnFailed              E_MODULE_LOAD
@@ -229,6 +230,10 @@ class Timeout(ExecutionError):
     default_outcome = "unknown"
 
 
+class Unanswered(Timeout):
+    """Nobody answered the question in time."""
+
+
 class Cancelled(ExecutionError):
     """The execution was cancelled."""
 
@@ -282,6 +287,15 @@ class HumanInputRequired(ExecutionError):
 
     code = "E_HUMAN_INPUT_REQUIRED"
     kind = "pending"
+
+
+def said(error: BaseException) -> str:
+    """Return what an exception of somebody else's code says, as one bounded text."""
+    try:
+        text = str(error)
+    except Exception:
+        text = "(its text cannot be shown)"
+    return f"{type(error).__name__}: {text[:10_000]}"
 
 
 def _tree(root: type[RetinueError]) -> list[type[RetinueError]]:

@@ -321,6 +321,10 @@ class Store(Protocol):
         """List the audit chain, oldest first."""
         ...
 
+    async def unanchored(self) -> list[tuple[str, str]]:
+        """Return owner and id of the sessions that grew since the last anchor was written."""
+        ...
+
     async def audit_head(self) -> tuple[int, bytes]:
         """Return the place and the hash of the audit chain's last row."""
         ...

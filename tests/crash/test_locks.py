@@ -30,9 +30,22 @@ class Relay:
         self._host = host
         self._port = port
         self.sent: list[SENT] = []
+        self._open: set[asyncio.Task[None]] = set()
 
-    async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Relay one connection."""
+        task = asyncio.create_task(self._relay(reader, writer))
+        self._open.add(task)
+        task.add_done_callback(self._open.discard)
+
+    async def close(self) -> None:
+        """Cut all connections."""
+        for task in self._open:
+            task.cancel()
+        await asyncio.gather(*self._open, return_exceptions=True)
+        await asyncio.sleep(0)  # the transports close in the next turn
+
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_connection(self._host, self._port)
         messages: SENT = []
         self.sent.append(messages)
@@ -78,6 +91,7 @@ async def relay(postgres_url: str) -> AsyncIterator[tuple[Relay, str]]:
     address = place._replace(netloc=f"postgres@127.0.0.1:{port}", query="sslmode=disable")
     yield relay, address.geturl()
     server.close()
+    await relay.close()
     await server.wait_closed()
 
 

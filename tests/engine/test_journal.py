@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 
-from retinue import Context, Orchestrator, Runtime, capability
+from retinue import Context, Options, Orchestrator, Runtime, capability
 from retinue.domain.event import Event, EventType
 from retinue.domain.execution import State, Task
+from retinue.domain.ids import now_us
+from retinue.domain.intent import Answer
 from retinue.domain.strictjson import loads
-from retinue.errors import Conflict, NotFound
+from retinue.errors import Conflict, InvalidInput, NotFound
 from retinue.interfaces import Page
 
 
@@ -199,7 +201,7 @@ async def test_a_question_nobody_answers_expires(orchestrator: Orchestrator) -> 
     orchestrator.register_agent(impatient)
     async with asyncio.timeout(10):
         reply = await orchestrator.orchestrate("s", {"capability": "impatient"})
-    assert reply["error"] == "nobody answered in time"
+    assert reply["error"] == "Nobody answered the question in time."
     assert (await orchestrator.questions(Page())).items == []
 
 
@@ -210,3 +212,58 @@ async def test_cancelling_closes_the_question(orchestrator: Orchestrator) -> Non
     assert (await orchestrator.cancel(accepted.execution_id)).state is State.CANCELLED
     with pytest.raises(Conflict, match="lost"):
         await orchestrator.answer(question, True)
+
+
+async def test_questions_nobody_answers_do_not_break_the_agent(
+    orchestrator: Orchestrator,
+) -> None:
+    @capability(options=Options(failure_threshold=2))
+    async def impatient(context: Context) -> Any:
+        return await context.ask("Quick?", timeout=0.01)
+
+    orchestrator.register_agent(impatient)
+    for _ in range(4):
+        await orchestrator.orchestrate("s", {"capability": "impatient"})
+    assert (await orchestrator.agent("impatient")).status == "available"
+
+
+async def test_an_answer_has_to_fit_what_was_asked_for(orchestrator: Orchestrator) -> None:
+    orchestrator.register_agent(approve)
+    accepted = await orchestrator.submit(Task(session_id="s", capability="approve", parameters={}))
+    question = await asked(orchestrator)
+    with pytest.raises(InvalidInput, match="boolean"):
+        await orchestrator.answer(question, "no boolean")
+    await orchestrator.answer(question, False)
+    events = await follow(orchestrator, accepted.execution_id)
+    assert loads(events[-1].data)["result"] is False
+
+
+async def test_cancelled_questions_of_a_blocking_agent_leave_no_thread(
+    orchestrator: Orchestrator,
+) -> None:
+    @capability()
+    def waits(context: Context) -> Any:
+        return context.run(context.ask("Well?"))
+
+    orchestrator.register_agent(waits)
+    for _ in range(20):
+        accepted = await orchestrator.submit(
+            Task(session_id="s", capability="waits", parameters={})
+        )
+        await asked(orchestrator)
+        await orchestrator.cancel(accepted.execution_id)
+    accepted = await orchestrator.submit(Task(session_id="s", capability="waits", parameters={}))
+    await orchestrator.answer(await asked(orchestrator), 7)
+    assert loads((await follow(orchestrator, accepted.execution_id))[-1].data)["result"] == 7
+
+
+async def test_an_answer_given_through_another_process_arrives(runtime: Runtime) -> None:
+    orchestrator = runtime.orchestrator
+    orchestrator.register_agent(approve)
+    accepted = await orchestrator.submit(Task(session_id="s", capability="approve", parameters={}))
+    question = await asked(orchestrator)
+    # As another process does it: into the store only.
+    await runtime.store.write(Answer(question, None, "else", b"true", now_us()))
+    async with asyncio.timeout(10):
+        events = await follow(orchestrator, accepted.execution_id)
+    assert loads(events[-1].data)["result"] is True

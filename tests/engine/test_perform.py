@@ -3,15 +3,26 @@
 import asyncio
 import threading
 import time
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from retinue import Agent, AgentCapability, Context, Options, Orchestrator, Runtime, capability
+from retinue import (
+    Agent,
+    AgentCapability,
+    Context,
+    Options,
+    Orchestrator,
+    Runtime,
+    Settings,
+    capability,
+)
 from retinue.agent import current
 from retinue.domain.contract import ContractType
 from retinue.domain.execution import Execution, State, Task
-from retinue.errors import AgentNotFound, Conflict, InvalidInput, RetinueError
+from retinue.errors import AgentFailed, AgentNotFound, Conflict, InvalidInput, RetinueError
 from retinue.interfaces import ContractFilter, ContractView, ExecutionFilter, Page
 
 
@@ -516,3 +527,146 @@ async def test_an_agent_with_several_capabilities_wants_to_be_told_which(
             Task(session_id="s", agent_id="My Custom Agent", capability="z", parameters={})
         )
     assert issubclass(InvalidInput, RetinueError)
+
+
+class _Odd(BaseException):
+    """No Exception."""
+
+
+@pytest.mark.requirement("003.agent-failure")
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("file \udcff missing"),
+        ValueError("a\0b"),
+        ValueError("x" * 10_000_000),
+        AgentFailed("x", details={"a": object()}),
+        _Odd("odd"),
+        SystemExit(3),
+        KeyboardInterrupt(),
+        GeneratorExit(),
+        asyncio.CancelledError(),
+    ],
+    ids=lambda e: type(e).__name__,
+)
+@pytest.mark.parametrize("blocking", [False, True])
+async def test_whatever_an_agent_raises_ends_its_execution_only(
+    orchestrator: Orchestrator, error: BaseException, blocking: bool
+) -> None:
+    if blocking:
+
+        @capability("raises")
+        def raises() -> None:
+            raise error
+
+        orchestrator.register_agent(raises)
+    else:
+
+        @capability("raises")
+        async def raises_async() -> None:
+            raise error
+
+        orchestrator.register_agent(raises_async)
+    async with asyncio.timeout(20):
+        reply = await orchestrator.orchestrate("s", {"capability": "raises"})
+    assert reply["success"] is False
+    assert len(reply["error"]) < 20_000
+    assert (await orchestrator.agent("raises")).running == 0
+    assert (await orchestrator.verify()).ok
+
+
+async def test_a_parent_is_not_repeated_because_its_child_was_refused(
+    orchestrator: Orchestrator,
+) -> None:
+    runs: list[int] = []
+
+    @capability(options=Options(failure_threshold=1))
+    async def broken() -> None:
+        raise ValueError("broken")
+
+    @capability(options=Options(retry_waits_ms=(1,)))
+    async def parent(context: Context) -> None:
+        runs.append(1)
+        await context.call("broken")
+
+    orchestrator.register_agent(broken)
+    orchestrator.register_agent(parent)
+    await orchestrator.orchestrate("s", {"capability": "broken"})
+    reply = await orchestrator.orchestrate("s", {"capability": "parent"})
+    assert reply["error_info"]["code"] == "E_CIRCUIT_OPEN"
+    assert runs == [1]
+
+
+async def test_parallel_calls_give_up_one_slot_and_take_one_back(
+    orchestrator: Orchestrator,
+) -> None:
+    running: list[int] = []
+    most = 0
+
+    @capability()
+    async def child() -> int:
+        await asyncio.sleep(0.02)
+        return 1
+
+    @capability(options=Options(concurrency=1))
+    async def parent(context: Context) -> int:
+        nonlocal most
+        running.append(1)
+        most = max(most, len(running))
+        running.pop()
+        found = await asyncio.gather(*(context.call("child") for _ in range(4)))
+        forgotten = asyncio.create_task(context.call("child"))
+        await asyncio.sleep(0)
+        assert not forgotten.done()
+        return sum(found)
+
+    orchestrator.register_agent(child)
+    orchestrator.register_agent(parent)
+    replies = await asyncio.gather(
+        *(orchestrator.orchestrate("s", {"capability": "parent"}) for _ in range(5))
+    )
+    assert [r["data"] for r in replies] == [4] * 5
+    async with asyncio.timeout(10):
+        while any(a.running for a in await orchestrator.agents()):
+            await asyncio.sleep(0.005)
+    assert {a.running for a in await orchestrator.agents()} == {0}
+    assert most == 1
+
+
+async def test_an_endless_stream_stops_at_the_limit(tmp_path: Path) -> None:
+    settings = Settings(
+        data_dir=tmp_path, examples=False, entry_points=False, max_result_bytes=100_000
+    )
+
+    @capability()
+    async def endless() -> AsyncIterator[str]:
+        while True:
+            yield "x" * 1000
+
+    async with Runtime(settings) as orchestrator:
+        orchestrator.register_agent(endless)
+        reply = await orchestrator.orchestrate("s", {"capability": "endless"})
+    assert "larger than 100000 bytes" in reply["error"]
+
+
+async def test_who_cancels_a_parent_cancels_its_children(orchestrator: Orchestrator) -> None:
+    started = asyncio.Event()
+
+    @capability()
+    async def child() -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    @capability()
+    async def parent(context: Context) -> None:
+        await context.call("child")
+
+    orchestrator.register_agent(child)
+    orchestrator.register_agent(parent)
+    accepted = await orchestrator.submit(Task(session_id="s", capability="parent", parameters={}))
+    await started.wait()
+    await orchestrator.cancel(accepted.execution_id)
+    async with asyncio.timeout(10):
+        while {e.state for e in await executions(orchestrator, "s")} != {State.CANCELLED}:
+            await asyncio.sleep(0.005)
+    assert {a.running for a in await orchestrator.agents()} == {0}

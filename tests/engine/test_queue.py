@@ -266,28 +266,42 @@ def test_the_breaker_lets_exactly_one_probe_pass() -> None:
     breaker = Breaker(BreakerPolicy())
     assert breaker.policy == BreakerPolicy(failure_threshold=5, reset_timeout_ms=60_000)
     for n in range(4):
-        breaker.failed(float(n))
-    breaker.succeeded()
+        breaker.failed(breaker.admit(), float(n))
+    breaker.succeeded(breaker.admit())
     for n in range(4):
-        breaker.failed(float(n))
+        breaker.failed(breaker.admit(), float(n))
     assert state(breaker) == (Circuit.CLOSED, 4)
     assert breaker.wait(4.0) == 0
-    breaker.failed(4.0)
+    breaker.failed(breaker.admit(), 4.0)
     assert state(breaker) == (Circuit.OPEN, 5)
     assert breaker.wait(34.0) == 30.0
     assert breaker.wait(64.0) == 0
-    breaker.admit()
+    probe = breaker.admit()
     assert state(breaker) == (Circuit.HALF_OPEN, 5)
     assert breaker.wait(64.0) > 0  # a second one does not pass
-    breaker.failed(65.0)
+    breaker.failed(probe, 65.0)
     assert breaker.wait(65.0) == 60.0
-    breaker.admit()
-    breaker.abandoned()
+    breaker.abandoned(breaker.admit())
     assert state(breaker) == (Circuit.OPEN, 6)
     assert breaker.wait(125.0) == 0
-    breaker.admit()
-    breaker.succeeded()
+    breaker.succeeded(breaker.admit())
     assert state(breaker) == (Circuit.CLOSED, 0)
+
+
+@pytest.mark.requirement("000.breaker")
+def test_only_the_probe_decides_about_a_half_open_circuit() -> None:
+    breaker = Breaker(BreakerPolicy(failure_threshold=1))
+    before = [breaker.admit() for _ in range(4)]
+    breaker.failed(before[0], 0.0)
+    probe = breaker.admit()
+    breaker.abandoned(before[1])
+    breaker.succeeded(before[2])
+    breaker.failed(before[3], 50.0)
+    assert state(breaker) == (Circuit.HALF_OPEN, 1)
+    assert breaker.last_failure == 0.0
+    breaker.abandoned(probe)
+    breaker.succeeded(before[1])
+    assert state(breaker) == (Circuit.OPEN, 1)
 
 
 @pytest.mark.requirement("003.agent-failure")

@@ -36,6 +36,7 @@ EXPECTED = {
     "StoreLocked": 500,
     "LedgerBroken": 500,
     "AgentFailed": 500,
+    "Unanswered": 504,
     "ExecutionError": 500,
     "Timeout": 504,
     "Cancelled": 500,

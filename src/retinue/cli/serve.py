@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from retinue.settings import Settings
 
 log = logging.getLogger(__name__)
+STUBBORN_SECONDS = 2.0
 
 
 def serve(
@@ -96,6 +99,27 @@ async def _serve(settings: Settings, listener: socket) -> None:
 
     await serving.serve(runtime, settings, listener, ready=ready)
     log.info("stopped")
+    await _leave()
+
+
+async def _leave() -> None:
+    """End the process although an agent swallows its cancellation.
+
+    Everything is written and closed; a loop that is closed in order would wait for such a task
+    for ever.
+    """
+    mine = asyncio.current_task()
+    left = {task for task in asyncio.all_tasks() if task is not mine}
+    for task in left:
+        task.cancel()
+    if not left:
+        return
+    _, stubborn = await asyncio.wait(left, timeout=STUBBORN_SECONDS)
+    if stubborn:
+        log.warning("%d tasks of agents ignore their cancellation: left behind", len(stubborn))
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def banner(runtime: Runtime, settings: Settings, url: str) -> Iterator[str]:

@@ -8,6 +8,7 @@ never returns, is abandoned, counted, and too many of them make the agent unheal
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextvars
 import inspect
 import threading
@@ -21,7 +22,17 @@ from retinue.domain.event import EventData, EventType
 from retinue.domain.execution import Task
 from retinue.domain.ids import ulid
 from retinue.domain.principal import Authority
-from retinue.errors import AgentFailed, ExecutionError, NotSupported, RetinueError, SpawnFailed
+from retinue.errors import (
+    AgentFailed,
+    Cancelled,
+    ExecutionError,
+    InvalidInput,
+    InvalidResult,
+    NotSupported,
+    RetinueError,
+    SpawnFailed,
+    said,
+)
 from retinue.interfaces import DriverContext, Features, Health, InstanceHandle, Job
 
 CANCEL_SECONDS = 2.0
@@ -119,6 +130,7 @@ class Performance:
         self._events: deque[EventData] = deque()
         self._bell: asyncio.Future[None] | None = None
         self._drained: asyncio.Event | None = None
+        self._runs: set[concurrent.futures.Future[Any]] = set()
         self._work: asyncio.Future[Any] | None = None
         self._closed = False
         self.agent_id = instance.handle.agent_id
@@ -143,6 +155,9 @@ class Performance:
     async def __aexit__(self, *_: object) -> None:
         self._closed = True
         self._release()
+        for waiting in tuple(self._runs):
+            # The agent's thread waits there; it is to find out that its execution is over.
+            waiting.cancel()
         work = self._work
         if work is None or work.done():
             return
@@ -178,9 +193,15 @@ class Performance:
     async def _call(self) -> Any:
         target = self._instance.target
         arguments = self._arguments()
-        if self._instance.streams:
-            return await self._join(target(**arguments))
-        return await target(**arguments)
+        try:
+            if self._instance.streams:
+                return await self._join(target(**arguments))
+            return await target(**arguments)
+        except (Exception, asyncio.CancelledError):
+            raise
+        except BaseException as error:
+            # sys.exit() in an agent ends the agent, not the loop it runs on.
+            raise ExecutionError(said(error)) from error
 
     def _arguments(self) -> dict[str, Any]:
         agent = self._instance.agent
@@ -199,11 +220,21 @@ class Performance:
 
     async def _join(self, pieces: AsyncIterator[Any]) -> str:
         texts = []
+        size = 0
         async for piece in pieces:
             texts.append(str(piece))
+            size = self._grown(size, texts[-1])
             self.emit(EventType.CONTENT_CHUNK, {"content": texts[-1]})
             await self._room()
         return "".join(texts)
+
+    def _grown(self, size: int, piece: str) -> int:
+        """Return the size of a streamed result with one more piece, within the limit."""
+        size += len(piece)
+        limit = self._instance.lent.max_result_bytes
+        if size > limit:
+            raise InvalidResult(f"the agent's result is larger than {limit} bytes")
+        return size
 
     def _in_thread(self, context: contextvars.Context) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = self._loop.create_future()
@@ -212,7 +243,7 @@ class Performance:
             try:
                 result = context.run(self._block)
             except BaseException as error:
-                failure = error if isinstance(error, Exception) else ExecutionError(repr(error))
+                failure = error if isinstance(error, Exception) else ExecutionError(said(error))
                 self._on_loop(_settle, future, None, failure)
             else:
                 self._on_loop(_settle, future, result, None)
@@ -233,8 +264,10 @@ class Performance:
             if not self._instance.generates:
                 return result
             texts = []
+            size = 0
             for piece in result:
                 texts.append(str(piece))
+                size = self._grown(size, texts[-1])
                 self.emit(EventType.CONTENT_CHUNK, {"content": texts[-1]})
             return "".join(texts)
         finally:
@@ -303,6 +336,10 @@ class Performance:
 
     async def ask(self, prompt: str, schema: dict[str, Any] | None, timeout: float | None) -> Any:
         """Ask a person and wait for the answer."""
+        if not isinstance(prompt, str):
+            raise InvalidInput("the prompt of a question is a text")
+        if self._closed:
+            raise Cancelled("the execution is over")
         question_id = ulid()
         future: asyncio.Future[Any] = self._loop.create_future()
         self._instance.questions[question_id] = future
@@ -323,7 +360,14 @@ class Performance:
         if threading.get_ident() == self._thread:
             waiting.close()
             raise NotSupported("run() is for blocking agents; await it instead")
-        return asyncio.run_coroutine_threadsafe(waiting, self._loop).result()
+        future = asyncio.run_coroutine_threadsafe(waiting, self._loop)
+        self._runs.add(future)
+        try:
+            if self._closed:
+                future.cancel()
+            return future.result()
+        finally:
+            self._runs.discard(future)
 
 
 def _settle(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:
@@ -341,12 +385,13 @@ def _result(work: asyncio.Future[Any]) -> Any:
         return work.result()
     except asyncio.CancelledError:
         raise ExecutionError("the agent cancelled itself") from None
-    except RetinueError:
+    except RetinueError as error:
+        if error.outcome == "not_started":
+            # A call of the agent's own was refused. The agent itself did run.
+            error.outcome = "failed"
         raise
-    except Exception as error:
-        raise ExecutionError(
-            f"{type(error).__name__}: {error}", details={"exception": type(error).__name__}
-        ) from error
+    except BaseException as error:
+        raise ExecutionError(said(error), details={"exception": type(error).__name__}) from error
 
 
 def _returned(future: asyncio.Future[Any]) -> None:

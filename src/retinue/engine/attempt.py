@@ -29,7 +29,7 @@ from retinue.domain.intent import (
 )
 from retinue.domain.policy import Delivery, may_repeat
 from retinue.domain.question import QuestionState
-from retinue.domain.strictjson import NotJson, TooMuch, dumps, encode, loads
+from retinue.domain.strictjson import NotJson, TooMuch, check, dumps, encode, loads
 from retinue.engine.journal import Journal
 from retinue.engine.outcome import End, Reply, completed, failed, ids_of, reply, report, response
 from retinue.engine.pen import PATIENCE, Pen, publish
@@ -45,13 +45,24 @@ from retinue.errors import (
     RetinueError,
     ShuttingDown,
     Timeout,
+    Unanswered,
     Unavailable,
     WorkerLost,
+    said,
 )
 from retinue.interfaces import Job, Store
 
 log = logging.getLogger(__name__)
 DOUBT_SECONDS = 60.0
+MOST_QUESTION = 64 * 1024
+_NOBODYS_FAULT = (
+    Cancelled,
+    InvalidInput,
+    Fenced,
+    HumanInputRequired,
+    ShuttingDown,
+    Unanswered,
+)
 
 
 class Attempt:
@@ -65,19 +76,24 @@ class Attempt:
     __slots__ = (
         "_waiters",
         "body",
+        "call",
+        "calls",
         "entry",
         "execution",
         "fence",
         "left",
+        "lent",
         "over",
         "parked",
         "pen",
+        "question",
+        "released",
         "stop",
         "task",
         "timer",
     )
 
-    def __init__(self, execution: Execution, body: bytes, entry: Entry) -> None:
+    def __init__(self, execution: Execution, body: bytes, entry: Entry, call: int) -> None:
         self.execution = execution
         self.body = body
         self.entry = entry
@@ -87,6 +103,11 @@ class Attempt:
         self.left: float | None = None
         self.over = False
         self.parked = False
+        self.call = call  # what the agent's breaker gave for it
+        self.calls = 0  # how many of its own calls it waits for
+        self.lent = False  # its slot is given up while it waits
+        self.released = False  # it has ended, and holds no slot
+        self.question: str | None = None
         self.pen: Pen | None = None
         self.task: asyncio.Task[None] | None = None
         self._waiters: list[asyncio.Future[Reply | None]] = []
@@ -161,9 +182,9 @@ class Attempts:
         """Whether the store may hold a lease of this process that nobody works on."""
         return time.monotonic() < self._doubtful_until
 
-    def start(self, execution: Execution, body: bytes, entry: Entry) -> Attempt:
+    def start(self, execution: Execution, body: bytes, entry: Entry, call: int) -> Attempt:
         """Run a leased execution on an agent whose slot is taken already."""
-        attempt = Attempt(execution, body, entry)
+        attempt = Attempt(execution, body, entry, call)
         self.running[execution.id] = attempt
         attempt.task = asyncio.create_task(self._run(attempt))
         return attempt
@@ -179,19 +200,21 @@ class Attempts:
         answer: Reply | None = None
         try:
             end = await self._perform(attempt)
-            self._judge(entry, end)
+            self._judge(attempt, end)
             if end.error is not None and not isinstance(end.error, Cancelled):
                 report(attempt.execution, end.error)
             answer = await self._conclude(attempt, end, await self._rest(attempt))
-        except Exception:
+        except BaseException:
             # A fault of ours: the execution stays leased, and the next start takes it over.
             self.broken.add(attempt.execution.id)
             log.exception("attempt failed", extra=ids_of(attempt.execution))
         finally:
             del self.running[attempt.execution.id]
             attempt.tell(answer)
-            self._registry.give(entry)
-            self._on_free(entry)
+            attempt.released = True
+            if not attempt.lent:
+                self._registry.give(entry)
+                self._on_free(entry)
 
     def _pen(self, attempt: Attempt) -> Pen:
         """Return the attempt's pen; most attempts write nothing before their end."""
@@ -217,8 +240,8 @@ class Attempts:
             return failed(attempt.stop)
         except RetinueError as error:
             return failed(error)
-        except Exception as error:
-            return failed(ExecutionError(f"{type(error).__name__}: {error}"))
+        except BaseException as error:
+            return failed(ExecutionError(said(error)))
         finally:
             attempt.over = True
             if attempt.timer is not None:
@@ -254,15 +277,15 @@ class Attempts:
         return completed(body, final.data.get("usage"))
 
     @staticmethod
-    def _judge(entry: Entry, end: End) -> None:
+    def _judge(attempt: Attempt, end: End) -> None:
         """Tell the agent's breaker how it went."""
-        breaker = entry.breaker
+        breaker = attempt.entry.breaker
         if end.error is None or isinstance(end.error, AgentFailed):
-            breaker.succeeded()
-        elif isinstance(end.error, Cancelled | InvalidInput | Fenced | HumanInputRequired):
-            breaker.abandoned()
+            breaker.succeeded(attempt.call)
+        elif isinstance(end.error, _NOBODYS_FAULT):
+            breaker.abandoned(attempt.call)
         else:
-            breaker.failed(time.monotonic())
+            breaker.failed(attempt.call, time.monotonic())
 
     # -- the end -------------------------------------------------------------------------------
 
@@ -358,6 +381,10 @@ class Attempts:
     async def _ask(self, attempt: Attempt, event: EventData) -> None:
         """Open a question: the deadline stands still, the question's own time runs."""
         data = event.data
+        try:
+            check(data, MOST_QUESTION)
+        except NotJson as error:
+            raise InvalidResult(f"the agent's question: {error}") from None
         before = await self._rest(attempt)
         at = now_us()
         if before:
@@ -387,6 +414,7 @@ class Attempts:
                 raise InvalidResult("the agent asked while another question is open")
             raise Fenced
         publish(self._journal, attempt.execution.id, result.first_seq, (shown,), at)
+        attempt.question = data["question_id"]
         attempt.stop_clock()
         loop = asyncio.get_running_loop()
         if seconds is not None:
@@ -399,15 +427,14 @@ class Attempts:
             CloseQuestion(question_id, QuestionState.EXPIRED.value, now_us())
         )
         if isinstance(result, Ok):
-            await self.answered(
-                attempt.execution.id, question_id, Timeout("nobody answered in time")
-            )
+            await self.answered(attempt.execution.id, question_id, Unanswered())
 
     async def answered(self, execution_id: str, question_id: str, value: Any) -> None:
         """Hand an answer (or the error that stands for it) to the agent that asked."""
         attempt = self.running.get(execution_id)
-        if attempt is None:
+        if attempt is None or attempt.question != question_id:
             return
+        attempt.question = None
         if attempt.left is not None and not attempt.over:
             attempt.start_clock(attempt.left)
             attempt.left = None

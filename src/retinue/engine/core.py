@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Coroutine
 from typing import Any
 
 from retinue.domain.agent import AgentDefinition, check_agent_id
@@ -11,14 +12,15 @@ from retinue.domain.execution import Execution, Task
 from retinue.domain.ids import now_us
 from retinue.domain.intent import Answer, Cancel, Cancelling, Conflict, Rejected
 from retinue.domain.principal import Authority
-from retinue.domain.strictjson import dumps
-from retinue.engine.attempt import Attempts
+from retinue.domain.strictjson import dumps, loads
+from retinue.engine.attempt import Attempt, Attempts
 from retinue.engine.intake import Accepted, Intake
 from retinue.engine.journal import Journal
 from retinue.engine.outcome import Reply, failed, response, result_of
 from retinue.engine.queue import Queue
 from retinue.engine.registry import Entry, Registry
 from retinue.engine.scheduler import Recovered, Scheduler
+from retinue.engine.schema import check_answer
 from retinue.errors import Cancelled, Fenced, NotFound, RetinueError, ShuttingDown
 from retinue.errors import Conflict as ConflictError
 from retinue.interfaces import Driver, DriverContext, Features, Store
@@ -66,6 +68,7 @@ class Engine:
         self._drivers = drivers
         self._context = DriverContext(self._submit, max_result_bytes)
         self._ticking: asyncio.Task[None] | None = None
+        self._asides: set[asyncio.Task[Any]] = set()
 
     def _queued(self, key: str, deadline_at: int | None) -> None:
         self.queue.queued(key)
@@ -76,6 +79,7 @@ class Engine:
 
     async def start(self) -> None:
         """Take over what earlier processes left, and begin to work on the queue."""
+        await self.scheduler.resume()
         self.recovered = await self.scheduler.recover()
         self._ticking = asyncio.create_task(self.scheduler.run())
 
@@ -107,6 +111,8 @@ class Engine:
 
     async def stop(self) -> None:
         """Stop the loops and the instances; call ``drain`` first."""
+        if self._asides:
+            await asyncio.wait(self._asides, timeout=5)
         self.journal.close()
         self.scheduler.stop()
         if self._ticking is not None:
@@ -166,17 +172,54 @@ class Engine:
         parent = self.attempts.running.get(authority.parent_id or "")
         if parent is None:
             return result_of(await self.intake.perform(task, authority))
-        self.registry.give(parent.entry)
-        self.queue.freed(parent.entry)
+        self._lend(parent)
         try:
             accepted = await self.intake.submit(task, authority)
             parent.parked = accepted.attempt is None
             if parent.parked and self.intake.closed:
                 raise _stopped()
-            return result_of(await self.intake.answer(accepted))
+            try:
+                return result_of(await self.intake.answer(accepted))
+            except asyncio.CancelledError:
+                if isinstance(parent.stop, Cancelled):
+                    # Who cancels the parent does not want what it had others do, either.
+                    by = str(parent.stop.details.get("by", "its parent"))
+                    self._aside(self.cancel(accepted.execution_id, authority.owner, by))
+                raise
         finally:
             parent.parked = False
+            await self._take_back(parent)
+
+    def _aside(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Do something that nobody waits for."""
+        task = asyncio.create_task(work)
+        self._asides.add(task)
+        task.add_done_callback(self._asides.discard)
+
+    def _lend(self, parent: Attempt) -> None:
+        """Give a parent's slot up with the first of the calls it waits for."""
+        parent.calls += 1
+        if parent.calls == 1 and not parent.lent and not parent.released:
+            parent.lent = True
+            self.registry.give(parent.entry)
+            self.queue.freed(parent.entry)
+
+    async def _take_back(self, parent: Attempt) -> None:
+        """Take the slot again with the last of them, if the parent still runs."""
+        parent.calls -= 1
+        if parent.calls or self._ended(parent):
+            return
+        try:
             await self.registry.regain(parent.entry)
+        finally:
+            parent.lent = False
+            if self._ended(parent):  # while this waited
+                self.registry.give(parent.entry)
+                self.queue.freed(parent.entry)
+
+    @staticmethod
+    def _ended(parent: Attempt) -> bool:
+        return parent.released
 
     async def cancel(self, execution_id: str, owner: str | None, by: str) -> Execution:
         """Cancel an execution; one that runs is stopped, wherever it runs.
@@ -206,8 +249,12 @@ class Engine:
 
         Raises:
             NotFound: there is no such question.
+            InvalidInput: the answer does not fit the question's schema.
             Conflict: it was answered, has expired, or its execution is gone.
         """
+        asked = await self.store.question(question_id, owner)
+        if asked is not None and asked.schema is not None:
+            check_answer(loads(asked.schema), value)
         result = await self.store.write(Answer(question_id, owner, by, dumps(value), now_us()))
         if isinstance(result, Rejected):
             raise NotFound(f"no question {question_id}")

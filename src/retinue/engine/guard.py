@@ -27,12 +27,17 @@ class Circuit(StrEnum):
 
 
 class Breaker(msgspec.Struct):
-    """One agent's breaker. ``admit`` before a call, then exactly one of the other three."""
+    """One agent's breaker: ``admit`` before a call, then one of the other three.
+
+    Those get what ``admit`` returned: only the probe itself decides about a half-open circuit, and
+    a call from before the circuit opened says nothing about it any more.
+    """
 
     policy: BreakerPolicy
     circuit: Circuit = Circuit.CLOSED
     failures: int = 0
     last_failure: float | None = None
+    probe: int = 0
 
     def wait(self, now: float) -> float:
         """Return how many seconds it still refuses; 0 when a call may pass now."""
@@ -45,24 +50,36 @@ class Breaker(msgspec.Struct):
             return max(left, 0.001)
         return max(left, 0.0)
 
-    def admit(self) -> None:
+    def admit(self) -> int:
         """Let one call pass; ``wait`` must be 0. The first after the reset is the probe."""
-        if self.circuit is Circuit.OPEN:
-            self.circuit = Circuit.HALF_OPEN
+        if self.circuit is Circuit.CLOSED:
+            return 0
+        self.circuit = Circuit.HALF_OPEN
+        self.probe += 1
+        return self.probe
 
-    def succeeded(self) -> None:
+    def _speaks(self, call: int) -> bool:
+        """Say whether ``call`` tells something about the circuit as it is now."""
+        if self.circuit is Circuit.CLOSED:
+            return True
+        return self.circuit is Circuit.HALF_OPEN and call == self.probe
+
+    def succeeded(self, call: int) -> None:
         """Close, and forget earlier failures."""
-        self.circuit = Circuit.CLOSED
-        self.failures = 0
+        if self._speaks(call):
+            self.circuit = Circuit.CLOSED
+            self.failures = 0
 
-    def failed(self, now: float) -> None:
+    def failed(self, call: int, now: float) -> None:
         """Count a failure; open at the threshold, or when it was the probe."""
+        if not self._speaks(call):
+            return
         self.failures += 1
         self.last_failure = now
         if self.circuit is Circuit.HALF_OPEN or self.failures >= self.policy.failure_threshold:
             self.circuit = Circuit.OPEN
 
-    def abandoned(self) -> None:
+    def abandoned(self, call: int) -> None:
         """Take back a call that said nothing about the agent (cancelled, refused)."""
-        if self.circuit is Circuit.HALF_OPEN:
+        if self.circuit is Circuit.HALF_OPEN and call == self.probe:
             self.circuit = Circuit.OPEN

@@ -155,9 +155,10 @@ class Intake:
         self, task: Task, route: Route, execution: Execution, request: Draft
     ) -> Accepted:
         entry = route.entry
+        call = 0
         if entry is not None:
             self._registry.take(entry)
-            entry.breaker.admit()
+            call = entry.breaker.admit()
         try:
             result = await self._write(
                 Submit(
@@ -172,12 +173,12 @@ class Intake:
         except BaseException:
             # Not known whether it was written, and leased to us: the scheduler finds out.
             self._attempts.doubt()
-            self._put_back(entry)
+            self._put_back(entry, call)
             raise
         if isinstance(result, Submitted) and result.leased and entry is not None:
-            attempt = self._attempts.start(execution, request.body, entry)
+            attempt = self._attempts.start(execution, request.body, entry, call)
             return Accepted(execution.id, execution.request_id, attempt)
-        self._put_back(entry)
+        self._put_back(entry, call)
         if isinstance(result, Submitted):
             self._grown.add((execution.owner, execution.session_id))
             return await self._waiting(result, route, execution)
@@ -220,9 +221,9 @@ class Intake:
                 "this process was taken for dead; nothing was acknowledged. Try again."
             ) from None
 
-    def _put_back(self, entry: Entry | None) -> None:
+    def _put_back(self, entry: Entry | None, call: int) -> None:
         if entry is not None:
-            entry.breaker.abandoned()
+            entry.breaker.abandoned(call)
             self._registry.give(entry)
 
     def _record(
@@ -343,7 +344,7 @@ def _idempotency(task: Task, body: bytes, at: int) -> Idempotency | None:
 
 
 def _fingerprint(task: Task, body: bytes) -> bytes:
-    said = dumps([task.session_id, task.capability, task.agent_id, task.priority])
+    said = dumps([task.session_id, task.capability, task.agent_id, task.priority, task.deadline_us])
     return hashlib.sha256(said + body).digest()
 
 

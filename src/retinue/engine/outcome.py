@@ -11,10 +11,11 @@ from retinue.domain.contract import ContractType, Draft, status_of
 from retinue.domain.event import EventData, EventType
 from retinue.domain.execution import Execution, State
 from retinue.domain.ids import ulid
-from retinue.domain.strictjson import dumps, loads
+from retinue.domain.strictjson import NotJson, check, dumps, loads
 from retinue.errors import Cancelled, RetinueError, Timeout, error_from
 
 log = logging.getLogger(__name__)
+MOST_MESSAGE = 16_384
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -48,8 +49,19 @@ def completed(body: bytes, usage: dict[str, Any] | None = None) -> End:
     return End(State.COMPLETED, EventData(EventType.COMPLETED, data), body)
 
 
+def _storable(error: RetinueError) -> None:
+    """Bound what an agent's error says, and take out what the ledger cannot keep."""
+    text = error.message[:MOST_MESSAGE].replace("\0", "\N{REPLACEMENT CHARACTER}")
+    error.message = text.encode("utf-8", "replace").decode()
+    try:
+        check(error.details, MOST_MESSAGE)
+    except NotJson as fault:
+        error.details = {"details_left_out": fault.reason}
+
+
 def failed(error: RetinueError) -> End:
     """Return the end of an execution that ``error`` ended."""
+    _storable(error)
     body = dumps(error.as_dict())
     if isinstance(error, Cancelled):
         return End(

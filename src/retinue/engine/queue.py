@@ -79,7 +79,7 @@ class Queue:
 
     async def _pass(self) -> bool:
         """Lease once for every key with backlog and a free slot; say whether any came."""
-        wants: list[tuple[Want, Entry]] = []
+        wants: list[tuple[Want, Entry, int]] = []
         now = time.monotonic()
         skipped = False
         for key in list(self._backlog):
@@ -90,35 +90,35 @@ class Queue:
             probing = entry.breaker.circuit is not Circuit.CLOSED
             count = 1 if probing else min(entry.free, _PER_LEASE)
             self._registry.take(entry, count)
-            entry.breaker.admit()
-            wants.append((Want(key, entry.agent_id, count), entry))
+            call = entry.breaker.admit()
+            wants.append((Want(key, entry.agent_id, count), entry, call))
         if not wants:
             return False
-        for want, _ in wants:
+        for want, _, _ in wants:
             self._backlog.pop(want.key, None)
         started: dict[str, int] = {}
         unused = 0
         try:
             result = await self._store.write(
-                Lease(self._store.worker, tuple(want for want, _ in wants), now_us())
+                Lease(self._store.worker, tuple(want for want, _, _ in wants), now_us())
             )
             assert isinstance(result, Leased)
-            by_key = {want.key: entry for want, entry in wants}
+            by_key = {want.key: (entry, call) for want, entry, call in wants}
             for work in result.work:
                 key = work.execution.queue_key
                 started[key] = started.get(key, 0) + 1
-                self.attempts.start(work.execution, work.body, by_key[key])
+                self.attempts.start(work.execution, work.body, *by_key[key])
         except BaseException:
             # What was leased, if anything was, nobody here knows of.
             self.attempts.doubt()
             raise
         finally:
-            for want, entry in wants:
+            for want, entry, call in wants:
                 count = started.get(want.key, 0)
                 if count == want.count:
                     self._backlog[want.key] = None  # there may be more
                 if count == 0:
-                    entry.breaker.abandoned()
+                    entry.breaker.abandoned(call)
                 if want.count > count:
                     unused += want.count - count
                     self._registry.give(entry, want.count - count)

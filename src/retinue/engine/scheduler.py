@@ -15,12 +15,13 @@ from retinue.domain.execution import Execution
 from retinue.domain.ids import now_us
 from retinue.domain.intent import Audit, Expire, Fence, Finish, Ok, Requeue
 from retinue.domain.policy import Delivery
-from retinue.domain.strictjson import dumps
+from retinue.domain.question import QuestionState
+from retinue.domain.strictjson import dumps, loads
 from retinue.engine.attempt import Attempts
 from retinue.engine.journal import Journal
 from retinue.engine.outcome import End, failed, response
 from retinue.engine.queue import Queue
-from retinue.errors import Cancelled, RetinueError, Timeout, WorkerLost
+from retinue.errors import Cancelled, RetinueError, Timeout, Unanswered, WorkerLost
 from retinue.interfaces import Store
 
 log = logging.getLogger(__name__)
@@ -100,12 +101,24 @@ class Scheduler:
         self._queue.found(await self._store.backlog(now_us()))
         mine = list(self._attempts.running)
         watched = list({*self._journal.watched, *mine})
+        await self._hear_answers()
         for start in range(0, len(watched), _PAGE):
             seen = await self._store.watch(watched[start : start + _PAGE])
             self._journal.heard(seen)
             for one in seen:
                 if one.cancel_requested:
                     self._attempts.cancel(one.id, "request")
+
+    async def _hear_answers(self) -> None:
+        """Hand in the answers to questions asked here that were given through other processes."""
+        for attempt in list(self._attempts.running.values()):
+            if attempt.question is None:
+                continue
+            question = await self._store.question(attempt.question, None)
+            if question is None or question.state is QuestionState.OPEN:
+                continue
+            value = loads(question.answer) if question.answer is not None else Unanswered()
+            await self._attempts.answered(question.execution_id, question.id, value)
 
     async def _expire(self, execution: Execution, now: int) -> None:
         allowed = ((execution.deadline_at or 0) - execution.created_at) // 1000
@@ -116,6 +129,7 @@ class Scheduler:
                 outcome="not_started",
             )
         )
+        self._grown.add((execution.owner, execution.session_id))
         await self._store.write(
             Expire(
                 execution.id, end.state, (end.event,), response(execution, end), now, "E_TIMEOUT"
@@ -175,6 +189,7 @@ class Scheduler:
 
     async def _end(self, execution: Execution, fence: Fence, end: End, now: int) -> bool:
         assert end.error is not None
+        self._grown.add((execution.owner, execution.session_id))
         result = await self._store.write(
             Finish(
                 fence,
@@ -188,6 +203,10 @@ class Scheduler:
         )
         self._journal.heard(await self._store.watch([execution.id]))
         return isinstance(result, Ok)
+
+    async def resume(self) -> None:
+        """Take up the anchoring where an earlier process left it, however that ended."""
+        self._grown.update(await self._store.unanchored())
 
     async def anchor(self) -> None:
         """Write the heads of the chains that grew since the last anchor into the audit chain."""

@@ -107,6 +107,22 @@ class Validator:
             )
 
 
+def check_answer(schema: Any, value: Any) -> None:
+    """Check the answer to a question against the schema it was asked with.
+
+    Raises:
+        InvalidInput: it does not fit.
+    """
+    try:
+        jsonschema_rs.validator_for(schema, retriever=_no_network).validate(value)
+    except jsonschema_rs.ValidationError as error:
+        raise InvalidInput(
+            f"$.answer: {_brief(error.message)}", details={"path": "$.answer"}
+        ) from None
+    except ValueError:
+        return  # what was asked with is no schema; nothing can be said
+
+
 def _brief(message: str, most: int = 300) -> str:
     # The value itself is quoted by the validator; a huge one does not belong into an answer.
     return message if len(message) <= most else message[:most] + " …"

@@ -34,21 +34,24 @@ _HEADS_KNOWN = 50_000
 
 
 class Carrier:
-    """Runs batch programs; remembers which session heads are there, and nothing else."""
+    """Runs batch programs; remembers which session heads are there, and what is prepared."""
 
     def __init__(self) -> None:
         self._heads: set[tuple[str, str]] = set()
+        self._prepared: Connection | None = None
 
-    @staticmethod
-    async def prepare(db: Connection) -> None:
+    async def prepare(self, db: Connection) -> None:
         """Run every statement once, for no rows, so that no batch has to prepare one.
 
-        Between preparing a statement and running it the server waits for us without calling the
-        transaction idle: a process stopped just there would keep its locks for ever.
+        Between preparing a statement and running it the server waits for us, yet does not call
+        the transaction idle: a process stopped just there would keep its locks for ever.
         """
+        if db is self._prepared:
+            return
         for text in (*_INSERTS.values(), *_STATEMENTS.values()):
             count = max(int(number) for number in _PARAMETER.findall(text))
             await db.fetch(text, *[[]] * count)
+        self._prepared = db
 
     async def run(self, db: Connection, intents: Sequence[Intent]) -> list[Result]:
         """Run the program of a batch inside the transaction that ``db`` is in."""

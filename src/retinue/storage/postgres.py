@@ -118,7 +118,8 @@ class PostgresStore(Reads):
         self._carrier = Carrier()
         self._readers = Readers(lambda: connect(self._dsn), _READERS)
         try:
-            self._writer = await self._connect(migrate=True)
+            self._writer = await self._connect()
+            await migrate_postgres(self._writer)
             await self._begin_epoch(self._writer)
         except Exception as error:
             self._drop_writer()
@@ -149,18 +150,9 @@ class PostgresStore(Reads):
             self._drop_writer()
         self._readers.close()
 
-    async def _connect(self, *, migrate: bool = False) -> Connection:
-        """Return a connection that is ready to write."""
+    async def _connect(self) -> Connection:
         idle = max(self._lease_seconds / 3, 1.0)
-        db = await connect(self._dsn, writer=True, idle_seconds=idle)
-        try:
-            if migrate:
-                await migrate_postgres(db)
-            await self._carrier.prepare(db)
-        except BaseException:
-            db.terminate()
-            raise
-        return db
+        return await connect(self._dsn, writer=True, idle_seconds=idle)
 
     def _drop_writer(self) -> None:
         if self._writer is not None:
@@ -259,7 +251,9 @@ class PostgresStore(Reads):
         batch = _Batch(self.worker, self._batches, intents)
         for attempt in range(1, _MOST_TRIES + 1):
             try:
-                return await self._transact(await self._connected(), batch)
+                db = await self._connected()
+                await self._carrier.prepare(db)
+                return await self._transact(db, batch)
             except WorkerLost:
                 self._end_epoch(batch.worker)
                 with contextlib.suppress(Exception):  # else before the next batch

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from retinue.domain.audit import AuditRow
+from retinue.domain.audit import ANCHOR, AuditRow
 from retinue.domain.contract import Contract, ContractStatus, ContractType
 from retinue.domain.event import Event
 from retinue.domain.execution import Execution, State
@@ -359,10 +359,19 @@ class Reads:
         items = [record_of(AuditRow, row) for row in rows]
         return _listing(items, total, page, lambda row: (row.n,))
 
+    async def unanchored(self) -> list[tuple[str, str]]:
+        """Return the sessions that grew since the last anchor was written."""
+        rows = await self._fetch(
+            "SELECT owner, session_id FROM session WHERE updated_at >"
+            " coalesce((SELECT max(at) FROM audit WHERE action = ?), 0)",
+            [ANCHOR],
+        )
+        return [(owner, session_id) for owner, session_id in rows]
+
     async def audit_head(self) -> tuple[int, bytes]:
         """Return the audit chain's last number and hash."""
         rows = await self._fetch("SELECT n, hash FROM audit_head")
-        return int(rows[0][0]), bytes(rows[0][1])
+        return (int(rows[0][0]), bytes(rows[0][1])) if rows else (0, b"")
 
     async def chain(self, owner: str, session_id: str, after: int, limit: int, /) -> list[Contract]:
         """Return rows of one session's chain, for verification."""

@@ -49,7 +49,7 @@ def test_work_spreads_evenly_and_then_waits() -> None:
 def test_agents_that_may_not_be_called_rest_until_their_time() -> None:
     registry, entries = fleet(5)
     for entry in entries[:4]:
-        entry.breaker.failed(time.monotonic())
+        entry.breaker.failed(entry.breaker.admit(), time.monotonic())
     assert {chosen(registry).agent_id for _ in range(10)} == {"a4"}
     registry.take(entries[4], 2)
     assert registry.route("work", None).entry is None
@@ -65,10 +65,10 @@ def test_agents_that_may_not_be_called_rest_until_their_time() -> None:
 
 def test_a_closed_circuit_is_chosen_again_as_soon_as_its_work_ends() -> None:
     registry, entries = fleet(2)
-    entries[0].breaker.failed(time.monotonic())
+    entries[0].breaker.failed(entries[0].breaker.admit(), time.monotonic())
     assert chosen(registry) is entries[1]
     registry.take(entries[0])
-    entries[0].breaker.succeeded()
+    entries[0].breaker.succeeded(entries[0].breaker.admit())
     registry.give(entries[0])
     registry.take(entries[1])
     assert chosen(registry) is entries[0]
