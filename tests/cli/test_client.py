@@ -193,7 +193,7 @@ async def test_a_stream_that_is_left_early_is_closed() -> None:
 async def test_the_embedded_apps_caller_is_its_admin() -> None:
     settings = Settings(database_url="sqlite://", entry_points=False)
     async with opened(settings, working=False) as client:
-        key = await client.post("/v1/keys", {"name": "k", "role": "viewer"})
+        key = await client.post("/v1/keys", {"name": "k", "role": "admin"})
         assert key["secret"].startswith("rtn_")
         assert (await client.get("/v1/keys"))["total"] == 1
         await client.delete(f"/v1/keys/{key['key_id']}")

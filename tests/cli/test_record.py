@@ -233,7 +233,13 @@ def test_a_keys_secret_is_shown_once_and_kept_nowhere(place: Place) -> None:
 def test_from_the_first_key_on_a_server_wants_one(place: Place) -> None:
     with place.serve() as server:
         assert place.call("agent").code == 0
-        secret = place.call("key", "create", "me", "--role", "viewer").out.strip()
+        done = place.call("key", "create", "me", "--role", "viewer")
+        assert done.code != 0
+        assert "the first key must be an admin's" in done.err
+        admin = place.call("key", "create", "boss", "--role", "admin").out.strip()
+        secret = place.call(
+            "key", "create", "me", "--role", "viewer", RETINUE_API_KEY=admin
+        ).out.strip()
         done = place.call("agent")
         assert done.code == 1
         assert done.err.startswith("error E_UNAUTHENTICATED")

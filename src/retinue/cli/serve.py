@@ -78,8 +78,10 @@ def _bind(settings: Settings) -> socket:
         holder = holder_of(settings)
         if holder is not None and holder.url is not None:
             advice = f"process {holder.pid} serves this very store at {holder.url}: use that"
-        else:
+        elif "in use" in error.message:
             advice = "stop what listens there, or take another port: --port 0 takes any free one"
+        else:
+            advice = "give an address of this machine: --host 127.0.0.1 is the usual one"
         output.complain(error.code, error.message, advice)
         raise typer.Exit(output.FAILED) from None
 

@@ -12,7 +12,7 @@ import msgspec
 
 from retinue.domain.execution import Task
 from retinue.domain.ids import iso, now_us
-from retinue.domain.session import check_session_id
+from retinue.domain.session import SESSION_ID_PATTERN, check_session_id
 from retinue.domain.strictjson import decode
 from retinue.errors import InvalidInput
 from retinue.orchestrator import Reply
@@ -37,14 +37,48 @@ IDEMPOTENCY = {
 class TaskBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A task: who shall do what, in which session. `capability` or `agent_id` is needed."""
 
-    session_id: str
-    capability: Word | None = None
-    parameters: dict[str, Any] = {}
-    context: Any = None
-    intent: str | None = None
-    agent_id: Word | None = None
-    timeout_ms: Annotated[int, msgspec.Meta(ge=1, le=MOST_TIMEOUT_MS)] | None = None
-    priority: Annotated[int, msgspec.Meta(ge=-MOST_PRIORITY, le=MOST_PRIORITY)] = 0
+    session_id: Annotated[
+        str,
+        msgspec.Meta(
+            description=f"Groups tasks; matches {SESSION_ID_PATTERN} and is not '.' or '..'.",
+            examples=["session_001"],
+        ),
+    ]
+    capability: (
+        Annotated[Word, msgspec.Meta(description="What shall be done.", examples=["echo"])] | None
+    ) = None
+    parameters: Annotated[
+        dict[str, Any],
+        msgspec.Meta(
+            description="What the capability takes; checked against its schema.",
+            examples=[{"text": "Hello, world!"}],
+        ),
+    ] = {}
+    context: Annotated[Any, msgspec.Meta(description="Handed to the agent as it is.")] = None
+    intent: (
+        Annotated[str, msgspec.Meta(description="What it is for; kept in the record.")] | None
+    ) = None
+    agent_id: (
+        Annotated[Word, msgspec.Meta(description="The id or name of the agent that shall do it.")]
+        | None
+    ) = None
+    timeout_ms: (
+        Annotated[
+            int,
+            msgspec.Meta(
+                ge=1,
+                le=MOST_TIMEOUT_MS,
+                description="Milliseconds from acceptance to the reply; else the agent's own.",
+            ),
+        ]
+        | None
+    ) = None
+    priority: Annotated[
+        int,
+        msgspec.Meta(
+            ge=-MOST_PRIORITY, le=MOST_PRIORITY, description="Higher ones leave the queue first."
+        ),
+    ] = 0
 
     def task(self, idempotency_key: str | None) -> Task:
         """Return the task.
