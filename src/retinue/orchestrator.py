@@ -14,25 +14,23 @@ from typing import Any
 import msgspec
 
 from retinue.agent import Agent
-from retinue.domain.agent import AgentDefinition, Capability
 from retinue.domain.audit import AuditDraft, AuditRow
 from retinue.domain.event import Event, EventType
 from retinue.domain.execution import Execution, Task
 from retinue.domain.ids import iso, now_us
 from retinue.domain.intent import Audit
-from retinue.domain.policy import BreakerPolicy, Delivery, RetryPolicy
 from retinue.domain.principal import LOCAL, Authority, Principal, Role
 from retinue.domain.question import Question
 from retinue.domain.session import Session, check_session_id
 from retinue.domain.strictjson import dumps, loads
 from retinue.engine.compress import compress
 from retinue.engine.core import Engine
+from retinue.engine.definition import definition_of
 from retinue.engine.intake import Accepted
 from retinue.engine.keys import Keys
 from retinue.engine.ledger import Verdict, Verification
 from retinue.engine.outcome import Reply, reply_of
 from retinue.engine.registry import Entry, describe
-from retinue.engine.schema import parameters_schema
 from retinue.errors import Forbidden, InvalidInput, NotFound, RetinueError
 from retinue.interfaces import ContractFilter, ContractView, ExecutionFilter, Listing, Page
 
@@ -437,48 +435,3 @@ def reply_view(reply: Reply) -> dict[str, Any]:
         view["error"] = reply.error.get("message")
         view["error_info"] = reply.error
     return view
-
-
-def definition_of(agent: Agent) -> AgentDefinition:
-    """Return the definition of a Python agent.
-
-    Raises:
-        InvalidInput: an option or a capability's parameters are not valid.
-    """
-    if not isinstance(agent, Agent):
-        raise InvalidInput(f"{agent!r} is not an Agent: subclass retinue.Agent")
-    default = AgentDefinition(agent_id=agent.agent_id, name=agent.name)
-    given = agent.options
-    try:
-        delivery = Delivery(given.delivery or default.delivery)
-    except ValueError:
-        words = ", ".join(d.value for d in Delivery)
-        raise InvalidInput(f"delivery {given.delivery!r} is not one of {words}") from None
-    return AgentDefinition(
-        agent_id=agent.agent_id,
-        name=agent.name,
-        description=agent.description,
-        version=given.version,
-        config=agent,
-        capabilities=tuple(
-            Capability(
-                name=c.name,
-                description=c.description,
-                parameters=parameters_schema(c.parameters),
-            )
-            for c in agent.get_capabilities()
-        ),
-        concurrency=given.concurrency or default.concurrency,
-        timeout_us=int(given.timeout * 1_000_000) if given.timeout else default.timeout_us,
-        delivery=delivery,
-        retry=RetryPolicy(
-            max_attempts=given.max_attempts or default.retry.max_attempts,
-            waits_ms=(
-                given.retry_waits_ms if given.retry_waits_ms is not None else default.retry.waits_ms
-            ),
-        ),
-        breaker=BreakerPolicy(
-            failure_threshold=given.failure_threshold or default.breaker.failure_threshold,
-            reset_timeout_ms=given.reset_timeout_ms or default.breaker.reset_timeout_ms,
-        ),
-    )

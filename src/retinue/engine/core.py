@@ -13,7 +13,8 @@ from retinue.domain.ids import now_us
 from retinue.domain.intent import Answer, Cancel, Cancelling, Conflict, Rejected
 from retinue.domain.principal import Authority
 from retinue.domain.strictjson import dumps, loads
-from retinue.engine.attempt import Attempt, Attempts
+from retinue.engine.attempt import Attempt
+from retinue.engine.attempts import Attempts
 from retinue.engine.intake import Accepted, Intake
 from retinue.engine.journal import Journal
 from retinue.engine.outcome import Reply, failed, response, result_of

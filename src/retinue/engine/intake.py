@@ -31,7 +31,8 @@ from retinue.domain.intent import (
 from retinue.domain.principal import Authority
 from retinue.domain.session import check_session_id
 from retinue.domain.strictjson import dumps
-from retinue.engine.attempt import Attempt, Attempts
+from retinue.engine.attempt import Attempt
+from retinue.engine.attempts import Attempts
 from retinue.engine.journal import Journal
 from retinue.engine.outcome import Reply, reply_of
 from retinue.engine.registry import Entry, Registry, Route

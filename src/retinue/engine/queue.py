@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 from retinue.domain.ids import now_us
 from retinue.domain.intent import Lease, Leased, Want
-from retinue.engine.attempt import Attempts
+from retinue.engine.attempts import Attempts
 from retinue.engine.guard import Circuit
 from retinue.engine.registry import Entry, Registry
 from retinue.errors import RetinueError

@@ -17,7 +17,7 @@ from retinue.domain.intent import Audit, Expire, Fence, Finish, Ok, Requeue
 from retinue.domain.policy import Delivery
 from retinue.domain.question import QuestionState
 from retinue.domain.strictjson import dumps, loads
-from retinue.engine.attempt import Attempts
+from retinue.engine.attempts import Attempts
 from retinue.engine.journal import Journal
 from retinue.engine.outcome import End, failed, response
 from retinue.engine.queue import Queue

@@ -1,0 +1,54 @@
+"""From an author's Agent to the definition that the registry keeps."""
+
+from __future__ import annotations
+
+from retinue.agent import Agent
+from retinue.domain.agent import AgentDefinition, Capability
+from retinue.domain.policy import BreakerPolicy, Delivery, RetryPolicy
+from retinue.engine.schema import parameters_schema
+from retinue.errors import InvalidInput
+
+
+def definition_of(agent: Agent) -> AgentDefinition:
+    """Return the definition of a Python agent.
+
+    Raises:
+        InvalidInput: an option or a capability's parameters are not valid.
+    """
+    if not isinstance(agent, Agent):
+        raise InvalidInput(f"{agent!r} is not an Agent: subclass retinue.Agent")
+    default = AgentDefinition(agent_id=agent.agent_id, name=agent.name)
+    given = agent.options
+    try:
+        delivery = Delivery(given.delivery or default.delivery)
+    except ValueError:
+        words = ", ".join(d.value for d in Delivery)
+        raise InvalidInput(f"delivery {given.delivery!r} is not one of {words}") from None
+    return AgentDefinition(
+        agent_id=agent.agent_id,
+        name=agent.name,
+        description=agent.description,
+        version=given.version,
+        config=agent,
+        capabilities=tuple(
+            Capability(
+                name=c.name,
+                description=c.description,
+                parameters=parameters_schema(c.parameters),
+            )
+            for c in agent.get_capabilities()
+        ),
+        concurrency=given.concurrency or default.concurrency,
+        timeout_us=int(given.timeout * 1_000_000) if given.timeout else default.timeout_us,
+        delivery=delivery,
+        retry=RetryPolicy(
+            max_attempts=given.max_attempts or default.retry.max_attempts,
+            waits_ms=(
+                given.retry_waits_ms if given.retry_waits_ms is not None else default.retry.waits_ms
+            ),
+        ),
+        breaker=BreakerPolicy(
+            failure_threshold=given.failure_threshold or default.breaker.failure_threshold,
+            reset_timeout_ms=given.reset_timeout_ms or default.breaker.reset_timeout_ms,
+        ),
+    )
