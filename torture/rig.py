@@ -190,6 +190,8 @@ class Rig:
         """Kill one server after the other, under load, and start each again."""
         for number in range(kills):
             await self.pause()
+            if self.plan.hasty:
+                await self.progress()  # what was just acknowledged is what the control may lose
             server = self._random.choice(self.servers)
             self.kill(server)
             killed = time.monotonic()

@@ -33,7 +33,7 @@ class Profile:
     poisons: int
 
 
-QUICK = Profile(callers=8, kills=6, kills_shared=4, kills_hasty=2, freezes=2, drains=2, poisons=1)
+QUICK = Profile(callers=8, kills=6, kills_shared=4, kills_hasty=3, freezes=2, drains=2, poisons=1)
 FULL = Profile(
     callers=20, kills=100, kills_shared=40, kills_hasty=5, freezes=20, drains=15, poisons=5
 )

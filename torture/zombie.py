@@ -23,6 +23,7 @@ from torture.servers import Server
 
 SHORT_MS = 600
 ENDLESS_MS = 120_000
+NEW_SECONDS = 0.12
 _REFUSALS = ("fenced", "late end refused")
 
 
@@ -121,10 +122,18 @@ async def _play(
 
 
 async def sweep(rig: Rig, rounds: int, random: Random) -> None:
-    """Freeze one server after the other under load, each until the others have its work."""
-    for _ in range(rounds):
+    """Freeze one server after the other under load, each until the others have its work.
+
+    Some are new: a process has more moments to be frozen in while it does everything for the
+    first time.
+    """
+    for number in range(rounds):
         await rig.pause()
         server = random.choice(rig.servers)
+        if number % 2:
+            rig.kill(server)
+            await rig.start(server)
+            await asyncio.sleep(random.uniform(0, NEW_SECONDS))
         rig.freezes += 1
         server.freeze()
         try:

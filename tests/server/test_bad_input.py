@@ -38,7 +38,7 @@ def assert_refused(answer: httpx.Response, status: int, code: str) -> dict[str, 
 
 
 MALFORMED = {
-    "empty": (b"", "not valid JSON"),
+    "empty": (b"", "the body is empty"),
     "cut": (b'{"session_id": "s"', "not valid JSON"),
     "trailing": (b"{} {}", "not valid JSON"),
     "not UTF-8": (b'{"session_id": "\xff"}', "not valid JSON"),

@@ -71,7 +71,7 @@ def test_a_forked_child_makes_ids_of_its_own() -> None:
         "parent = os.getpid()\n"
         "os.fork()\n"
         "ids.time = type('Still', (), {'time_ns': staticmethod(lambda: 9 * 10**18)})\n"
-        "print(ids.ulid(), flush=True)\n"
+        "os.write(1, ids.ulid().encode() + b'\\n')\n"
         "if os.getpid() == parent: os.wait()\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
