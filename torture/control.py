@@ -15,7 +15,7 @@ from retinue.storage import program
 from retinue.storage.sqlite import SqliteStore
 from retinue.storage.writer import Waiting
 
-LATE_SECONDS = 0.02
+LATE_SECONDS = 0.04
 
 
 class HastyStore(SqliteStore):
