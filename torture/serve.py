@@ -13,6 +13,8 @@ import os
 import signal
 from pathlib import Path
 
+import uvloop
+
 from retinue import settings as sources
 from retinue.cli import logs
 from retinue.orchestrator import Orchestrator
@@ -32,7 +34,8 @@ def main() -> None:
     parser.add_argument("--hasty", action="store_true", help="acknowledge before the commit")
     options = parser.parse_args()
     die_with(options.parent)
-    asyncio.run(run(options.config, options.ready, hasty=options.hasty))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run(options.config, options.ready, hasty=options.hasty))
 
 
 def die_with(parent: int) -> None:
