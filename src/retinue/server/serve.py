@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import ipaddress
 import logging
 import os
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 
 BACKLOG = 2048
 CLOSE_SECONDS = 5
+YOUNG_OBJECTS = 10_000
 KEEP_ALIVE_SECONDS = 65
 
 
@@ -175,6 +177,8 @@ async def serve(
                 patience=patience,
                 bench_echo=bench_echo,
             )
+            if stop is None:
+                _spare_the_collector()
             server = _Server(_config(app))
             serving = asyncio.create_task(server.serve([listener]))
             await _first(serving, server.listening)
@@ -187,6 +191,18 @@ async def serve(
             await serving
         finally:
             await runtime.stop(0)
+
+
+def _spare_the_collector() -> None:
+    """Keep the garbage collector from walking what lives as long as this process does.
+
+    Only where the process is the server's own: the setting is the process's. Modules and start-up
+    state are some 200,000 objects, and every request in flight is young but not yet garbage; both
+    were looked at again and again (a tenth of the loop's time under load).
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS, 20, 20)
 
 
 async def _drain(orchestrator: Orchestrator, grace: float) -> None:
