@@ -92,7 +92,12 @@ class Performer(Protocol):
         ...
 
     def ask(
-        self, prompt: str, schema: dict[str, Any] | None, timeout: float | None
+        self,
+        prompt: str,
+        schema: dict[str, Any] | None,
+        timeout: float | None,
+        kind: str,
+        role: str,
     ) -> Awaitable[Any]:
         """Ask a person and return the answer."""
         ...
@@ -105,8 +110,8 @@ class Performer(Protocol):
 class Context:
     """The running execution, as its agent sees it. Get it from ``current()``.
 
-    An ``async`` agent awaits ``call`` and ``ask``; a blocking one, in its thread, hands what they
-    return to ``run``. All other methods may be used from both alike.
+    An ``async`` agent awaits ``call``, ``ask`` and ``approve``; a blocking one, in its thread,
+    hands what they return to ``run``. All other methods may be used from both alike.
     """
 
     def __init__(self, performer: Performer) -> None:
@@ -172,14 +177,31 @@ class Context:
         return await self._performer.call(capability, parameters, agent, timeout)
 
     async def ask(
-        self, prompt: str, schema: dict[str, Any] | None = None, *, timeout: float | None = None
+        self,
+        prompt: str,
+        schema: dict[str, Any] | None = None,
+        *,
+        timeout: float | None = None,
+        role: str = "operator",
     ) -> Any:
         """Ask a person and wait for the answer; the execution's deadline stands still meanwhile.
+
+        ``schema`` is the JSON Schema the answer must fit, ``role`` the least that who answers
+        must be (``operator`` or ``admin``). When a repeated attempt asks again what was answered
+        already, in the same words, it gets that answer at once.
 
         Raises:
             Timeout: nobody answered within ``timeout`` seconds.
         """
-        return await self._performer.ask(prompt, schema, timeout)
+        return await self._performer.ask(prompt, schema, timeout, "input", role)
+
+    async def approve(
+        self, prompt: str, *, timeout: float | None = None, role: str = "operator"
+    ) -> bool:
+        """Ask a person for leave to go on; see ``ask``."""
+        schema = {"type": "boolean"}
+        leave = await self._performer.ask(prompt, schema, timeout, "approval", role)
+        return leave is True
 
     def run(self, waiting: Coroutine[Any, Any, Any]) -> Any:
         """In a blocking agent: ``context.run(context.call(…))`` waits and returns the result."""

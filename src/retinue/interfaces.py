@@ -31,8 +31,13 @@ T = TypeVar("T")
 class Features(msgspec.Struct, frozen=True):
     """The optional powers of a driver; what is not declared is refused with ``NotSupported``.
 
-    ``park`` says what a restart does to an open question: ``resume``, ``hold``, ``replay``,
-    ``none`` (design §5.8).
+    ``park`` says what a restart of ours does to a run that waits for an answer:
+
+    - ``resume``: it goes on where it was, its state is in the store;
+    - ``hold``: it lives on in its own process or at its peer;
+    - ``replay``: it begins anew and gets the answers that were given already, where its delivery
+      policy allows repeats at all;
+    - ``none``: it is over.
     """
 
     streams: bool = True
@@ -55,12 +60,17 @@ class Health(msgspec.Struct, frozen=True):
 
 
 class Job(msgspec.Struct, frozen=True):
-    """One attempt, as a driver sees it: the execution and its decoded input."""
+    """One attempt, as a driver sees it: the execution and its decoded input.
+
+    ``answers`` are the questions that people answered to earlier attempts, in order, each with its
+    answer: a driver whose ``park`` is ``replay`` takes them up instead of asking again.
+    """
 
     execution: Execution
     parameters: Any
     context: Any
     intent: str | None
+    answers: tuple[tuple[str, Any], ...] = ()
 
 
 class SubmitPort(Protocol):
@@ -311,6 +321,10 @@ class Store(Protocol):
 
     async def question(self, question_id: str, owner: str | None, /) -> Question | None:
         """Return one question."""
+        ...
+
+    async def answered(self, execution_id: str, /) -> Sequence[Question]:
+        """Return an execution's answered questions, oldest first."""
         ...
 
     async def keys(self) -> list[ApiKey]:

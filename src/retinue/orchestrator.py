@@ -105,14 +105,19 @@ class Orchestrator:
         )
         return reply_view(await self.perform(wanted, principal))
 
-    async def perform(self, task: Task, principal: Principal = LOCAL_ADMIN) -> Reply:
+    async def perform(
+        self, task: Task, principal: Principal = LOCAL_ADMIN, *, until_asked: bool = False
+    ) -> Reply:
         """Submit ``task`` and return its reply once it has ended.
+
+        With ``until_asked`` a question that only a person can answer is a reply, too: an
+        ``E_HUMAN_INPUT_REQUIRED`` that names it, while the execution goes on waiting.
 
         Raises:
             RetinueError: it was not accepted; see ``Intake.submit``.
         """
         authority = await self._authority(principal)
-        return await self._engine.perform(task, authority)
+        return await self._engine.perform(task, authority, until_asked=until_asked)
 
     async def submit(self, task: Task, principal: Principal = LOCAL_ADMIN) -> Accepted:
         """Submit ``task`` and return as soon as it is accepted, which is when it is durable.
@@ -217,9 +222,12 @@ class Orchestrator:
 
         Raises:
             NotFound: there is none of this owner.
+            Forbidden: it is for a higher role to answer.
             Conflict: it is not open any more.
         """
-        if not principal.role.covers(Role.OPERATOR):
+        question = await self._store.question(question_id, principal.owner)
+        needed = question.role if question is not None else Role.OPERATOR
+        if not principal.role.covers(needed):
             await self._forbid(principal, "question.answer", question_id)
         await self._engine.answer(question_id, principal.owner, principal.name, value)
 

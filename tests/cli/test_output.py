@@ -64,8 +64,8 @@ def test_an_error_has_a_code_and_a_status(
     assert advice in printed.err
 
 
-def event(kind: str, **data: object) -> dict[str, object]:
-    return {"executionId": "E", "eventType": kind, "sequence": 1, "timestamp": "T", **data}
+def event(event_type: str, **data: object) -> dict[str, object]:
+    return {"executionId": "E", "eventType": event_type, "sequence": 1, "timestamp": "T", **data}
 
 
 def test_text_goes_to_stdout_and_the_rest_beside_it(capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,6 +81,7 @@ def test_text_goes_to_stdout_and_the_rest_beside_it(capsys: pytest.CaptureFixtur
         event("tool_result", tool_name="ls", result=[]),
         event("log", level="info", message="line"),
         event("input_required", prompt="why?", question_id="Q"),
+        event("input_required", prompt="may I?", question_id="P", kind="approval"),
         event("attempt_started", attempt=2, is_reset=True),
         event("unheard_of"),
         event("completed", result={"a": 1}),
@@ -97,6 +98,8 @@ def test_text_goes_to_stdout_and_the_rest_beside_it(capsys: pytest.CaptureFixtur
         "· info: line",
         "? why?",
         "  answer with: retinue question answer Q VALUE",
+        "? may I?",
+        "  answer with: retinue question approve P (or reject)",
         "· attempt 2: starts over",
         "· unheard_of",
         "· completed: E",

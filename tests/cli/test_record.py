@@ -131,6 +131,28 @@ def test_a_question_is_answered(place: Place) -> None:
         assert (done.code, done.err.startswith("error E_CONFLICT")) == (1, True)
 
 
+@pytest.mark.parametrize(("word", "result"), [("approve", "gone"), ("reject", "kept")])
+def test_leave_is_given_or_refused(place: Place, word: str, result: str) -> None:
+    place.write(
+        "asking.py",
+        "from retinue import Context, capability\n"
+        "@capability()\n"
+        "async def delete(context: Context) -> str:\n"
+        "    return 'gone' if await context.approve('Delete it?', role='admin') else 'kept'\n",
+    )
+    place.write("retinue.yaml", "agents: ['asking:delete']\n")
+    with place.serve():
+        running = place.start("run", "delete", "--follow")
+        assert running.stderr is not None
+        question = next(line.split()[-3] for line in running.stderr if "answer with" in line)
+        listed = place.call("question").out
+        assert "approval" in listed
+        assert "admin" in listed
+        assert place.call("question", word, question).out == f"{question} is answered\n"
+        out, _ = running.communicate(timeout=SECONDS)
+        assert json.loads(out) == result
+
+
 def test_what_a_crash_left_is_cancelled_by_the_next_start(place: Place) -> None:
     with place.serve() as server:
         words = ("summarize_text", "text=One is. Two is.", "pause_ms=60000", "--follow")

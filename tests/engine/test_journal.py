@@ -1,18 +1,14 @@
 """Following executions: resumable, gap-free, merged, the same for every reader."""
 
 import asyncio
-from typing import Any
 
 import pytest
 
-from retinue import Context, Options, Orchestrator, Runtime, capability
+from retinue import Context, Orchestrator, Runtime, capability
 from retinue.domain.event import Event, EventType
-from retinue.domain.execution import State, Task
-from retinue.domain.ids import now_us
-from retinue.domain.intent import Answer
+from retinue.domain.execution import Task
 from retinue.domain.strictjson import loads
-from retinue.errors import Conflict, InvalidInput, NotFound
-from retinue.interfaces import Page
+from retinue.errors import NotFound
 
 
 async def follow(orchestrator: Orchestrator, execution_id: str, after: int = 0) -> list[Event]:
@@ -154,116 +150,3 @@ async def test_a_heartbeat_says_that_nothing_happened(orchestrator: Orchestrator
     gate.set()
     seen = [event async for events in reader for event in events]
     assert [e.type for e in seen] == [EventType.COMPLETED]
-
-
-# -- questions ---------------------------------------------------------------------------------
-
-
-@capability()
-async def approve(context: Context) -> Any:
-    """Ask a person."""
-    return await context.ask("May I?", {"type": "boolean"})
-
-
-async def asked(orchestrator: Orchestrator) -> str:
-    async with asyncio.timeout(10):
-        while not (found := (await orchestrator.questions(Page())).items):
-            await asyncio.sleep(0.002)
-    return found[0].id
-
-
-async def test_a_question_is_answered_once_and_the_agent_goes_on(
-    orchestrator: Orchestrator,
-) -> None:
-    orchestrator.register_agent(approve)
-    accepted = await orchestrator.submit(
-        Task(session_id="s", capability="approve", parameters={}, deadline_us=300_000)
-    )
-    question = await asked(orchestrator)
-    execution = await orchestrator.execution(accepted.execution_id)
-    assert execution.state is State.INPUT_REQUIRED
-    await asyncio.sleep(0.4)  # longer than its deadline, which stands still meanwhile
-    await orchestrator.answer(question, True)
-    with pytest.raises(Conflict):
-        await orchestrator.answer(question, False)
-    events = await follow(orchestrator, accepted.execution_id)
-    assert [e.type.value for e in events] == ["input_required", "completed"]
-    assert loads(events[-1].data)["result"] is True
-    with pytest.raises(NotFound):
-        await orchestrator.answer("01ARZ3NDEKTSV4RRFFQ69G5FAV", True)
-
-
-async def test_a_question_nobody_answers_expires(orchestrator: Orchestrator) -> None:
-    @capability()
-    async def impatient(context: Context) -> Any:
-        return await context.ask("Quick?", timeout=0.05)
-
-    orchestrator.register_agent(impatient)
-    async with asyncio.timeout(10):
-        reply = await orchestrator.orchestrate("s", {"capability": "impatient"})
-    assert reply["error"] == "Nobody answered the question in time."
-    assert (await orchestrator.questions(Page())).items == []
-
-
-async def test_cancelling_closes_the_question(orchestrator: Orchestrator) -> None:
-    orchestrator.register_agent(approve)
-    accepted = await orchestrator.submit(Task(session_id="s", capability="approve", parameters={}))
-    question = await asked(orchestrator)
-    assert (await orchestrator.cancel(accepted.execution_id)).state is State.CANCELLED
-    with pytest.raises(Conflict, match="lost"):
-        await orchestrator.answer(question, True)
-
-
-async def test_questions_nobody_answers_do_not_break_the_agent(
-    orchestrator: Orchestrator,
-) -> None:
-    @capability(options=Options(failure_threshold=2))
-    async def impatient(context: Context) -> Any:
-        return await context.ask("Quick?", timeout=0.01)
-
-    orchestrator.register_agent(impatient)
-    for _ in range(4):
-        await orchestrator.orchestrate("s", {"capability": "impatient"})
-    assert (await orchestrator.agent("impatient")).status == "available"
-
-
-async def test_an_answer_has_to_fit_what_was_asked_for(orchestrator: Orchestrator) -> None:
-    orchestrator.register_agent(approve)
-    accepted = await orchestrator.submit(Task(session_id="s", capability="approve", parameters={}))
-    question = await asked(orchestrator)
-    with pytest.raises(InvalidInput, match="boolean"):
-        await orchestrator.answer(question, "no boolean")
-    await orchestrator.answer(question, False)
-    events = await follow(orchestrator, accepted.execution_id)
-    assert loads(events[-1].data)["result"] is False
-
-
-async def test_cancelled_questions_of_a_blocking_agent_leave_no_thread(
-    orchestrator: Orchestrator,
-) -> None:
-    @capability()
-    def waits(context: Context) -> Any:
-        return context.run(context.ask("Well?"))
-
-    orchestrator.register_agent(waits)
-    for _ in range(20):
-        accepted = await orchestrator.submit(
-            Task(session_id="s", capability="waits", parameters={})
-        )
-        await asked(orchestrator)
-        await orchestrator.cancel(accepted.execution_id)
-    accepted = await orchestrator.submit(Task(session_id="s", capability="waits", parameters={}))
-    await orchestrator.answer(await asked(orchestrator), 7)
-    assert loads((await follow(orchestrator, accepted.execution_id))[-1].data)["result"] == 7
-
-
-async def test_an_answer_given_through_another_process_arrives(runtime: Runtime) -> None:
-    orchestrator = runtime.orchestrator
-    orchestrator.register_agent(approve)
-    accepted = await orchestrator.submit(Task(session_id="s", capability="approve", parameters={}))
-    question = await asked(orchestrator)
-    # As another process does it: into the store only.
-    await runtime.store.write(Answer(question, None, "else", b"true", now_us()))
-    async with asyncio.timeout(10):
-        events = await follow(orchestrator, accepted.execution_id)
-    assert loads(events[-1].data)["result"] is True

@@ -118,6 +118,24 @@ def _question(client: httpx.Client, execution: str) -> dict[str, Any]:
     pytest.fail("no question came")
 
 
+def test_who_cannot_wait_gets_the_question(client: httpx.Client) -> None:
+    task = {"session_id": "s", "capability": "ask", "parameters": {}, "on_question": "return"}
+    answer = client.post("/v1/orchestrate", json=task)
+    assert answer.status_code == 200
+    reply = answer.json()
+    assert (reply["success"], reply["data"]) == (False, None)
+    assert reply["error_info"]["code"] == "E_HUMAN_INPUT_REQUIRED"
+    assert reply["error_info"]["details"]["execution_id"] == reply["execution_id"]
+    question = reply["error_info"]["details"]["question_id"]
+    waiting = client.get(f"/v1/executions/{reply['execution_id']}").json()
+    assert waiting["state"] == "input_required"
+    path = f"/v1/questions/{question}/answer"
+    assert client.post(path, json={"answer": "this"}).status_code == 200
+    assert ended(client, reply["execution_id"])["result"] == "this"
+    wrong = client.post("/v1/orchestrate", json={**task, "on_question": "shrug"})
+    assert (wrong.status_code, wrong.json()["details"]["path"]) == (422, "$.on_question")
+
+
 @pytest.mark.parametrize("given", ["the first", "", "ä\n{}"])
 def test_a_question_is_listed_answered_once_and_goes_on(
     client: httpx.Client, submit: Submit, given: Any
@@ -127,6 +145,7 @@ def test_a_question_is_listed_answered_once_and_goes_on(
     assert question["prompt"] == "Which one?"
     assert question["schema"] == {"type": "string"}
     assert question["state"] == "open"
+    assert (question["kind"], question["role"]) == ("input", "operator")
     waiting = client.get(f"/v1/executions/{execution}").json()
     assert waiting["state"] == "input_required"
     path = f"/v1/questions/{question['question_id']}/answer"

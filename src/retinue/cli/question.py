@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -23,10 +24,17 @@ def list_questions(
         output.show(answer)
         return
     rows = [
-        (row["question_id"], row["created_at"], row["execution_id"], row["prompt"])
+        (
+            row["question_id"],
+            row["created_at"],
+            row["execution_id"],
+            row["kind"],
+            row["role"],
+            row["prompt"],
+        )
         for row in answer["questions"]
     ]
-    output.table(("question", "asked", "execution", "prompt"), rows)
+    output.table(("question", "asked", "execution", "kind", "for", "prompt"), rows)
 
 
 @app.command("answer")
@@ -38,7 +46,35 @@ def answer_question(
     json: Json = False,
 ) -> None:
     """Answer an open question; the execution that asked goes on."""
-    body = {"answer": answer_of(value)}
+    _answer(question_id, answer_of(value), url=url, config=config, json=json)
+
+
+@app.command("approve")
+def approve(
+    question_id: Annotated[str, typer.Argument(metavar="ID", help="The question.")],
+    url: Url = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Give leave to go on."""
+    _answer(question_id, True, url=url, config=config, json=json)
+
+
+@app.command("reject")
+def reject(
+    question_id: Annotated[str, typer.Argument(metavar="ID", help="The question.")],
+    url: Url = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Refuse leave to go on; what the agent makes of it is its own."""
+    _answer(question_id, False, url=url, config=config, json=json)
+
+
+def _answer(
+    question_id: str, value: Any, *, url: str | None, config: Path | None, json: bool
+) -> None:
+    body = {"answer": value}
     answer = ask(
         lambda client: client.post(f"/v1/questions/{question_id}/answer", body),
         url=url,

@@ -77,8 +77,9 @@ def _line(kind: str, event: dict[str, Any]) -> str | None:
             return f"· {event.get('tool_name')} answered"
         case "input_required":
             question = event.get("question_id")
-            return (
-                f"? {event.get('prompt')}\n  answer with: retinue question answer {question} VALUE"
-            )
+            words = f"answer {question} VALUE"
+            if event.get("kind") == "approval":
+                words = f"approve {question} (or reject)"
+            return f"? {event.get('prompt')}\n  answer with: retinue question {words}"
         case _:
             return f"· {kind}"

@@ -157,8 +157,10 @@ class Errand:
             )
         if printer is not None:
             printer.end()
-        output.note(f"? {prompt}")
-        value = answer_of((await _line()).rstrip("\n"))
+        approval = event.get("kind") == "approval"
+        output.note(f"? {prompt} [y/N]" if approval else f"? {prompt}")
+        typed = (await _line()).strip()
+        value = typed.lower() in {"y", "yes", "true"} if approval else answer_of(typed)
         await client.post(f"/v1/questions/{event['question_id']}/answer", {"answer": value})
 
     def _reply(self, reply: dict[str, Any], *, local: bool) -> int:

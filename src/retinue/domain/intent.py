@@ -15,7 +15,8 @@ from retinue.domain.audit import AuditDraft
 from retinue.domain.contract import Draft
 from retinue.domain.event import EventData
 from retinue.domain.execution import Execution, State
-from retinue.domain.principal import ApiKey
+from retinue.domain.principal import ApiKey, Role
+from retinue.domain.question import QuestionKind
 from retinue.errors import Outcome
 
 
@@ -145,6 +146,8 @@ class Ask(msgspec.Struct, frozen=True):
     schema: bytes | None
     expires_at: int | None
     at: int
+    kind: QuestionKind = QuestionKind.INPUT
+    role: Role = Role.OPERATOR
 
 
 class Answer(msgspec.Struct, frozen=True):

@@ -6,6 +6,8 @@ from enum import StrEnum
 
 import msgspec
 
+from retinue.domain.principal import Role
+
 
 class QuestionState(StrEnum):
     """``lost``: the run that asked died with the question open, and could not be kept."""
@@ -16,8 +18,18 @@ class QuestionState(StrEnum):
     LOST = "lost"
 
 
+class QuestionKind(StrEnum):
+    """What a person is asked for: a value, or leave to go on."""
+
+    INPUT = "input"
+    APPROVAL = "approval"
+
+
 class Question(msgspec.Struct, kw_only=True):
-    """A stored question. ``answer`` and ``schema`` are JSON bytes."""
+    """A stored question. ``answer`` and ``schema`` are JSON bytes.
+
+    ``role`` is the least that who answers must be.
+    """
 
     id: str
     execution_id: str
@@ -30,3 +42,5 @@ class Question(msgspec.Struct, kw_only=True):
     answered_by: str | None
     created_at: int
     expires_at: int | None
+    kind: QuestionKind = QuestionKind.INPUT
+    role: Role = Role.OPERATOR

@@ -19,20 +19,18 @@ from retinue.domain.ids import now_us
 from retinue.domain.intent import (
     Append,
     Appended,
-    Ask,
-    CloseQuestion,
     Conflict,
     Finish,
     Ok,
     Requeue,
 )
 from retinue.domain.policy import Delivery, may_repeat
-from retinue.domain.question import QuestionState
-from retinue.domain.strictjson import NotJson, TooMuch, check, dumps, encode, loads
+from retinue.domain.strictjson import NotJson, TooMuch, encode, loads
 from retinue.engine.attempt import Attempt
 from retinue.engine.journal import Journal
 from retinue.engine.outcome import End, Reply, completed, failed, ids_of, reply, report, response
 from retinue.engine.pen import PATIENCE, Pen, publish
+from retinue.engine.questions import Questions
 from retinue.engine.registry import Entry, Registry
 from retinue.errors import (
     AgentFailed,
@@ -53,7 +51,6 @@ from retinue.interfaces import Job, Store
 
 log = logging.getLogger(__name__)
 DOUBT_SECONDS = 60.0
-MOST_QUESTION = 64 * 1024
 _NOBODYS_FAULT = (
     Cancelled,
     InvalidInput,
@@ -88,6 +85,7 @@ class Attempts:
         self.running: dict[str, Attempt] = {}
         self.broken: set[str] = set()
         self._doubtful_until = 0.0
+        self.questions = Questions(store, journal, self.running, self.write)
 
     def doubt(self) -> None:
         """Note that a lease may have been written without its answer reaching this process."""
@@ -165,7 +163,8 @@ class Attempts:
 
     async def _drive(self, attempt: Attempt) -> End:
         execution = attempt.execution
-        job = _job(execution, attempt.body)
+        answers = await self.questions.recorded(execution) if execution.attempt > 1 else ()
+        job = _job(execution, attempt.body, answers)
         final: EventData | None = None
         if execution.deadline_at is not None:
             attempt.start_clock(max(execution.deadline_at - now_us(), 0) / 1_000_000)
@@ -177,7 +176,7 @@ class Attempts:
                     final = event
                     break
                 if kind is EventType.INPUT_REQUIRED:
-                    await self._ask(attempt, event)
+                    await self.questions.ask(attempt, event, await self._rest(attempt))
                 else:
                     await self._pen(attempt).write(event)
         if final is None:
@@ -219,7 +218,7 @@ class Attempts:
         events = (*events, end.event)
         draft = response(execution, end)
         error = end.error
-        result = await self._write(
+        result = await self.write(
             Finish(
                 attempt.fence,
                 end.state,
@@ -273,15 +272,15 @@ class Attempts:
         }
         events = (*events, EventData(EventType.LOG, note))
         at = now_us()
-        said = await self._write(Append(attempt.fence, events, at))
+        said = await self.write(Append(attempt.fence, events, at))
         if not isinstance(said, Appended):
             return
         publish(self._journal, execution.id, said.first_seq, events, at)
-        result = await self._write(Requeue(attempt.fence, at + wait, at))
+        result = await self.write(Requeue(attempt.fence, at + wait, at))
         if isinstance(result, Ok):
             self._on_later(execution.queue_key, at + wait)
 
-    async def _write(self, intent: Any) -> Any:
+    async def write(self, intent: Any) -> Any:
         """Write, waiting for the store as long as it is away."""
         while True:
             try:
@@ -292,72 +291,8 @@ class Attempts:
                 log.warning("store away: %s", error.message)
                 await asyncio.sleep(PATIENCE)
 
-    # -- questions -----------------------------------------------------------------------------
 
-    async def _ask(self, attempt: Attempt, event: EventData) -> None:
-        """Open a question: the deadline stands still, the question's own time runs."""
-        data = event.data
-        try:
-            check(data, MOST_QUESTION)
-        except NotJson as error:
-            raise InvalidResult(f"the agent's question: {error}") from None
-        before = await self._rest(attempt)
-        at = now_us()
-        if before:
-            said = await self._write(Append(attempt.fence, before, at))
-            if not isinstance(said, Appended):
-                raise Fenced
-            publish(self._journal, attempt.execution.id, said.first_seq, before, at)
-        seconds = data.get("timeout")
-        schema = data.get("schema")
-        shown = EventData(
-            EventType.INPUT_REQUIRED,
-            {"question_id": data["question_id"], "prompt": data["prompt"], "schema": schema},
-        )
-        result = await self._write(
-            Ask(
-                attempt.fence,
-                data["question_id"],
-                shown,
-                data["prompt"],
-                dumps(schema) if schema is not None else None,
-                at + int(seconds * 1_000_000) if seconds is not None else None,
-                at,
-            )
-        )
-        if isinstance(result, Conflict):
-            if result.reason == "asked":
-                raise InvalidResult("the agent asked while another question is open")
-            raise Fenced
-        publish(self._journal, attempt.execution.id, result.first_seq, (shown,), at)
-        attempt.question = data["question_id"]
-        attempt.stop_clock()
-        loop = asyncio.get_running_loop()
-        if seconds is not None:
-            loop.call_later(
-                seconds, lambda: loop.create_task(self._expire(attempt, data["question_id"]))
-            )
-
-    async def _expire(self, attempt: Attempt, question_id: str) -> None:
-        result = await self._write(
-            CloseQuestion(question_id, QuestionState.EXPIRED.value, now_us())
-        )
-        if isinstance(result, Ok):
-            await self.answered(attempt.execution.id, question_id, Unanswered())
-
-    async def answered(self, execution_id: str, question_id: str, value: Any) -> None:
-        """Hand an answer (or the error that stands for it) to the agent that asked."""
-        attempt = self.running.get(execution_id)
-        if attempt is None or attempt.question != question_id:
-            return
-        attempt.question = None
-        if attempt.left is not None and not attempt.over:
-            attempt.start_clock(attempt.left)
-            attempt.left = None
-        instance = await attempt.entry.ready()
-        await instance.answer(question_id, value)
-
-
-def _job(execution: Execution, body: bytes) -> Job:
+def _job(execution: Execution, body: bytes, answers: tuple[tuple[str, Any], ...] = ()) -> Job:
     sent = loads(body)
-    return Job(execution, sent.get("parameters"), sent.get("context"), sent.get("intent"))
+    asked = sent.get("parameters"), sent.get("context"), sent.get("intent")
+    return Job(execution, *asked, answers)

@@ -164,9 +164,11 @@ class Engine:
         """Accept a task; see ``Intake.submit``."""
         return await self.intake.submit(task, authority)
 
-    async def perform(self, task: Task, authority: Authority) -> Reply:
+    async def perform(
+        self, task: Task, authority: Authority, *, until_asked: bool = False
+    ) -> Reply:
         """Accept a task and return its reply; see ``Intake.perform``."""
-        return await self.intake.perform(task, authority)
+        return await self.intake.perform(task, authority, until_asked=until_asked)
 
     async def _submit(self, task: Task, authority: Authority) -> Any:
         """Perform a task for an agent: the parent gives up its slot while it waits."""
@@ -265,7 +267,7 @@ class Engine:
             )
         question = await self.store.question(question_id, owner)
         if question is not None:
-            await self.attempts.answered(question.execution_id, question_id, value)
+            await self.attempts.questions.answered(question.execution_id, question_id, value)
 
     async def _known(self, execution_id: str, owner: str | None) -> Execution:
         execution = await self.store.execution(execution_id, owner)

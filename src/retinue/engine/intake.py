@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
 
 from retinue.domain.contract import GENESIS, ContractStatus, ContractType, Draft
+from retinue.domain.event import EventType
 from retinue.domain.execution import Execution, State, Task
 from retinue.domain.ids import now_us, ulid
 from retinue.domain.intent import (
@@ -29,12 +31,13 @@ from retinue.domain.intent import (
     Submitted,
 )
 from retinue.domain.principal import Authority
+from retinue.domain.question import Question, QuestionState
 from retinue.domain.session import check_session_id
-from retinue.domain.strictjson import dumps
+from retinue.domain.strictjson import dumps, loads
 from retinue.engine.attempt import Attempt
 from retinue.engine.attempts import Attempts
 from retinue.engine.journal import Journal
-from retinue.engine.outcome import Reply, reply_of
+from retinue.engine.outcome import Reply, pending, reply_of
 from retinue.engine.registry import Entry, Registry, Route
 from retinue.errors import (
     AgentNotFound,
@@ -88,13 +91,18 @@ class Intake:
         self._grown = grown
         self.closed = False
 
-    async def perform(self, task: Task, authority: Authority) -> Reply:
-        """Submit ``task`` and return its reply once it has ended.
+    async def perform(
+        self, task: Task, authority: Authority, *, until_asked: bool = False
+    ) -> Reply:
+        """Submit ``task`` and return its reply once it has ended, or (asked for) asks a person.
 
         Raises:
             RetinueError: it was not accepted (see ``submit``).
         """
-        return await self.answer(await self.submit(task, authority))
+        accepted = await self.submit(task, authority)
+        if until_asked:
+            return await self.reply_or_question(accepted.execution_id)
+        return await self.answer(accepted)
 
     async def answer(self, accepted: Accepted) -> Reply:
         """Return the reply of an accepted task once it has ended."""
@@ -119,6 +127,27 @@ class Intake:
             )
         _, body = await self._store.bodies(execution)
         return reply_of(execution, body)
+
+    async def reply_or_question(self, execution_id: str) -> Reply:
+        """Return the reply of an accepted execution, or the first question it waits with.
+
+        Raises:
+            ShuttingDown: this process stops first; the execution is kept.
+        """
+        async with aclosing(self._journal.follow(execution_id)) as batches:
+            async for events in batches:
+                for event in events:
+                    if event.type is not EventType.INPUT_REQUIRED:
+                        continue
+                    question = await self._store.question(loads(event.data)["question_id"], None)
+                    if question is not None and question.state is QuestionState.OPEN:
+                        return await self._pending(question)
+        return await self.reply(execution_id)
+
+    async def _pending(self, question: Question) -> Reply:
+        execution = await self._store.execution(question.execution_id, None)
+        assert execution is not None
+        return pending(execution, question)
 
     async def submit(self, task: Task, authority: Authority) -> Accepted:
         """Accept ``task``: on return it is durable.

@@ -11,8 +11,9 @@ from retinue.domain.contract import ContractType, Draft, status_of
 from retinue.domain.event import EventData, EventType
 from retinue.domain.execution import Execution, State
 from retinue.domain.ids import ulid
+from retinue.domain.question import Question
 from retinue.domain.strictjson import NotJson, check, dumps, loads
-from retinue.errors import Cancelled, RetinueError, Timeout, error_from
+from retinue.errors import Cancelled, HumanInputRequired, RetinueError, Timeout, error_from
 
 log = logging.getLogger(__name__)
 MOST_MESSAGE = 16_384
@@ -100,6 +101,28 @@ def reply(execution: Execution, end: End) -> Reply:
         end.state,
         end.body if end.error is None else None,
         end.error.as_dict() if end.error is not None else None,
+    )
+
+
+def pending(execution: Execution, question: Question) -> Reply:
+    """Return what a caller gets who does not wait for the answer to ``question``."""
+    error = HumanInputRequired(
+        f"the agent asks: {question.prompt}",
+        details={
+            "question_id": question.id,
+            "execution_id": question.execution_id,
+            "prompt": question.prompt,
+            "schema": loads(question.schema) if question.schema is not None else None,
+            "kind": question.kind.value,
+        },
+    )
+    return Reply(
+        execution.id,
+        execution.request_id,
+        execution.agent_id,
+        State.INPUT_REQUIRED,
+        None,
+        error.as_dict(),
     )
 
 

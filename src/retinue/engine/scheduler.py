@@ -118,7 +118,7 @@ class Scheduler:
             if question is None or question.state is QuestionState.OPEN:
                 continue
             value = loads(question.answer) if question.answer is not None else Unanswered()
-            await self._attempts.answered(question.execution_id, question.id, value)
+            await self._attempts.questions.answered(question.execution_id, question.id, value)
 
     async def _expire(self, execution: Execution, now: int) -> None:
         allowed = ((execution.deadline_at or 0) - execution.created_at) // 1000

@@ -107,6 +107,19 @@ class Validator:
             )
 
 
+def check_schema(schema: Any) -> None:
+    """Check that ``schema`` is a JSON Schema that answers can be checked against.
+
+    Raises:
+        InvalidInput: it is none.
+    """
+    try:
+        jsonschema_rs.validator_for(schema, retriever=_no_network)
+    except ValueError as error:
+        reason = _brief(str(error).splitlines()[0])
+        raise InvalidInput(f"its schema is no JSON Schema: {reason}") from None
+
+
 def check_answer(schema: Any, value: Any) -> None:
     """Check the answer to a question against the schema it was asked with.
 
@@ -119,8 +132,6 @@ def check_answer(schema: Any, value: Any) -> None:
         raise InvalidInput(
             f"$.answer: {_brief(error.message)}", details={"path": "$.answer"}
         ) from None
-    except ValueError:
-        return  # what was asked with is no schema; nothing can be said
 
 
 def _brief(message: str, most: int = 300) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from retinue.domain.execution import State
 from retinue.domain.strictjson import dumps
 from retinue.orchestrator import Reply
-from retinue.server.orchestrate import reply_bytes, task_of
+from retinue.server.orchestrate import TaskBody, reply_bytes, task_of
 from retinue.server.routing import Call
 
 _ID = "0" * 26
@@ -13,5 +13,5 @@ _ID = "0" * 26
 
 async def echo(call: Call) -> bytes:
     """Answer a task with its own parameters; nothing is stored."""
-    task = await task_of(call)
+    task, _ = await task_of(call, TaskBody)
     return reply_bytes(Reply(_ID, _ID, "echo", State.COMPLETED, dumps(task.parameters)))

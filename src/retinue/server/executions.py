@@ -142,7 +142,8 @@ async def submit(call: Call) -> Response:
 
     202 once it is accepted, which is when it is durable; `Location` is the execution's.
     """
-    accepted = await call.orchestrator.submit(await task_of(call), call.principal)
+    task, _ = await task_of(call, TaskBody)
+    accepted = await call.orchestrator.submit(task, call.principal)
     if accepted.joined:
         known = await call.orchestrator.execution(accepted.execution_id, call.principal)
         state = known.state

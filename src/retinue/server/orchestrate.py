@@ -6,7 +6,7 @@ The result's bytes go from the ledger's record into the answer as they are.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -105,6 +105,20 @@ class TaskBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         )
 
 
+class AwaitedTaskBody(TaskBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A task whose reply the caller waits for."""
+
+    on_question: Annotated[
+        Literal["wait", "return"],
+        msgspec.Meta(
+            description=(
+                "When the agent asks a person: `wait` for the answer and the reply, or `return`"
+                " E_HUMAN_INPUT_REQUIRED with the question at once; the execution goes on waiting."
+            ),
+        ),
+    ] = "wait"
+
+
 class TaskReply(msgspec.Struct, frozen=True, kw_only=True):
     """How an accepted task ended. `error` and `error_info` are there when it did not succeed."""
 
@@ -118,8 +132,11 @@ class TaskReply(msgspec.Struct, frozen=True, kw_only=True):
     error_info: ErrorBody | msgspec.UnsetType = msgspec.UNSET
 
 
-async def task_of(call: Call) -> Task:
-    """Return the task that a request carries.
+B = TypeVar("B", bound=TaskBody)
+
+
+async def task_of(call: Call, kind: type[B]) -> tuple[Task, B]:
+    """Return the task that a request carries, and the body it came in.
 
     Raises:
         InvalidInput: it is not valid; the message says what and where.
@@ -130,7 +147,8 @@ async def task_of(call: Call) -> Task:
             "Idempotency-Key must be 1 to 255 printable ASCII characters",
             details={"path": "Idempotency-Key"},
         )
-    return record(decode(await call.read()), TaskBody).task(key)
+    body = record(decode(await call.read()), kind)
+    return body.task(key), body
 
 
 def reply_bytes(reply: Reply) -> bytes:
@@ -174,7 +192,11 @@ async def orchestrate(call: Call) -> bytes:
     is 200: `success` says how it ended, `error` and `error_info` why it failed. `contract_id` is
     the REQUEST's. With an `Idempotency-Key` a repeated request gets the first one's reply.
     """
-    return reply_bytes(await call.orchestrator.perform(await task_of(call), call.principal))
+    task, body = await task_of(call, AwaitedTaskBody)
+    until_asked = body.on_question == "return"
+    return reply_bytes(
+        await call.orchestrator.perform(task, call.principal, until_asked=until_asked)
+    )
 
 
 OPERATIONS = (
@@ -183,7 +205,7 @@ OPERATIONS = (
         path="/v1/orchestrate",
         endpoint=orchestrate,
         tag="tasks",
-        body=TaskBody,
+        body=AwaitedTaskBody,
         gives=TaskReply,
         errors=(404, 409, 429, 507),
         headers=IDEMPOTENCY,

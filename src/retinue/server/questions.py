@@ -7,13 +7,18 @@ from typing import Any
 import msgspec
 
 from retinue.domain.ids import iso
-from retinue.domain.question import Question, QuestionState
+from retinue.domain.principal import Role
+from retinue.domain.question import Question, QuestionKind, QuestionState
 from retinue.server.records import Query, Time, Ulid, raw, when
 from retinue.server.routing import Call, Operation, encode
 
 
 class QuestionRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """An open question. `schema` is the JSON Schema of its answer, if it has one."""
+    """An open question. `schema` is the JSON Schema of its answer, if it has one.
+
+    `kind` is `approval` when leave to go on is asked for (answer `true` or `false`); `role` is the
+    least that who answers must be.
+    """
 
     question_id: Ulid
     execution_id: Ulid
@@ -23,6 +28,8 @@ class QuestionRecord(msgspec.Struct, frozen=True, kw_only=True):
     state: QuestionState
     created_at: Time
     expires_at: Time | None
+    kind: QuestionKind
+    role: Role
 
 
 class QuestionList(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +68,8 @@ def question_record(question: Question) -> QuestionRecord:
         state=question.state,
         created_at=iso(question.created_at),
         expires_at=when(question.expires_at),
+        kind=question.kind,
+        role=question.role,
     )
 
 

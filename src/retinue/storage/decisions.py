@@ -243,6 +243,8 @@ def _ask(batch: Batch, intent: Ask, locked: Locked, _: Asked) -> Result:
             answered_by=None,
             created_at=intent.at,
             expires_at=intent.expires_at,
+            kind=intent.kind,
+            role=intent.role,
         )
     )
     return Appended(first)

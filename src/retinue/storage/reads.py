@@ -332,6 +332,15 @@ class Reads:
         items = [record_of(Question, row) for row in rows]
         return _listing(items, total, page, lambda q: (q.id,))
 
+    async def answered(self, execution_id: str, /) -> list[Question]:
+        """Return an execution's answered questions, oldest first."""
+        rows = await self._fetch(
+            f"SELECT {_columns('question')} FROM question WHERE execution_id = ?"
+            " AND state = 'answered' ORDER BY id",
+            [execution_id],
+        )
+        return [record_of(Question, row) for row in rows]
+
     async def question(self, question_id: str, owner: str | None, /) -> Question | None:
         """Return one question."""
         query = _Where()

@@ -16,7 +16,7 @@ from retinue.domain.event import Event, EventType
 from retinue.domain.execution import Execution, State
 from retinue.domain.policy import Delivery
 from retinue.domain.principal import ApiKey, Role
-from retinue.domain.question import Question, QuestionState
+from retinue.domain.question import Question, QuestionKind, QuestionState
 from retinue.domain.session import Session
 
 R = TypeVar("R", bound=msgspec.Struct)
@@ -64,7 +64,7 @@ _ENUMS: dict[type[msgspec.Struct], dict[str, type]] = {
     Execution: {"state": State, "delivery": Delivery},
     Event: {"type": EventType},
     Contract: {"type": ContractType, "status": ContractStatus},
-    Question: {"state": QuestionState},
+    Question: {"state": QuestionState, "kind": QuestionKind, "role": Role},
     ApiKey: {"role": Role},
 }
 _ENUM_PLACES = {

@@ -27,7 +27,8 @@ from retinue.domain.intent import (
     Rejected,
     Requeue,
 )
-from retinue.domain.question import Question, QuestionState
+from retinue.domain.principal import Role
+from retinue.domain.question import Question, QuestionKind, QuestionState
 from retinue.errors import IllegalTransition
 from retinue.interfaces import AgentTally, Page, Store
 from retinue.testing.store_samples import (
@@ -291,6 +292,26 @@ class QuestionRules:
         assert await store.write(ask(e)) == Conflict("asked", {"state": "input_required"})
         (event,) = await verify_events(store, e)
         assert event.type is EventType.INPUT_REQUIRED
+
+    async def test_kind_and_role_are_kept(self, store: Store) -> None:
+        e = await run(store)
+        intent = msgspec.structs.replace(ask(e), kind=QuestionKind.APPROVAL, role=Role.ADMIN)
+        await store.write(intent)
+        stored = await question(store, intent.question_id)
+        assert (stored.kind, stored.role) == (QuestionKind.APPROVAL, Role.ADMIN)
+
+    async def test_answered_ones_are_found_again_in_order(self, store: Store) -> None:
+        e = await run(store)
+        assert await store.answered(e.id) == []
+        for number in range(3):
+            intent = ask(e, f"{number}?")
+            await store.write(intent)
+            await store.write(answer(intent.question_id, value=b"%d" % number))
+        await store.write(ask(e, "open?"))
+        found = await store.answered(e.id)
+        assert [(q.prompt, q.answer) for q in found] == [
+            (f"{number}?", b"%d" % number) for number in range(3)
+        ]
 
     async def test_an_answer_counts_once(self, store: Store) -> None:
         e, question_id = await asked(store)

@@ -1,8 +1,7 @@
-"""The ``python`` driver: an ``Agent`` object in this process.
+"""One execution by one Python agent object: its task or thread, and the events it emits.
 
-``async`` agents run as tasks of the loop, blocking ones in a thread of their own. A task that is
-cancelled has ``CANCEL_SECONDS`` to end; one that swallows its cancellation, and a thread that
-never returns, is abandoned, counted, and too many of them make the agent unhealthy.
+The agent runs on the loop or in a thread of its own; its events queue here until the journal has
+taken them, and an agent that writes faster than that waits.
 """
 
 from __future__ import annotations
@@ -10,18 +9,16 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextvars
-import inspect
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from retinue.agent import Agent, Context, FunctionAgent, enter
-from retinue.domain.agent import AgentDefinition
+from retinue.agent import Context, FunctionAgent, enter
 from retinue.domain.event import EventData, EventType
 from retinue.domain.execution import Task
 from retinue.domain.ids import ulid
-from retinue.domain.principal import Authority
+from retinue.domain.principal import Authority, Role
 from retinue.errors import (
     AgentFailed,
     Cancelled,
@@ -33,90 +30,15 @@ from retinue.errors import (
     SpawnFailed,
     said,
 )
-from retinue.interfaces import DriverContext, Features, Health, InstanceHandle, Job
+from retinue.interfaces import Job
+
+if TYPE_CHECKING:
+    from retinue.drivers.python.driver import PythonInstance
 
 CANCEL_SECONDS = 2.0
 MOST_ABANDONED = 16
 MOST_QUEUED = 1_000
 MOST_UNREAD = 100_000
-
-
-class PythonDriver:
-    """Runs agents that are Python objects; ``config`` of the definition is the object."""
-
-    name: ClassVar[str] = "python"
-    features: ClassVar[Features] = Features(streams=True, asks=True, park="hold")
-
-    async def start(self, agent: AgentDefinition, context: DriverContext, /) -> PythonInstance:
-        """Return the instance of ``agent.config``.
-
-        Raises:
-            SpawnFailed: that is no ``Agent``.
-        """
-        if not isinstance(agent.config, Agent):
-            raise SpawnFailed(f"{agent.agent_id}: {agent.config!r} is not an Agent")
-        return PythonInstance(agent, agent.config, context)
-
-
-class PythonInstance:
-    """One agent object."""
-
-    def __init__(self, definition: AgentDefinition, agent: Agent, context: DriverContext) -> None:
-        self.handle = InstanceHandle(definition.agent_id, ulid())
-        self.agent = agent
-        self.lent = context
-        self.abandoned = 0
-        self.questions: dict[str, asyncio.Future[Any]] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
-        target = agent.function if isinstance(agent, FunctionAgent) else agent.execute
-        self.target: Callable[..., Any] = target
-        self.generates = inspect.isgeneratorfunction(target)
-        self.streams = inspect.isasyncgenfunction(target)
-        self.blocks = self.generates or not (
-            self.streams or inspect.iscoroutinefunction(inspect.unwrap(target))
-        )
-
-    def execute(self, job: Job, /) -> Performance:
-        """Perform ``job``; see ``Instance``."""
-        return Performance(self, job)
-
-    async def answer(self, question_id: str, answer: Any, /) -> None:
-        """Hand in an answer, or the error that stands for it."""
-        future = self.questions.pop(question_id, None)
-        if future is None or future.done():
-            return
-        if isinstance(answer, BaseException):
-            future.set_exception(answer)
-        else:
-            future.set_result(answer)
-
-    async def ping(self) -> Health:
-        """Say whether too many calls were abandoned."""
-        if self.abandoned >= MOST_ABANDONED:
-            return Health(False, f"{self.abandoned} calls never returned")
-        return Health(True)
-
-    async def stop(self, grace: float, /) -> None:
-        """Cancel what was abandoned. A thread cannot be ended; it dies with the process."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=grace)
-
-    def abandon(self, task: asyncio.Future[Any]) -> None:
-        """Keep a call that does not end apart, until it does."""
-        self.abandoned += 1
-
-        def ended(_: object) -> None:
-            self.abandoned -= 1
-            if isinstance(task, asyncio.Task):
-                self._tasks.discard(task)
-            if not task.cancelled():
-                task.exception()
-
-        if isinstance(task, asyncio.Task):
-            self._tasks.add(task)
-        task.add_done_callback(ended)
 
 
 class Performance:
@@ -125,6 +47,7 @@ class Performance:
     def __init__(self, instance: PythonInstance, job: Job) -> None:
         self._instance = instance
         self._job = job
+        self._answers = list(job.answers)
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._events: deque[EventData] = deque()
@@ -334,10 +257,25 @@ class Performance:
         )
         return await self._instance.lent.submit(task, authority)
 
-    async def ask(self, prompt: str, schema: dict[str, Any] | None, timeout: float | None) -> Any:
-        """Ask a person and wait for the answer."""
+    async def ask(
+        self,
+        prompt: str,
+        schema: dict[str, Any] | None,
+        timeout: float | None,
+        kind: str,
+        role: str,
+    ) -> Any:
+        """Ask a person and wait for the answer; one given to an earlier attempt counts."""
         if not isinstance(prompt, str):
             raise InvalidInput("the prompt of a question is a text")
+        if role not in {Role.OPERATOR, Role.ADMIN}:
+            raise InvalidInput("a question is for the role operator or admin")
+        for place, (asked, given) in enumerate(self._answers):
+            if asked == prompt:
+                del self._answers[place]
+                note = f"answered already, to an earlier attempt: {prompt}"
+                self.emit(EventType.LOG, {"level": "info", "message": note})
+                return given
         if self._closed:
             raise Cancelled("the execution is over")
         question_id = ulid()
@@ -348,6 +286,8 @@ class Performance:
             "prompt": prompt,
             "schema": schema,
             "timeout": timeout,
+            "kind": kind,
+            "role": role,
         }
         self.emit(EventType.INPUT_REQUIRED, data)
         try:

@@ -1,0 +1,135 @@
+"""Questions: a running attempt waits for a person.
+
+A question is a row; it is opened together with its event and the state ``input_required``, and
+answered once, by compare-and-set. While it is open the execution's deadline stands still and the
+question's own time runs. Whoever waits in this process hears of the answer at once; what was
+answered through another process is found by the scheduler.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from retinue.domain.event import EventData, EventType
+from retinue.domain.execution import Execution
+from retinue.domain.ids import now_us
+from retinue.domain.intent import Append, Appended, Ask, CloseQuestion, Conflict, Intent, Ok
+from retinue.domain.principal import Role
+from retinue.domain.question import QuestionKind, QuestionState
+from retinue.domain.strictjson import NotJson, check, dumps, loads
+from retinue.engine.attempt import Attempt
+from retinue.engine.journal import Journal
+from retinue.engine.pen import publish
+from retinue.engine.schema import check_schema
+from retinue.errors import Fenced, InvalidInput, InvalidResult, Unanswered
+from retinue.interfaces import Store
+
+MOST_QUESTION = 64 * 1024
+
+
+class Questions:
+    """The questions of this process's attempts. ``write`` waits for a store that is away."""
+
+    def __init__(
+        self,
+        store: Store,
+        journal: Journal,
+        running: dict[str, Attempt],
+        write: Callable[[Intent], Awaitable[Any]],
+    ) -> None:
+        self._store = store
+        self._journal = journal
+        self._running = running
+        self._write = write
+
+    async def recorded(self, execution: Execution) -> tuple[tuple[str, Any], ...]:
+        """Return what people answered to earlier attempts: prompts and answers, in order."""
+        found = await self._store.answered(execution.id)
+        return tuple(
+            (q.prompt, loads(q.answer if q.answer is not None else b"null")) for q in found
+        )
+
+    async def ask(self, attempt: Attempt, event: EventData, before: tuple[EventData, ...]) -> None:
+        """Open a question, after the events that came before it.
+
+        Raises:
+            InvalidResult: the agent's question is not one.
+            Fenced: the attempt is not the store's any more.
+        """
+        intent, seconds = _opening(attempt, event)
+        if before:
+            said = await self._write(Append(attempt.fence, before, intent.at))
+            if not isinstance(said, Appended):
+                raise Fenced
+            publish(self._journal, attempt.execution.id, said.first_seq, before, intent.at)
+        result = await self._write(intent)
+        if isinstance(result, Conflict):
+            if result.reason == "asked":
+                raise InvalidResult("the agent asked while another question is open")
+            raise Fenced
+        shown = (intent.event,)
+        publish(self._journal, attempt.execution.id, result.first_seq, shown, intent.at)
+        attempt.question = intent.question_id
+        attempt.stop_clock()
+        if seconds is not None:
+            loop = asyncio.get_running_loop()
+            question_id = intent.question_id
+            loop.call_later(seconds, lambda: loop.create_task(self._expire(attempt, question_id)))
+
+    async def _expire(self, attempt: Attempt, question_id: str) -> None:
+        result = await self._write(
+            CloseQuestion(question_id, QuestionState.EXPIRED.value, now_us())
+        )
+        if isinstance(result, Ok):
+            await self.answered(attempt.execution.id, question_id, Unanswered())
+
+    async def answered(self, execution_id: str, question_id: str, value: Any) -> None:
+        """Hand an answer (or the error that stands for it) to the agent that asked."""
+        attempt = self._running.get(execution_id)
+        if attempt is None or attempt.question != question_id:
+            return
+        attempt.question = None
+        if attempt.left is not None and not attempt.over:
+            attempt.start_clock(attempt.left)
+            attempt.left = None
+        instance = await attempt.entry.ready()
+        await instance.answer(question_id, value)
+
+
+def _opening(attempt: Attempt, event: EventData) -> tuple[Ask, float | None]:
+    """Return the intent that opens what an agent asks, and how long it may stay open.
+
+    Raises:
+        InvalidResult: it is no question, or its schema is none.
+    """
+    data = event.data
+    schema = data.get("schema")
+    try:
+        check(data, MOST_QUESTION)
+        if schema is not None:
+            check_schema(schema)
+    except (NotJson, InvalidInput) as error:
+        raise InvalidResult(f"the agent's question: {error}") from None
+    kind = QuestionKind(data.get("kind", QuestionKind.INPUT))
+    role = Role(data.get("role", Role.OPERATOR))
+    names = ("question_id", "prompt", "schema")
+    shown = EventData(EventType.INPUT_REQUIRED, {name: data.get(name) for name in names})
+    shown.data.update(kind=kind.value, role=role.value)
+    seconds = data.get("timeout")
+    at = now_us()
+    return (
+        Ask(
+            attempt.fence,
+            data["question_id"],
+            shown,
+            data["prompt"],
+            dumps(schema) if schema is not None else None,
+            at + int(seconds * 1_000_000) if seconds is not None else None,
+            at,
+            kind,
+            role,
+        ),
+        seconds,
+    )
