@@ -37,6 +37,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     ``concurrency`` bounds its executions at one time, ``timeout`` (seconds) is the deadline of a
     task that brings none, ``delivery`` is ``at_most_once``, ``at_least_once`` or ``idempotent``,
     ``max_attempts`` counts all attempts of one execution, ``retry_waits_ms`` the pauses between.
+    ``rate_per_minute`` is how often it is called (more tasks wait), ``cache_seconds`` how long a
+    result may stand for equal tasks of the same owner.
     """
 
     concurrency: int | None = None
@@ -46,6 +48,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     retry_waits_ms: tuple[int, ...] | None = None
     failure_threshold: int | None = None
     reset_timeout_ms: int | None = None
+    rate_per_minute: int | None = None
+    cache_seconds: float | None = None
     version: str = "1"
 
 
@@ -156,6 +160,13 @@ class Context:
     def progress(self, percentage: float | None = None, message: str | None = None) -> None:
         """Say how far the work is (0 to 100)."""
         self._performer.emit(EventType.PROGRESS, {"percentage": percentage, "message": message})
+
+    def spend(
+        self, *, input_tokens: int = 0, output_tokens: int = 0, cost_usd: float = 0.0
+    ) -> None:
+        """Record what a call of a model or a service cost; past the task's budget the task ends."""
+        spent = {"input_tokens": input_tokens, "output_tokens": output_tokens}
+        self._performer.emit(EventType.USAGE, {**spent, "cost_usd": cost_usd})
 
     def log(self, message: str, level: str = "info") -> None:
         """Write a line into the execution's log."""

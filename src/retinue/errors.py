@@ -19,6 +19,7 @@
     │   ├── StoreFull                E_STORE_FULL
     │   └── ShuttingDown             E_SHUTTING_DOWN
     ├── QueueFull                    E_QUEUE_FULL
+    ├── RateLimited                  E_RATE_LIMITED
     ├── SettingsError                E_SETTINGS
     ├── StoreLocked                  E_STORE_LOCKED
     ├── LedgerBroken                 E_LEDGER_BROKEN
@@ -32,6 +33,7 @@
         ├── CommunicationError       E_STREAM_BROKEN
         │   └── WorkerLost           E_STREAM_BROKEN
         ├── InvalidResult            E_INTERNAL
+        ├── BudgetExceeded           E_BUDGET_EXCEEDED
         ├── Fenced                   E_FENCED
         └── HumanInputRequired       E_HUMAN_INPUT_REQUIRED
 
@@ -189,6 +191,15 @@ class QueueFull(RetinueError):
     default_outcome = "not_started"
 
 
+class RateLimited(RetinueError):
+    """Too many tasks in a short time; try again later."""
+
+    code = "E_RATE_LIMITED"
+    kind = "rate_limit"
+    retryable = True
+    default_outcome = "not_started"
+
+
 class SettingsError(RetinueError):
     """The settings are not valid."""
 
@@ -273,6 +284,13 @@ class InvalidResult(ExecutionError):
     """The agent returned something that is not valid JSON."""
 
     default_outcome = "unknown"
+
+
+class BudgetExceeded(ExecutionError):
+    """The task spent more than it may."""
+
+    code = "E_BUDGET_EXCEEDED"
+    kind = "budget"
 
 
 class Fenced(ExecutionError):

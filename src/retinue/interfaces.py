@@ -15,6 +15,7 @@ import msgspec
 
 from retinue.domain.agent import AgentDefinition
 from retinue.domain.audit import AuditRow
+from retinue.domain.budget import Budget
 from retinue.domain.contract import Contract
 from retinue.domain.event import Event, EventData
 from retinue.domain.execution import Execution, State, Task
@@ -63,7 +64,9 @@ class Job(msgspec.Struct, frozen=True):
     """One attempt, as a driver sees it: the execution and its decoded input.
 
     ``answers`` are the questions that people answered to earlier attempts, in order, each with its
-    answer: a driver whose ``park`` is ``replay`` takes them up instead of asking again.
+    answer: a driver whose ``park`` is ``replay`` takes them up instead of asking again. ``budget``
+    says what may still be spent, to be asked before something costs; what was spent is reported as
+    ``usage`` events.
     """
 
     execution: Execution
@@ -71,6 +74,7 @@ class Job(msgspec.Struct, frozen=True):
     context: Any
     intent: str | None
     answers: tuple[tuple[str, Any], ...] = ()
+    budget: Budget | None = None
 
 
 class SubmitPort(Protocol):

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from retinue.agent import Agent, FunctionAgent
+from retinue.domain.policy import RatePolicy
 from retinue.drivers.python import PythonDriver
 from retinue.engine.core import Engine
 from retinue.errors import SettingsError
@@ -99,10 +100,12 @@ class Runtime:
     ) -> None:
         self.settings = settings or Settings(database_url="sqlite://", examples=False)
         self.store = store or open_store(self.settings, url=url, on_lost=self._lost)
+        rate = self.settings.rate_limit_per_minute
         self.engine = Engine(
             self.store,
             {PythonDriver.name: PythonDriver()},
             queue_bound=self.settings.queue_bound,
+            caller_rate=RatePolicy(per_minute=rate) if rate is not None else None,
             max_result_bytes=self.settings.max_result_bytes,
         )
         self.orchestrator = Orchestrator(self.engine)

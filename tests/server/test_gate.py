@@ -32,6 +32,7 @@ EXPECTED = {
     "StoreFull": 507,
     "ShuttingDown": 503,
     "QueueFull": 429,
+    "RateLimited": 429,
     "SettingsError": 500,
     "StoreLocked": 500,
     "LedgerBroken": 500,
@@ -45,6 +46,7 @@ EXPECTED = {
     "CommunicationError": 502,
     "WorkerLost": 502,
     "InvalidResult": 500,
+    "BudgetExceeded": 500,
     "Fenced": 500,
     "HumanInputRequired": 409,
 }

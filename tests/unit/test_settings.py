@@ -118,6 +118,7 @@ def test_every_scalar_field_has_a_variable(tmp_path: Path) -> None:
         "survey_root": "s",
         "entry_points": "0",
         "queue_bound": "5",
+        "rate_limit_per_minute": "6",
         "max_body_bytes": "2000",
         "max_result_bytes": "3000",
         "grace_seconds": "0",

@@ -25,6 +25,7 @@ class EventType(StrEnum):
     TOOL_RESULT = "tool_result"
     PROGRESS = "progress"
     LOG = "log"
+    USAGE = "usage"
     INPUT_REQUIRED = "input_required"
     COMPLETED = "completed"
     FAILED = "failed"

@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 
+from retinue.domain.budget import Limit
 from retinue.domain.policy import Delivery
 from retinue.errors import IllegalTransition, Outcome
 
@@ -70,7 +71,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     """What a caller asks: a value, with no lifecycle of its own.
 
     Either ``capability`` or ``agent_id`` (or both) says who shall do it. ``deadline_us`` is the
-    time allowed in microseconds, from acceptance to the reply; None takes the agent's.
+    time allowed in microseconds, from acceptance to the reply; None takes the agent's. ``budget``
+    is what it, and whatever it has others do, may spend.
     """
 
     session_id: str
@@ -82,6 +84,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     deadline_us: int | None = None
     priority: int = 0
     idempotency_key: str | None = None
+    budget: Limit | None = None
 
 
 class Execution(msgspec.Struct, kw_only=True):

@@ -47,6 +47,13 @@ class BreakerPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     reset_timeout_ms: int = 60_000
 
 
+class RatePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """At most ``per_minute`` calls a minute, ``burst`` of them (None: all) at once."""
+
+    per_minute: int
+    burst: int | None = None
+
+
 def may_repeat(
     delivery: Delivery, retry: RetryPolicy, *, attempt: int, kind: str, outcome: Outcome
 ) -> bool:

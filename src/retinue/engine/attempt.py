@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
+
+from retinue.domain.budget import Budget, Usage
+from retinue.domain.event import EventData
 from retinue.domain.execution import Execution
 from retinue.domain.ids import now_us
 from retinue.domain.intent import Fence
 from retinue.engine.outcome import Reply
 from retinue.engine.pen import Pen
 from retinue.engine.registry import Entry
-from retinue.errors import RetinueError, Timeout
+from retinue.errors import BudgetExceeded, InvalidResult, RetinueError, Timeout
 
 
 class Attempt:
@@ -24,8 +28,10 @@ class Attempt:
     __slots__ = (
         "_waiters",
         "body",
+        "budget",
         "call",
         "calls",
+        "effects",
         "entry",
         "execution",
         "fence",
@@ -36,6 +42,7 @@ class Attempt:
         "pen",
         "question",
         "released",
+        "spent",
         "stop",
         "task",
         "timer",
@@ -58,6 +65,9 @@ class Attempt:
         self.question: str | None = None
         self.pen: Pen | None = None
         self.task: asyncio.Task[None] | None = None
+        self.budget: Budget | None = None
+        self.spent: Usage | None = None
+        self.effects = False  # it did more than answer: its result stands for no other task
         self._waiters: list[asyncio.Future[Reply | None]] = []
 
     def end(self, why: RetinueError) -> None:
@@ -77,6 +87,25 @@ class Attempt:
         for future in self._waiters:
             if not future.done():
                 future.set_result(answer)
+
+    def charge(self, event: EventData) -> None:
+        """Count what a ``usage`` event says was spent.
+
+        Raises:
+            BudgetExceeded: past what this execution, or one above it, may spend.
+            InvalidResult: the event does not say what was spent.
+        """
+        try:
+            usage = msgspec.convert(event.data, Usage)
+        except msgspec.ValidationError as error:
+            raise InvalidResult(f"the agent's usage: {error}") from None
+        self.spent = usage if self.spent is None else self.spent.plus(usage)
+        passed = self.budget.charge(usage) if self.budget is not None else None
+        if passed is not None:
+            raise BudgetExceeded(
+                f"the task spent more than it may ({passed})",
+                details={"limit": passed, "spent": self.spent.as_dict()},
+            )
 
     # -- the deadline --------------------------------------------------------------------------
 

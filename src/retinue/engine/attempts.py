@@ -13,6 +13,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
+from retinue.domain.budget import Budget, Limit, Usage
 from retinue.domain.event import EventData, EventType
 from retinue.domain.execution import Execution
 from retinue.domain.ids import now_us
@@ -27,6 +30,7 @@ from retinue.domain.intent import (
 from retinue.domain.policy import Delivery, may_repeat
 from retinue.domain.strictjson import NotJson, TooMuch, encode, loads
 from retinue.engine.attempt import Attempt
+from retinue.engine.guard import Cache, cache_key
 from retinue.engine.journal import Journal
 from retinue.engine.outcome import End, Reply, completed, failed, ids_of, reply, report, response
 from retinue.engine.pen import PATIENCE, Pen, publish
@@ -34,6 +38,7 @@ from retinue.engine.questions import Questions
 from retinue.engine.registry import Entry, Registry
 from retinue.errors import (
     AgentFailed,
+    BudgetExceeded,
     Cancelled,
     ExecutionError,
     Fenced,
@@ -51,7 +56,10 @@ from retinue.interfaces import Job, Store
 
 log = logging.getLogger(__name__)
 DOUBT_SECONDS = 60.0
+CACHE_BYTES = 32 << 20
+_PAGE = 1000
 _NOBODYS_FAULT = (
+    BudgetExceeded,
     Cancelled,
     InvalidInput,
     Fenced,
@@ -85,6 +93,7 @@ class Attempts:
         self.running: dict[str, Attempt] = {}
         self.broken: set[str] = set()
         self._doubtful_until = 0.0
+        self._cache = Cache(CACHE_BYTES)
         self.questions = Questions(store, journal, self.running, self.write)
 
     def doubt(self) -> None:
@@ -163,33 +172,80 @@ class Attempts:
 
     async def _drive(self, attempt: Attempt) -> End:
         execution = attempt.execution
-        answers = await self.questions.recorded(execution) if execution.attempt > 1 else ()
-        job = _job(execution, attempt.body, answers)
-        final: EventData | None = None
         if execution.deadline_at is not None:
             attempt.start_clock(max(execution.deadline_at - now_us(), 0) / 1_000_000)
+        sent = loads(attempt.body)
+        self._allot(attempt, sent)
+        answers: tuple[tuple[str, Any], ...] = ()
+        if execution.attempt > 1:
+            answers = await self._take_up(attempt)
+        key = _cache_key(attempt, sent)
+        if key is not None:
+            kept = self._cache.get(key, time.monotonic())
+            if kept is not None:
+                return completed(kept, {"cached": True})
+        asked = sent.get("parameters"), sent.get("context"), sent.get("intent")
+        final = await self._listen(attempt, Job(execution, *asked, answers, attempt.budget))
+        body = self._result(final)
+        if key is not None and not attempt.effects:
+            seconds = attempt.entry.definition.cache_seconds
+            self._cache.put(key, body, time.monotonic(), seconds)
+        usage = final.data.get("usage") or (attempt.spent and attempt.spent.as_dict())
+        return completed(body, {"usage": usage} if usage else {})
+
+    async def _listen(self, attempt: Attempt, job: Job) -> EventData:
+        """Journal what the agent emits; return its last event."""
         instance = attempt.entry.instance or await attempt.entry.ready()
         async with instance.execute(job) as events:
             async for event in events:
                 kind = event.type
                 if kind is EventType.COMPLETED:
-                    final = event
-                    break
+                    return event
                 if kind is EventType.INPUT_REQUIRED:
+                    attempt.effects = True
                     await self.questions.ask(attempt, event, await self._rest(attempt))
-                else:
-                    await self._pen(attempt).write(event)
-        if final is None:
-            raise InvalidResult("the agent ended without a result")
+                    continue
+                await self._pen(attempt).write(event)
+                if kind is EventType.USAGE:
+                    attempt.charge(event)
+                elif kind is EventType.TOOL_CALL:
+                    attempt.effects = True
+        raise InvalidResult("the agent ended without a result")
+
+    def _result(self, final: EventData) -> bytes:
         try:
-            body = encode(final.data.get("result"), self._max_result)
+            return encode(final.data.get("result"), self._max_result)
         except TooMuch as error:
             raise InvalidResult(
                 f"the agent's result is {error.reason}", details={"limit": self._max_result}
             ) from None
         except NotJson as error:
             raise InvalidResult(f"the agent's result is not JSON: {error}") from None
-        return completed(body, final.data.get("usage"))
+
+    def _allot(self, attempt: Attempt, sent: dict[str, Any]) -> None:
+        """Give the attempt its budget, within that of the one that had it done."""
+        parent = self.running.get(attempt.execution.parent_id or "")
+        above = parent.budget if parent is not None else None
+        limit = sent.get("budget")
+        if limit is not None or above is not None:
+            own = msgspec.convert(limit, Limit) if limit is not None else None
+            attempt.budget = Budget(own, parent=above)
+
+    async def _take_up(self, attempt: Attempt) -> tuple[tuple[str, Any], ...]:
+        """Take up what earlier attempts left: what they spent, and what they were answered."""
+        if attempt.budget is not None:
+            attempt.budget.spent = await self._spent(attempt.execution)
+        return await self.questions.recorded(attempt.execution)
+
+    async def _spent(self, execution: Execution) -> Usage:
+        spent = Usage()
+        seq = 0
+        while page := await self._store.events(execution.id, after=seq, limit=_PAGE):
+            seq = page[-1].seq
+            for event in page:
+                if event.type is EventType.USAGE:
+                    spent = spent.plus(msgspec.json.decode(event.data, type=Usage))
+        return spent
 
     @staticmethod
     def _judge(attempt: Attempt, end: End) -> None:
@@ -292,7 +348,10 @@ class Attempts:
                 await asyncio.sleep(PATIENCE)
 
 
-def _job(execution: Execution, body: bytes, answers: tuple[tuple[str, Any], ...] = ()) -> Job:
-    sent = loads(body)
-    asked = sent.get("parameters"), sent.get("context"), sent.get("intent")
-    return Job(execution, *asked, answers)
+def _cache_key(attempt: Attempt, sent: dict[str, Any]) -> bytes | None:
+    definition = attempt.entry.definition
+    if not definition.cache_seconds:
+        return None
+    asked = [attempt.execution.capability, *map(sent.get, ("parameters", "context", "intent"))]
+    owner = attempt.execution.owner
+    return cache_key(owner, definition.agent_id, definition.version, asked)

@@ -7,10 +7,14 @@ import logging
 from collections.abc import Coroutine
 from typing import Any
 
+from msgspec.structs import replace
+
 from retinue.domain.agent import AgentDefinition, check_agent_id
+from retinue.domain.budget import tightest
 from retinue.domain.execution import Execution, Task
 from retinue.domain.ids import now_us
 from retinue.domain.intent import Answer, Cancel, Cancelling, Conflict, Rejected
+from retinue.domain.policy import RatePolicy
 from retinue.domain.principal import Authority
 from retinue.domain.strictjson import dumps, loads
 from retinue.engine.attempt import Attempt
@@ -38,6 +42,7 @@ class Engine:
         drivers: dict[str, Driver],
         *,
         queue_bound: int = 10_000,
+        caller_rate: RatePolicy | None = None,
         max_result_bytes: int = 16 << 20,
     ) -> None:
         self.store = store
@@ -61,6 +66,7 @@ class Engine:
             self.registry,
             self.attempts,
             queue_bound=queue_bound,
+            caller_rate=caller_rate,
             on_queued=self._queued,
             grown=grown,
         )
@@ -176,6 +182,11 @@ class Engine:
         if parent is None:
             return result_of(await self.intake.perform(task, authority))
         self._lend(parent)
+        parent.effects = True
+        if parent.budget is not None:
+            # Its own limit, too: it holds wherever the child runs.
+            left = parent.budget.left()
+            task = replace(task, budget=tightest(left, task.budget) if task.budget else left)
         try:
             accepted = await self.intake.submit(task, authority)
             parent.parked = accepted.attempt is None

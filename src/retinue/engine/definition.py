@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from retinue.agent import Agent
 from retinue.domain.agent import AgentDefinition, Capability
-from retinue.domain.policy import BreakerPolicy, Delivery, RetryPolicy
+from retinue.domain.policy import BreakerPolicy, Delivery, RatePolicy, RetryPolicy
 from retinue.engine.schema import parameters_schema
 from retinue.errors import InvalidInput
 
@@ -51,4 +51,6 @@ def definition_of(agent: Agent) -> AgentDefinition:
             failure_threshold=given.failure_threshold or default.breaker.failure_threshold,
             reset_timeout_ms=given.reset_timeout_ms or default.breaker.reset_timeout_ms,
         ),
+        rate=RatePolicy(per_minute=given.rate_per_minute) if given.rate_per_minute else None,
+        cache_seconds=given.cache_seconds or default.cache_seconds,
     )

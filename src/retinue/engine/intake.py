@@ -9,6 +9,7 @@ process (the fast path); otherwise it waits in the queue.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
@@ -30,12 +31,14 @@ from retinue.domain.intent import (
     Submit,
     Submitted,
 )
+from retinue.domain.policy import RatePolicy
 from retinue.domain.principal import Authority
 from retinue.domain.question import Question, QuestionState
 from retinue.domain.session import check_session_id
 from retinue.domain.strictjson import dumps, loads
 from retinue.engine.attempt import Attempt
 from retinue.engine.attempts import Attempts
+from retinue.engine.guard import Callers
 from retinue.engine.journal import Journal
 from retinue.engine.outcome import Reply, pending, reply_of
 from retinue.engine.registry import Entry, Registry, Route
@@ -44,6 +47,7 @@ from retinue.errors import (
     Conflict,
     InvalidInput,
     QueueFull,
+    RateLimited,
     RetinueError,
     ShuttingDown,
     StoreUnavailable,
@@ -81,6 +85,7 @@ class Intake:
         queue_bound: int,
         on_queued: Callable[[str, int | None], None],
         grown: set[tuple[str, str]],
+        caller_rate: RatePolicy | None = None,
     ) -> None:
         self._store = store
         self._journal = journal
@@ -89,6 +94,7 @@ class Intake:
         self._bound = queue_bound
         self._on_queued = on_queued
         self._grown = grown
+        self._callers = Callers(caller_rate)
         self.closed = False
 
     async def perform(
@@ -158,12 +164,15 @@ class Intake:
             InvalidInput: session id or parameters are not valid.
             Conflict: the idempotency key stands for another request.
             QueueFull: too much waits for that agent already.
+            RateLimited: the caller submits more than it may.
             ShuttingDown, StoreUnavailable: nothing was accepted.
         """
         if self.closed and authority.parent_id not in self._attempts.running:
             # What runs may still have its children: it could not end without them.
             raise ShuttingDown
         check_session_id(task.session_id)
+        if authority.parent_id is None:
+            self._pace(authority)
         if authority.depth > MOST_DEPTH:
             raise InvalidInput(f"agents called agents more than {MOST_DEPTH} levels deep")
         body = _body(task)
@@ -181,6 +190,15 @@ class Intake:
         execution, request = self._record(task, authority, route, capability, body)
         return await self._store_it(task, route, execution, request)
 
+    def _pace(self, authority: Authority) -> None:
+        """Refuse a caller from outside that submits more than it may."""
+        wait = self._callers.admit(authority.owner, authority.created_by, time.monotonic())
+        if wait:
+            raise RateLimited(
+                f"too many tasks in a short time; try again in {wait:.1f} s",
+                details={"retry_after_ms": int(wait * 1000) + 1},
+            )
+
     async def _store_it(
         self, task: Task, route: Route, execution: Execution, request: Draft
     ) -> Accepted:
@@ -188,7 +206,7 @@ class Intake:
         call = 0
         if entry is not None:
             self._registry.take(entry)
-            call = entry.breaker.admit()
+            call = entry.admit(time.monotonic())
         try:
             result = await self._write(
                 Submit(
@@ -253,7 +271,7 @@ class Intake:
 
     def _put_back(self, entry: Entry | None, call: int) -> None:
         if entry is not None:
-            entry.breaker.abandoned(call)
+            entry.unused(call)
             self._registry.give(entry)
 
     def _record(
@@ -343,6 +361,8 @@ def _body(task: Task) -> bytes:
         sent["context"] = task.context
     if task.intent is not None:
         sent["intent"] = task.intent
+    if task.budget is not None:
+        sent["budget"] = task.budget
     return dumps(sent)
 
 

@@ -44,10 +44,12 @@ class End(msgspec.Struct, frozen=True):
     error: RetinueError | None = None
 
 
-def completed(body: bytes, usage: dict[str, Any] | None = None) -> End:
-    """Return the end of an execution whose agent gave ``body`` (JSON) as its result."""
-    data = {"usage": usage} if usage else {}
-    return End(State.COMPLETED, EventData(EventType.COMPLETED, data), body)
+def completed(body: bytes, data: dict[str, Any] | None = None) -> End:
+    """Return the end of an execution whose agent gave ``body`` (JSON) as its result.
+
+    ``data`` is what else the event says: ``usage``, or that the result was ``cached``.
+    """
+    return End(State.COMPLETED, EventData(EventType.COMPLETED, data or {}), body)
 
 
 def _storable(error: RetinueError) -> None:

@@ -33,6 +33,7 @@ class Queue:
         self._backlog: dict[str, None] = {}
         self._task: asyncio.Task[None] | None = None
         self._again = False
+        self._resting: set[str] = set()
         self.attempts: Attempts
         self.closed = False
 
@@ -56,6 +57,19 @@ class Queue:
         for key, due in backlog.items():
             if due is None:
                 self.queued(key)
+
+    def _wake_when_rested(self, key: str, now: float) -> None:
+        """Look at ``key`` again when an agent that is only resting may be called."""
+        wait = self._registry.rest_of(key, now)
+        if wait is None or key in self._resting:
+            return
+        self._resting.add(key)
+
+        def rested() -> None:
+            self._resting.discard(key)
+            self.queued(key)
+
+        asyncio.get_running_loop().call_later(wait, rested)
 
     def _nudge(self) -> None:
         if self.closed:
@@ -86,11 +100,12 @@ class Queue:
             entry = self._registry.free_for(key, now)
             if entry is None:
                 skipped = True
+                self._wake_when_rested(key, now)
                 continue
             probing = entry.breaker.circuit is not Circuit.CLOSED
-            count = 1 if probing else min(entry.free, _PER_LEASE)
+            count = 1 if probing else min(entry.at_once(now), _PER_LEASE)
             self._registry.take(entry, count)
-            call = entry.breaker.admit()
+            call = entry.admit(now, count)
             wants.append((Want(key, entry.agent_id, count), entry, call))
         if not wants:
             return False
@@ -117,9 +132,8 @@ class Queue:
                 count = started.get(want.key, 0)
                 if count == want.count:
                     self._backlog[want.key] = None  # there may be more
-                if count == 0:
-                    entry.breaker.abandoned(call)
                 if want.count > count:
+                    entry.unused(call, want.count - count, all_of_them=count == 0)
                     unused += want.count - count
                     self._registry.give(entry, want.count - count)
         # A slot that came back may be what a skipped key waits for.

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
 from retinue.domain.agent import AgentDefinition, Capability
-from retinue.engine.guard import Breaker
+from retinue.engine.guard import Breaker, Bucket
 from retinue.engine.schema import Validator
 from retinue.errors import AgentNotFound, AgentUnavailable, CircuitOpen, Conflict
 from retinue.interfaces import Instance
@@ -43,6 +43,7 @@ class Entry:
         self._start = start
         self._starting: asyncio.Lock | None = None
         self.breaker = Breaker(definition.breaker)
+        self.rate = Bucket(definition.rate) if definition.rate is not None else None
         self.running = 0
         self.unhealthy: str | None = None
         self.removed = False
@@ -85,6 +86,28 @@ class Entry:
             return 0
         return max(self.definition.concurrency - self.running, 0)
 
+    def wait(self, now: float) -> float:
+        """Return how many seconds it may not be called, by its breaker or its rate."""
+        wait = self.breaker.wait(now)
+        return wait if self.rate is None else max(wait, self.rate.wait(now))
+
+    def admit(self, now: float, count: int = 1) -> int:
+        """Let ``count`` calls pass; return what the breaker wants to hear of them by."""
+        if self.rate is not None:
+            self.rate.take(now, count)
+        return self.breaker.admit()
+
+    def unused(self, call: int, count: int = 1, *, all_of_them: bool = True) -> None:
+        """Take back ``count`` calls that were let pass and not made."""
+        if self.rate is not None:
+            self.rate.give(count)
+        if all_of_them:
+            self.breaker.abandoned(call)
+
+    def at_once(self, now: float) -> int:
+        """Return how many executions it may begin now."""
+        return self.free if self.rate is None else min(self.free, self.rate.free(now))
+
     @property
     def status(self) -> str:
         """Specification 003's word: available, busy, offline or error."""
@@ -98,8 +121,8 @@ class Entry:
 class _Pool:
     """The agents of one capability that have a free slot, by load.
 
-    One whose breaker refuses rests apart until its time has come, so that many of them cost the
-    choice nothing.
+    One that may not be called (its breaker, its rate) rests apart until its time has come, so that
+    many of them cost the choice nothing.
     """
 
     def __init__(self) -> None:
@@ -132,14 +155,14 @@ class _Pool:
             del self._buckets[load][agent_id]
 
     def least_loaded(self, now: float) -> Entry | None:
-        """Return the least loaded agent whose breaker lets a call pass."""
+        """Return the least loaded agent that may be called now."""
         self._wake(now)
         buckets = self._buckets
         load = self._lowest
         while load < len(buckets):
             while buckets[load]:
                 agent_id, entry = next(iter(buckets[load].items()))
-                wait = entry.breaker.wait(now)
+                wait = entry.wait(now)
                 if wait == 0:
                     self._lowest = load
                     return entry
@@ -270,7 +293,7 @@ class Registry:
                     details={"capabilities": sorted(entry.capabilities)},
                 )
             self._refuse_unhealthy([entry], now, capability or entry.agent_id)
-            ready = entry if entry.free else None
+            ready = entry if entry.free and entry.wait(now) == 0 else None
             return Route(agent_key(entry.agent_id), ready, entry, bound=True)
         pool = self._pools.get(capability or "")
         if pool is None or capability is None:
@@ -292,9 +315,21 @@ class Registry:
             pool = self._pools.get(name)
             return pool.least_loaded(now) if pool is not None else None
         entry = self._agents.get(name)
-        if entry is None or not entry.free or entry.breaker.wait(now) > 0:
+        if entry is None or not entry.free or entry.wait(now) > 0:
             return None
         return entry
+
+    def rest_of(self, key: str, now: float) -> float | None:
+        """Return in how many seconds an agent with a free slot may be called for ``key`` again.
+
+        None when no agent is only waiting for its time.
+        """
+        kind, _, name = key.partition(":")
+        pool = self._pools.get(name) if kind == "cap" else None
+        found = self._agents.get(name) if kind != "cap" else None
+        entries = pool.agents.values() if pool is not None else [found] if found else []
+        rests = [entry.wait(now) for entry in entries if entry.free and entry.rate is not None]
+        return min(rests, default=None)
 
     @staticmethod
     def _refuse_unhealthy(entries: Iterable[Entry], now: float, what: str) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
+from retinue.domain.budget import Limit
 from retinue.domain.execution import Task
 from retinue.domain.ids import iso, now_us
 from retinue.domain.session import SESSION_ID_PATTERN, check_session_id
@@ -73,6 +74,13 @@ class TaskBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         ]
         | None
     ) = None
+    budget: (
+        Annotated[
+            Limit,
+            msgspec.Meta(description="What the task, and what it has others do, may spend."),
+        ]
+        | None
+    ) = None
     priority: Annotated[
         int,
         msgspec.Meta(
@@ -101,6 +109,7 @@ class TaskBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             intent=self.intent,
             deadline_us=self.timeout_ms * 1000 if self.timeout_ms is not None else None,
             priority=self.priority,
+            budget=self.budget,
             idempotency_key=idempotency_key,
         )
 

@@ -138,6 +138,11 @@ class Settings(BaseModel):
         ge=1,
         description="tasks that may wait per agent or capability; more are refused",
     )
+    rate_limit_per_minute: int | None = Field(
+        default=None,
+        ge=1,
+        description="tasks that one caller may submit per minute; more are refused",
+    )
     max_body_bytes: int = Field(
         default=1 << 20, ge=1024, description="bytes that the body of a request may have"
     )
