@@ -54,6 +54,14 @@ def test_what_is_wrong_is_said_with_advice(place: Place) -> None:
     assert "did you mean port" in found(place)["settings"]["text"]
 
 
+def test_a_root_that_is_not_there_is_said(place: Place) -> None:
+    place.write("retinue.yaml", "survey_root: gone\n")
+    done = place.call("doctor")
+    assert done.code == 0
+    assert "warn  survey" in done.out
+    assert "gone is not a directory" in done.out
+
+
 def test_a_file_in_the_way_is_said(place: Place) -> None:
     place.write("taken", "")
     lines = found(place, ORCHESTRATOR_PORT="0", RETINUE_DATA_DIR="taken/below")

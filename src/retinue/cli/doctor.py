@@ -218,4 +218,17 @@ def _agents(settings: Settings) -> Iterator[Finding]:
             yield Finding("ok", "agent", f"{agent.agent_id} can do {names or 'nothing'}")
 
 
-CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (_data, _store, _port, _agents)
+def _survey(settings: Settings) -> Iterator[Finding]:
+    """Whether the example surveyor has anything to read."""
+    if settings.examples and not settings.survey_root.is_dir():
+        text = f"survey_root {settings.survey_root} is not a directory"
+        yield Finding("warn", "survey", text, "set it (RETINUE_SURVEY_ROOT) to one of yours")
+
+
+CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
+    _data,
+    _store,
+    _port,
+    _agents,
+    _survey,
+)

@@ -120,7 +120,16 @@ async def _local(stack: AsyncExitStack, here: Settings, power: Power) -> Client:
     # The command itself says what went wrong; the log is for who asks for it.
     level = here.log_level if "log_level" in here.model_fields_set else "critical"
     logs.configure(level, here.log_format)
+    if power == "work" and sys.stderr.isatty():
+        output.note(f"no server runs here: done in this process, recorded in {_place(here)}")
     return await stack.enter_async_context(opened(_existing(here, power), working=power == "work"))
+
+
+def _place(here: Settings) -> str:
+    from retinue.runtime import store_file
+    from retinue.settings import without_password
+
+    return str(store_file(here) or without_password(here.database_url or ""))
 
 
 def _uvloop() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -78,9 +78,11 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Print rows under upper-case headings, two spaces between columns."""
     short = sys.stdout.isatty()
     cells = [[_cell(value, short) for value in row] for row in rows]
+    if not cells:
+        note("there are none")
+        return
     widths = [
-        max(len(name), *(len(row[place]) for row in cells)) if cells else len(name)
-        for place, name in enumerate(columns)
+        max(len(name), *(len(row[place]) for row in cells)) for place, name in enumerate(columns)
     ]
     for row in [[name.upper() for name in columns], *cells]:
         line = "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))

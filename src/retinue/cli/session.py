@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from retinue.cli import output
 from retinue.cli.door import ask
 from retinue.cli.options import Config, Json, Limit, Url, noun
+
+if TYPE_CHECKING:
+    from retinue.cli.client import Client
 
 app = noun("The sessions, and the contracts in them.")
 
@@ -37,11 +40,14 @@ def contracts(
     json: Json = False,
 ) -> None:
     """List a session's contracts, in the order of their chain."""
-    answer = ask(
-        lambda client: client.get("/v1/contracts", session_id=session_id, limit=limit),
-        url=url,
-        config=config,
-    )
+
+    async def look(client: Client) -> Any:
+        found = await client.get("/v1/contracts", session_id=session_id, limit=limit)
+        if not found["total"]:
+            await client.get(f"/v1/sessions/{session_id}")  # which says whether there is one
+        return found
+
+    answer = ask(look, url=url, config=config)
     if json:
         output.show(answer)
         return
