@@ -17,7 +17,9 @@
     │   ├── AgentUnavailable         E_AGENT_UNAVAILABLE
     │   ├── StoreUnavailable         E_STORE_UNAVAILABLE
     │   ├── StoreFull                E_STORE_FULL
+    │   ├── PeerUnavailable          E_PEER_UNAVAILABLE
     │   └── ShuttingDown             E_SHUTTING_DOWN
+    ├── PeerRefused                  E_PEER_REFUSED
     ├── QueueFull                    E_QUEUE_FULL
     ├── RateLimited                  E_RATE_LIMITED
     ├── SettingsError                E_SETTINGS
@@ -181,6 +183,22 @@ class ShuttingDown(Unavailable):
     """The server is shutting down and takes no new work."""
 
     code = "E_SHUTTING_DOWN"
+
+
+class PeerUnavailable(Unavailable):
+    """Another service does not answer."""
+
+    code = "E_PEER_UNAVAILABLE"
+
+
+class PeerRefused(RetinueError):
+    """Another service says no."""
+
+    code = "E_PEER_REFUSED"
+
+    def __init__(self, message: str | None = None, *, for_good: bool = False, **more: Any) -> None:
+        super().__init__(message, **more)
+        self.for_good = for_good
 
 
 class QueueFull(RetinueError):

@@ -1,4 +1,4 @@
-"""The seams: Driver and Instance, Store.
+"""The seams: Driver and Instance, Store, Sink and Memory.
 
 Everything above them is written against these protocols; only ``runtime`` names what stands
 behind them. Each protocol's docstrings are its contract; the conformance suites in
@@ -20,6 +20,7 @@ from retinue.domain.contract import Contract
 from retinue.domain.event import Event, EventData
 from retinue.domain.execution import Execution, State, Task
 from retinue.domain.intent import Fence, Intent, Result
+from retinue.domain.outbox import Parked
 from retinue.domain.principal import ApiKey, Authority
 from retinue.domain.question import Question
 from retinue.domain.session import Session
@@ -205,6 +206,21 @@ class AgentTally(msgspec.Struct, frozen=True):
     failed: int = 0
 
 
+class Backlog(msgspec.Struct, frozen=True):
+    """What a sink has still to take: sessions and contracts, those of failing sessions included.
+
+    ``failing`` counts the sessions whose last delivery failed; ``error`` is the latest such
+    failure, ``failed_at`` when it was. ``parked`` counts contracts that are not tried again.
+    """
+
+    sessions: int = 0
+    contracts: int = 0
+    failing: int = 0
+    parked: int = 0
+    error: str | None = None
+    failed_at: int | None = None
+
+
 class Watched(msgspec.Struct, frozen=True):
     """Where an execution stands, as the follower polls it."""
 
@@ -223,6 +239,12 @@ class Store(Protocol):
 
     worker: str
     """This process's epoch: a ULID, new at every ``open``."""
+
+    sinks: tuple[str, ...]
+    """Names of the sinks that each contract is put into the outbox for, in the same commit.
+
+    Empty unless set, before ``open``. Processes that share a store name the same ones.
+    """
 
     async def open(self) -> None:
         """Open, migrate, and begin a new epoch.
@@ -319,6 +341,27 @@ class Store(Protocol):
         """
         ...
 
+    async def outbox_due(self, sink: str, now: int, /) -> bool:
+        """Say whether a lane of ``sink`` can be claimed at ``now``."""
+        ...
+
+    async def outbox_backlog(self, sink: str, /) -> Backlog:
+        """Count what ``sink`` has still to take."""
+        ...
+
+    async def undelivered(
+        self, owner: str, session_id: str, first: int, last: int, /, *, limit: int, most_bytes: int
+    ) -> list[Contract]:
+        """Return the rows of a chain from place ``first`` to ``last``, in order.
+
+        At most ``limit`` of them, and no more than ``most_bytes`` of bodies, but at least one.
+        """
+        ...
+
+    async def parked(self, sink: str | None, owner: str | None, page: Page, /) -> Listing[Parked]:
+        """List parked contracts by sink, owner and place."""
+        ...
+
     async def questions(self, owner: str | None, page: Page, /) -> Listing[Question]:
         """List open questions, oldest first."""
         ...
@@ -349,4 +392,50 @@ class Store(Protocol):
 
     async def chain(self, owner: str, session_id: str, after: int, limit: int, /) -> list[Contract]:
         """Return rows of one session's chain, for verification."""
+        ...
+
+
+# -- other services ----------------------------------------------------------------------------
+
+
+class Peer(Protocol):
+    """Another service that we call."""
+
+    name: ClassVar[str]
+
+    async def check(self) -> Health:
+        """Ask the service whether it is well. Answers within a second or so; never raises."""
+        ...
+
+    async def close(self) -> None:
+        """Close the connections."""
+        ...
+
+
+class Sink(Peer, Protocol):
+    """Takes every contract, at least once, each session's in the order of its chain.
+
+    Fed by the outbox (``engine.outbox``), never by whoever writes a contract.
+    """
+
+    async def deliver(self, contract: Contract, /) -> None:
+        """Hand one contract over; on return the service has taken it.
+
+        Raises:
+            PeerUnavailable: the service does not answer, or says that it cannot now. Nothing is
+                wrong with the contract.
+            PeerRefused: it says no to this contract; ``for_good`` when saying it again is idle.
+        """
+        ...
+
+
+class Memory(Peer, Protocol):
+    """Compresses sessions into memory blocks."""
+
+    async def compress(self, session_id: str, intent: str | None, told: str, /) -> dict[str, Any]:
+        """Return the service's block of a session of which ``told`` is the account, as text.
+
+        Raises:
+            PeerUnavailable, PeerRefused: there is none.
+        """
         ...

@@ -15,6 +15,7 @@ from retinue.domain.audit import AuditDraft
 from retinue.domain.contract import Draft
 from retinue.domain.event import EventData
 from retinue.domain.execution import Execution, State
+from retinue.domain.outbox import Lane, Parked
 from retinue.domain.principal import ApiKey, Role
 from retinue.domain.question import QuestionKind
 from retinue.errors import Outcome
@@ -190,6 +191,55 @@ class Audit(msgspec.Struct, frozen=True):
     at: int
 
 
+class ClaimLanes(msgspec.Struct, frozen=True):
+    """Take up to ``limit`` lanes of a sink that are due, to deliver them. Answers ``Claimed``.
+
+    What dead workers held is free again. ``idle`` says that nothing is being delivered here: what
+    this worker holds all the same (an answer was lost) is free, too.
+    """
+
+    sink: str
+    worker: str
+    limit: int
+    at: int
+    idle: bool = False
+
+
+class SettleLane(msgspec.Struct, frozen=True):
+    """Give a lane back: everything before ``next_n`` was taken, or is parked.
+
+    With ``error`` the contract at ``next_n`` was not taken, ``tries`` times by now; the lane is
+    due again at ``due_at``. ``Conflict`` when another worker holds it.
+    """
+
+    sink: str
+    owner: str
+    session_id: str
+    worker: str
+    next_n: int
+    due_at: int
+    at: int
+    tries: int = 0
+    error: str | None = None
+    parked: tuple[Parked, ...] = ()
+
+
+class WakeLanes(msgspec.Struct, frozen=True):
+    """A sink is back: what waited only because it was away is due now."""
+
+    sink: str
+    at: int
+
+
+class Unpark(msgspec.Struct, frozen=True):
+    """Forget a parked contract: the sink has taken it."""
+
+    sink: str
+    owner: str
+    session_id: str
+    n: int
+
+
 Intent = (
     Submit
     | Refuse
@@ -205,6 +255,10 @@ Intent = (
     | PutKey
     | RevokeKey
     | Audit
+    | ClaimLanes
+    | SettleLane
+    | WakeLanes
+    | Unpark
 )
 
 
@@ -247,6 +301,12 @@ class Leased(Ok):
     """What the lease took."""
 
     work: list[Work]
+
+
+class Claimed(Ok):
+    """The lanes taken, the longest due first."""
+
+    lanes: list[Lane]
 
 
 class Conflict(msgspec.Struct):

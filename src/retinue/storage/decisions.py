@@ -36,6 +36,7 @@ from retinue.domain.intent import (
     Result,
 )
 from retinue.domain.question import Question, QuestionState
+from retinue.domain.session import Session
 from retinue.domain.strictjson import dumps
 from retinue.storage.tables import row_of
 
@@ -61,6 +62,7 @@ class Batch:
         self.changed: dict[str, Execution] = {}
         self.events: list[list[Any]] = []
         self.placed: list[Placed] = []
+        self.heads: dict[tuple[str, str], Session] = {}
         self.questions_new: list[Question] = []
         self.questions_changed: list[Question] = []
         self.questions_lost: list[str] = []
@@ -318,4 +320,5 @@ DECIDE: dict[type, Callable[[Batch, Any, Locked, Asked], Result]] = {
     PutKey: _put_key,
     Audit: _audit,
 }
-"""How each kind is decided. ``Submit``, ``Lease`` and ``RevokeKey`` need their own statements."""
+"""How each kind is decided. ``Submit``, ``Lease``, ``RevokeKey`` and what concerns the outbox need
+statements of their own."""

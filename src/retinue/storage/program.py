@@ -5,9 +5,9 @@ result per intent, in order. Both stores drive it inside one transaction, so SQL
 cannot differ in what they decide.
 
 Order within a batch: executions, then questions, then idempotency keys, then session heads, then
-the audit head, each locked in sorted order; so two writers cannot wait for each other. A program
-may be run again after its transaction was rolled back: it leaves nothing behind in its intents
-that a second run would mistake for a decision.
+lanes of the outbox, then the audit head, each locked in sorted order; so two writers cannot wait
+for each other. A program may be run again after its transaction was rolled back: it leaves nothing
+behind in its intents that a second run would mistake for a decision.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from retinue.domain.question import Question
 from retinue.domain.session import Session
 from retinue.storage.admission import lease, submit
 from retinue.storage.decisions import DECIDE, Batch, Placed
+from retinue.storage.outbox import OUTBOX, outbox
 from retinue.storage.statements import (
     Change,
     Executions,
@@ -52,19 +53,25 @@ from retinue.storage.statements import (
 from retinue.storage.tables import changes_of, record_of, row_of
 
 
-def run(intents: Sequence[Intent]) -> Program:
-    """Decide and write one batch. See the module's docstring for the protocol."""
+def run(intents: Sequence[Intent], sinks: Sequence[str] = ()) -> Program:
+    """Decide and write one batch. See the module's docstring for the protocol.
+
+    Each contract is also put into the outbox, once for every sink.
+    """
     batch = Batch()
     results: list[Result] = [Ok()] * len(intents)
     locked, questions = yield from _lock(intents)
     submits: list[tuple[int, Submit]] = []
     leases: list[tuple[int, Lease]] = []
+    lanes: list[tuple[int, Intent]] = []
     for i, intent in enumerate(intents):
         kind = type(intent)
         if kind is Submit:
             submits.append((i, intent))  # type: ignore[arg-type]
         elif kind is Lease:
             leases.append((i, intent))  # type: ignore[arg-type]
+        elif kind in OUTBOX:
+            lanes.append((i, intent))
         elif kind is not RevokeKey:
             results[i] = DECIDE[kind](batch, intent, locked, questions)
     if submits:
@@ -74,6 +81,9 @@ def run(intents: Sequence[Intent]) -> Program:
     for i, intent in enumerate(intents):
         if type(intent) is RevokeKey:
             results[i] = yield from _revoke_key(batch, intent)
+    contracts = yield from _write_contracts(batch)
+    if lanes or (sinks and contracts):
+        yield from outbox(contracts, sinks, lanes, results)
     yield from _write(batch)
     return results
 
@@ -156,20 +166,24 @@ def _place(heads: dict[tuple[str, str], Session], placed: list[Placed]) -> list[
     return contracts
 
 
+def _write_contracts(batch: Batch) -> Steps[list[Contract]]:
+    if not batch.placed:
+        return []
+    keys = sorted({(p.owner, p.session_id) for p in batch.placed})
+    batch.heads = yield Heads(keys, batch.placed[0].at)
+    contracts = _place(batch.heads, batch.placed)
+    yield Insert("contract", [row_of(row) for row in contracts])
+    yield Change(
+        "update_session",
+        [
+            (s.n, s.head, s.completed, s.failed, s.cancelled, s.updated_at, *key)
+            for key, s in sorted(batch.heads.items())
+        ],
+    )
+    return contracts
+
+
 def _write(batch: Batch) -> Steps[None]:
-    heads: dict[tuple[str, str], Session] = {}
-    if batch.placed:
-        keys = sorted({(p.owner, p.session_id) for p in batch.placed})
-        heads = yield Heads(keys, batch.placed[0].at)
-        contracts = _place(heads, batch.placed)
-        yield Insert("contract", [row_of(row) for row in contracts])
-        yield Change(
-            "update_session",
-            [
-                (s.n, s.head, s.completed, s.failed, s.cancelled, s.updated_at, *key)
-                for key, s in sorted(heads.items())
-            ],
-        )
     if batch.new:
         yield Insert("execution", [row_of(execution) for execution in batch.new])
     if batch.changed:
@@ -180,7 +194,7 @@ def _write(batch: Batch) -> Steps[None]:
     if batch.tally:
         yield Change("add_tally", [(a, *batch.tally[a]) for a in sorted(batch.tally)])
     yield from _write_rare(batch)
-    yield Saved([*batch.new, *batch.changed.values()], list(heads.values()))
+    yield Saved([*batch.new, *batch.changed.values()], list(batch.heads.values()))
 
 
 def _write_rare(batch: Batch) -> Steps[None]:

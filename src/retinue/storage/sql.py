@@ -88,6 +88,12 @@ UPDATES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
 }
 """The updates of whole batches: table, columns that are set, columns that find the row."""
 
+LANE = ("sink", "owner", "session_id")
+"""What names a lane of the outbox."""
+
+NOBODY = "NOT EXISTS (SELECT 1 FROM worker w WHERE w.id = o.worker AND w.stopped_at IS NULL)"
+"""Says of a row ``o`` that the worker in it is dead."""
+
 LEASE_BODY = (
     "(SELECT c.body FROM contract c WHERE c.owner = e.owner AND c.session_id = e.session_id"
     " AND c.n = e.request_n)"
@@ -194,5 +200,53 @@ BATCH: dict[str, Statement] = {
     "update_audit_head": Statement(
         "UPDATE audit_head SET n = ?1, hash = ?2",
         f"UPDATE audit_head SET n = p.n, hash = p.hash FROM {_unnest(('n', 'hash'))}",
+    ),
+    "lock_lane": Statement(
+        f"SELECT {_columns('outbox')} FROM outbox"
+        " WHERE sink = ?1 AND owner = ?2 AND session_id = ?3",
+        f"SELECT {_columns('outbox', 't.')} FROM outbox t"
+        f" JOIN {_unnest(LANE)} USING (sink, owner, session_id)"
+        " ORDER BY t.sink, t.owner, t.session_id FOR UPDATE OF t",
+    ),
+    "update_lane": _update(
+        "outbox",
+        ("first_n", "last_n", "due_at", "tries", "worker", "error", "failed_at"),
+        LANE,
+    ),
+    "drop_lane": Statement(
+        "DELETE FROM outbox WHERE sink = ?1 AND owner = ?2 AND session_id = ?3",
+        f"DELETE FROM outbox t USING {_unnest(LANE)} WHERE t.sink = p.sink"
+        " AND t.owner = p.owner AND t.session_id = p.session_id",
+    ),
+    # Whoever wants many lanes takes those that are free, and so never waits for another.
+    "free_lanes": Statement(
+        "UPDATE outbox AS o SET worker = NULL WHERE sink = ?1 AND worker IS NOT NULL"
+        f" AND (worker = ?2 OR {NOBODY})",
+        f"UPDATE outbox t SET worker = NULL FROM (SELECT o.sink, o.owner, o.session_id"
+        f" FROM {_unnest(('sink', 'worker'))} JOIN outbox o ON o.sink = p.sink"
+        f" WHERE o.worker IS NOT NULL AND (o.worker = p.worker OR {NOBODY})"
+        " FOR UPDATE OF o SKIP LOCKED) f WHERE t.sink = f.sink AND t.owner = f.owner"
+        " AND t.session_id = f.session_id",
+    ),
+    "due_lanes": Statement(
+        f"SELECT {_columns('outbox')} FROM outbox WHERE sink = ?1 AND worker IS NULL"
+        " AND due_at <= ?3 ORDER BY due_at LIMIT ?2",
+        f"SELECT {_columns('outbox', 'o.')} FROM {_unnest(('sink', 'count', 'now'))}"
+        " CROSS JOIN LATERAL (SELECT * FROM outbox WHERE sink = p.sink AND worker IS NULL"
+        " AND due_at <= p.now ORDER BY due_at LIMIT p.count FOR UPDATE SKIP LOCKED) o",
+    ),
+    "wake_lanes": Statement(
+        "UPDATE outbox SET due_at = ?2 WHERE sink = ?1 AND worker IS NULL AND tries = 0"
+        " AND due_at > ?2",
+        "UPDATE outbox t SET due_at = f.now FROM (SELECT o.sink, o.owner, o.session_id, p.now"
+        f" FROM {_unnest(('sink', 'now'))} JOIN outbox o ON o.sink = p.sink"
+        " WHERE o.worker IS NULL AND o.tries = 0 AND o.due_at > p.now"
+        " FOR UPDATE OF o SKIP LOCKED) f WHERE t.sink = f.sink AND t.owner = f.owner"
+        " AND t.session_id = f.session_id",
+    ),
+    "drop_parked": Statement(
+        "DELETE FROM parked WHERE sink = ?1 AND owner = ?2 AND session_id = ?3 AND n = ?4",
+        f"DELETE FROM parked t USING {_unnest((*LANE, 'n'))} WHERE t.sink = p.sink"
+        " AND t.owner = p.owner AND t.session_id = p.session_id AND t.n = p.n",
     ),
 }

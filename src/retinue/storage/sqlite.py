@@ -31,6 +31,7 @@ from retinue.errors import Conflict, InvalidInput, RetinueError, StoreFull, Stor
 from retinue.storage import bulk, program
 from retinue.storage.lockfile import LockFile
 from retinue.storage.migrate import missing
+from retinue.storage.outbox_reads import OutboxReads
 from retinue.storage.reads import Reads
 from retinue.storage.sql import BATCH, UPDATES
 from retinue.storage.statements import (
@@ -53,12 +54,13 @@ _CALL_STOP = "stop"
 _STORES_FAULT = (sqlite3.OperationalError, sqlite3.InternalError, sqlite3.NotSupportedError)
 
 
-class SqliteStore(Reads):
+class SqliteStore(Reads, OutboxReads):
     """A ledger in one SQLite file, or in memory (``path`` None)."""
 
     def __init__(self, path: Path | None, *, url: str | None = None) -> None:
         self.path = path
         self.worker = ""
+        self.sinks: tuple[str, ...] = ()
         self._url = url
         self._lock = LockFile(path.with_suffix(".lock")) if path is not None else None
         self._waiting: deque[Waiting] = deque()
@@ -238,7 +240,7 @@ class SqliteStore(Reads):
         db = self._db
         db.execute("BEGIN IMMEDIATE")
         try:
-            steps = program.run(intents)
+            steps = program.run(intents, self.sinks)
             answer: Any = None
             while True:
                 try:
