@@ -7,6 +7,7 @@ one, the caller is the local admin.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
@@ -19,6 +20,7 @@ from retinue.domain.event import Event, EventType
 from retinue.domain.execution import Execution, Task
 from retinue.domain.ids import iso, now_us
 from retinue.domain.intent import Audit
+from retinue.domain.outbox import Parked
 from retinue.domain.principal import LOCAL, Authority, Principal, Role
 from retinue.domain.question import Question
 from retinue.domain.session import Session, check_session_id
@@ -32,7 +34,14 @@ from retinue.engine.ledger import Verdict, Verification
 from retinue.engine.outcome import Reply, reply_of
 from retinue.engine.registry import Entry, describe
 from retinue.errors import Forbidden, InvalidInput, NotFound, RetinueError
-from retinue.interfaces import ContractFilter, ContractView, ExecutionFilter, Listing, Page
+from retinue.interfaces import (
+    Backlog,
+    ContractFilter,
+    ContractView,
+    ExecutionFilter,
+    Listing,
+    Page,
+)
 
 __all__ = [
     "LOCAL_ADMIN",
@@ -64,6 +73,14 @@ class AgentView(msgspec.Struct, frozen=True, kw_only=True):
     running: int
     concurrency: int
     breaker: dict[str, Any]
+
+
+class Integration(msgspec.Struct, frozen=True):
+    """How a service around us does. A sink has failed deliveries, and a backlog."""
+
+    healthy: bool
+    failures: int = 0
+    backlog: Backlog | None = None
 
 
 class Orchestrator:
@@ -263,13 +280,15 @@ class Orchestrator:
     ) -> dict[str, Any]:
         """Return a memory block of a session, made from its contracts.
 
-        Answers as ``POST /v1/compress`` does: ``compressed`` false, with the reason, when there
-        is nothing to compress.
+        MemAgent makes it when it is set and answers; else it is made here, and says so. Answers
+        as ``POST /v1/compress`` does: ``compressed`` false, with the reason, when there is nothing
+        to compress.
         """
         check_session_id(session_id)
         answer = {"status": "ok", "session_id": session_id, "compressed": True, "error": None}
+        memory = self._engine.memory
         try:
-            block = await compress(self._store, principal.owner, session_id, intent)
+            block = await compress(self._store, principal.owner, session_id, intent, memory)
         except RetinueError as error:
             return {
                 **answer,
@@ -399,6 +418,41 @@ class Orchestrator:
                 "by_status": counts.by_status,
             },
         }
+
+    async def integrations(self) -> dict[str, Integration]:
+        """Return how the services around us do: those that are set, by name."""
+        watch, outbox = self._engine.memory_watch, self._engine.outbox
+        found: dict[str, Integration] = {}
+
+        async def memory() -> None:
+            if watch is not None:
+                found[watch.peer.name] = Integration((await watch.known()).healthy)
+
+        async def sink(name: str) -> None:
+            report = await outbox.report(name)
+            found[name] = Integration(report.healthy, report.failures, report.backlog)
+
+        await asyncio.gather(memory(), *map(sink, outbox.feeds))
+        return found
+
+    async def parked(self, page: Page, principal: Principal = LOCAL_ADMIN) -> Listing[Parked]:
+        """List the contracts that a sink would not take."""
+        return await self._store.parked(None, principal.owner, page)
+
+    async def retry_parked(self, principal: Principal = LOCAL_ADMIN) -> tuple[int, int]:
+        """Deliver once more what is parked; return how many were taken, and how many were not.
+
+        Raises:
+            PeerUnavailable: a sink is away.
+            Forbidden: the caller is only a viewer.
+        """
+        await self.require(principal, Role.OPERATOR, "outbox.retry")
+        taken = refused = 0
+        for feed in self._engine.outbox.feeds.values():
+            more, less = await feed.retry(principal.owner)
+            taken, refused = taken + more, refused + less
+        await self._audit(principal, "outbox.retry", "")
+        return taken, refused
 
     async def require(self, principal: Principal, role: Role, action: str) -> None:
         """Check that the caller's role covers ``role``.

@@ -18,7 +18,7 @@ from retinue.domain.policy import RatePolicy
 from retinue.drivers.python import PythonDriver
 from retinue.engine.core import Engine
 from retinue.errors import SettingsError
-from retinue.interfaces import Store
+from retinue.interfaces import Memory, Sink, Store
 from retinue.orchestrator import Orchestrator
 from retinue.settings import Settings
 from retinue.storage.lockfile import Holder, read_holder
@@ -84,6 +84,22 @@ def load_agent(reference: str, arguments: dict[str, Any] | None = None) -> Agent
     return target
 
 
+def _sinks(settings: Settings) -> list[Sink]:
+    if not settings.trace_enabled:
+        return []
+    from retinue.integrations.trace import Trace  # noqa: PLC0415 only when it is wanted
+
+    return [Trace(settings.trace_url)]
+
+
+def _memory(settings: Settings) -> Memory | None:
+    if not settings.memagent_enabled:
+        return None
+    from retinue.integrations.memory import MemAgent  # noqa: PLC0415 only when it is wanted
+
+    return MemAgent(settings.memagent_url)
+
+
 class Runtime:
     """A system in this process: ``async with Runtime(settings) as orchestrator``.
 
@@ -107,6 +123,8 @@ class Runtime:
             queue_bound=self.settings.queue_bound,
             caller_rate=RatePolicy(per_minute=rate) if rate is not None else None,
             max_result_bytes=self.settings.max_result_bytes,
+            sinks=_sinks(self.settings),
+            memory=_memory(self.settings),
         )
         self.orchestrator = Orchestrator(self.engine)
 
@@ -145,6 +163,7 @@ class Runtime:
 
     async def close(self) -> None:
         """Close what was opened only."""
+        await self.engine.close()
         await self.store.close()
 
     def _agents(self) -> list[Agent]:

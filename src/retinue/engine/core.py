@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from msgspec.structs import replace
@@ -21,14 +21,16 @@ from retinue.engine.attempt import Attempt
 from retinue.engine.attempts import Attempts
 from retinue.engine.intake import Accepted, Intake
 from retinue.engine.journal import Journal
+from retinue.engine.outbox import Grown, Outbox
 from retinue.engine.outcome import Reply, failed, response, result_of
 from retinue.engine.queue import Queue
 from retinue.engine.registry import Entry, Registry
 from retinue.engine.scheduler import Recovered, Scheduler
 from retinue.engine.schema import check_answer
+from retinue.engine.watch import Watch
 from retinue.errors import Cancelled, Fenced, NotFound, RetinueError, ShuttingDown
 from retinue.errors import Conflict as ConflictError
-from retinue.interfaces import Driver, DriverContext, Features, Store
+from retinue.interfaces import Driver, DriverContext, Features, Memory, Sink, Store
 
 log = logging.getLogger(__name__)
 
@@ -44,12 +46,19 @@ class Engine:
         queue_bound: int = 10_000,
         caller_rate: RatePolicy | None = None,
         max_result_bytes: int = 16 << 20,
+        sinks: Sequence[Sink] = (),
+        memory: Memory | None = None,
     ) -> None:
         self.store = store
+        store.sinks = tuple(sink.name for sink in sinks)
+        self.outbox = Outbox(store, sinks)
+        self.memory = memory
+        self.memory_watch = Watch(memory) if memory is not None else None
         self.registry = Registry()
         self.journal = Journal(store)
         self.queue = Queue(store, self.registry)
-        grown: set[tuple[str, str]] = set()
+        grown: set[tuple[str, str]] = Grown(self.outbox) if sinks else set()
+        self._grown = grown
         self.attempts = Attempts(
             store,
             self.journal,
@@ -88,6 +97,9 @@ class Engine:
         """Take over what earlier processes left, and begin to work on the queue."""
         await self.scheduler.resume()
         self.recovered = await self.scheduler.recover()
+        self.outbox.start()
+        if self.memory_watch is not None:
+            self.memory_watch.start()
         self._ticking = asyncio.create_task(self.scheduler.run())
 
     async def drain(self, grace: float) -> bool:
@@ -130,11 +142,19 @@ class Engine:
             log.warning("no last anchor: %s", error.message)
         for entry in self.registry:
             await entry.stop(1.0)
+        await self.close()
+
+    async def close(self) -> None:
+        """Deliver to the sinks what can be at once; close the connections to other services."""
+        await self.outbox.stop()
+        if self.memory_watch is not None:
+            await self.memory_watch.stop()
 
     def lost(self) -> None:
         """Stop everything that runs: this worker's lease is over, or cannot be renewed."""
         for attempt in list(self.attempts.running.values()):
             attempt.end(Fenced())
+        self.outbox.lost()
 
     # -- agents --------------------------------------------------------------------------------
 
@@ -255,6 +275,8 @@ class Engine:
                     ended = attempt.wait()
                     self.attempts.cancel(execution_id, by)
                     await asyncio.wait({ended}, timeout=5)
+                else:
+                    self._grown.add((execution.owner, execution.session_id))
             self.journal.heard(await self.store.watch([execution_id]))
         return await self._known(execution_id, owner)
 
