@@ -31,6 +31,8 @@ EXPECTED = {
     "StoreUnavailable": 503,
     "StoreFull": 507,
     "ShuttingDown": 503,
+    "PeerUnavailable": 503,
+    "PeerRefused": 502,
     "QueueFull": 429,
     "RateLimited": 429,
     "SettingsError": 500,

@@ -65,7 +65,7 @@ def test_every_operation_is_complete(document: dict[str, Any]) -> None:
         assert named == given, where
         for parameter in operation.get("parameters", ()):
             assert parameter["schema"], where
-        if method == "POST" and not path.endswith("/cancel"):
+        if method == "POST" and not path.endswith(("/cancel", "/retry")):
             schema = operation["requestBody"]["content"]["application/json"]["schema"]
             assert schema["$ref"].startswith("#/components/schemas/"), where
         responses = operation["responses"]
@@ -173,6 +173,8 @@ def _record(client: httpx.Client, fits: Fits) -> None:
     for session in ("s", "empty"):
         compressed = client.post("/v1/compress", json={"session_id": session})
         fits("POST /v1/compress", compressed)
+    fits("GET /v1/parked", client.get("/v1/parked"))
+    fits("POST /v1/parked/retry", client.post("/v1/parked/retry"))
     fits("GET /v1/ledger/verify", client.get("/v1/ledger/verify"))
 
 

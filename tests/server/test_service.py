@@ -191,12 +191,22 @@ def _for(capability: str) -> dict[str, str]:
     return {"text": "hi"} if capability == "echo" else {}
 
 
+QUIET = {
+    "backlog": 0,
+    "failing": 0,
+    "parked": 0,
+    "failures": 0,
+    "last_error": None,
+    "last_error_at": None,
+}
+
+
 @pytest.mark.requirement("003.status")
 def test_integrations_are_off_unless_they_are_set(client: httpx.Client) -> None:
     integrations = client.get("/v1/status").json()["integrations"]
     assert integrations == {
         "memagent": {"enabled": False, "url": "http://localhost:8799", "healthy": None},
-        "trace": {"enabled": False, "url": "http://localhost:8787", "healthy": None},
+        "trace": {"enabled": False, "url": "http://localhost:8787", "healthy": None, **QUIET},
         "all_healthy": True,
     }
 
@@ -215,7 +225,12 @@ def test_status_answers_in_time_with_both_integrations_hanging(start: Start, han
         before = time.monotonic()
         integrations = client.get("/v1/status").json()["integrations"]
         assert time.monotonic() - before < 2
-    assert integrations["trace"] == {"enabled": True, "url": hanging, "healthy": False}
+    assert integrations["trace"] == {
+        "enabled": True,
+        "url": hanging,
+        "healthy": False,
+        **QUIET,
+    }
     assert integrations["memagent"]["healthy"] is False
     assert integrations["all_healthy"] is False
 

@@ -21,6 +21,7 @@ from retinue.server import (
     keys,
     ledger,
     orchestrate,
+    parked,
     questions,
     sessions,
 )
@@ -37,6 +38,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *agents.OPERATIONS,
     *contracts.OPERATIONS,
     *sessions.OPERATIONS,
+    *parked.OPERATIONS,
     *questions.OPERATIONS,
     *keys.OPERATIONS,
     *ledger.OPERATIONS,

@@ -24,6 +24,7 @@ from retinue.errors import (
     InvalidInput,
     NotFound,
     NotSupported,
+    PeerRefused,
     QueueFull,
     RateLimited,
     RetinueError,
@@ -54,6 +55,7 @@ STATUS: dict[type[RetinueError], HTTPStatus] = {
     CircuitOpen: HTTPStatus.SERVICE_UNAVAILABLE,
     Timeout: HTTPStatus.GATEWAY_TIMEOUT,
     CommunicationError: HTTPStatus.BAD_GATEWAY,
+    PeerRefused: HTTPStatus.BAD_GATEWAY,
     HumanInputRequired: HTTPStatus.CONFLICT,
 }
 

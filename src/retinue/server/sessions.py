@@ -95,7 +95,9 @@ async def get_session(call: Call) -> bytes:
 async def compress(call: Call) -> bytes:
     """Compress a session into a memory block made from its contracts.
 
-    `compressed` is false, and `error` says why, when there is nothing to compress.
+    The block's `source` says who wrote its summary: MemAgent when it is set, else `local`; where
+    MemAgent could not be had, `fallback` says why. `compressed` is false, and `error` says why,
+    when there is nothing to compress.
     """
     wanted = await call.record(CompressBody)
     check_session_id(wanted.session_id)
