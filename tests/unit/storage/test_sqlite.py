@@ -13,7 +13,7 @@ from retinue.domain.ids import now_us
 from retinue.domain.intent import Requeue
 from retinue.errors import StoreFull, StoreLocked, StoreUnavailable
 from retinue.storage.lockfile import Holder, LockFile, read_holder
-from retinue.storage.migrate import migrations
+from retinue.storage.migrate import migrations, missing
 from retinue.storage.sqlite import SqliteStore
 from retinue.testing.store_samples import execution, fence, finish, load, run, submit, verify_chain
 
@@ -141,6 +141,28 @@ class TestSchema:
         with closing(sqlite3.connect(store.path)) as db:
             assert db.execute("PRAGMA user_version").fetchone() == (migrations("sqlite")[-1][0],)
             assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+    async def test_an_older_file_is_brought_up_to_date(self, tmp_path: Path) -> None:
+        path = tmp_path / "old.db"
+        first, script = migrations("sqlite")[0]
+        with closing(sqlite3.connect(path)) as db:
+            db.executescript(f"{script}\nPRAGMA user_version = {first};")
+        store = SqliteStore(path)
+        await store.open()
+        try:
+            store.sinks = ("trace",)
+            await run(store)
+            assert (await store.outbox_backlog("trace")).contracts == 1
+        finally:
+            await store.close()
+        with closing(sqlite3.connect(path)) as db:
+            assert db.execute("PRAGMA user_version").fetchone() == (migrations("sqlite")[-1][0],)
+
+    def test_the_numbers_of_migrations_decide(self) -> None:
+        numbers = [number for number, _ in migrations("sqlite")]
+        assert numbers == sorted(set(numbers))
+        assert [number for number, _ in missing("sqlite", numbers[0])] == numbers[1:]
+        assert missing("sqlite", numbers[-1]) == []
 
     def test_both_dialects_have_the_same_migrations(self) -> None:
         assert [n for n, _ in migrations("sqlite")] == [n for n, _ in migrations("postgres")]
