@@ -89,20 +89,20 @@ class Digest:
 
     def block(self) -> dict[str, Any]:
         """Return the memory block."""
-        tasks = self._outcomes.total()
         agents = sorted(self._agents)
         told = ", ".join(f"{n} {word}" for word, n in sorted(self._outcomes.items()))
         done = ", ".join(
-            name if n == 1 else f"{name} ({n} times)"
-            for name, n in sorted(self._capabilities.items())
+            name if n == 1 else f"{name} ({n} times)" for name, n in self._capabilities.items()
         )
+        tasks = self._outcomes.total()
+        counted = f"{tasks} task{'s' if tasks != 1 else ''}"
         return {
             "session_id": self._session_id,
             "intent": self._intent,
             "source": "local",
             "created_by": "retinue (local, extractive)",
             "fallback": None,
-            "summary": f"{tasks} tasks ({told}) by {', '.join(agents) or 'nobody'}: {done}",
+            "summary": f"{counted} ({told}) by {', '.join(agents) or 'nobody'}: {done}",
             "capabilities": dict(sorted(self._capabilities.items())),
             "agents": agents,
             "outcomes": dict(sorted(self._outcomes.items())),
