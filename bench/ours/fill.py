@@ -32,7 +32,7 @@ from retinue.domain.ids import now_us, ulid
 from retinue.domain.policy import Delivery
 from retinue.domain.session import Session
 from retinue.domain.strictjson import dumps
-from retinue.storage.migrate import migrations
+from retinue.storage.migrate import migrate_sqlite, migrations
 from retinue.storage.sql import insert
 from retinue.storage.tables import TABLES, row_of
 
@@ -73,8 +73,7 @@ def fill(path: Path, contracts: int, sessions: int) -> None:
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
         for pragma in ("journal_mode = OFF", "synchronous = OFF", "cache_size = -262144"):
             db.execute(f"PRAGMA {pragma}")
-        for number, script in migrations("sqlite"):
-            db.executescript(f"BEGIN;\n{script}\nPRAGMA user_version = {number};\nCOMMIT;")
+        migrate_sqlite(db)
         tasks = contracts // 2
         for number in range(sessions):
             share = tasks // sessions + (number < tasks % sessions)

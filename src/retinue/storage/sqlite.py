@@ -30,7 +30,7 @@ from retinue.domain.strictjson import dumps
 from retinue.errors import Conflict, InvalidInput, RetinueError, StoreFull, StoreUnavailable
 from retinue.storage import bulk, program
 from retinue.storage.lockfile import LockFile
-from retinue.storage.migrate import missing
+from retinue.storage.migrate import migrate_sqlite
 from retinue.storage.outbox_reads import OutboxReads
 from retinue.storage.reads import Reads
 from retinue.storage.sql import BATCH, UPDATES
@@ -92,7 +92,7 @@ class SqliteStore(Reads, OutboxReads):
         self.worker = ulid()
         try:
             self._db = self._connect()
-            self._migrate(self._db)
+            migrate_sqlite(self._db)
             # The lock says so: every earlier epoch is over.
             self._db.execute(
                 "UPDATE worker SET stopped_at = ? WHERE stopped_at IS NULL", [now_us()]
@@ -128,14 +128,6 @@ class SqliteStore(Reads, OutboxReads):
         db.execute("PRAGMA wal_autocheckpoint = 16000")
         self._connections.append(db)
         return db
-
-    @staticmethod
-    def _migrate(db: sqlite3.Connection) -> None:
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-        for number, script in missing("sqlite", version):
-            db.executescript(
-                f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {number};\nCOMMIT;"
-            )
 
     async def close(self) -> None:
         """Write what is waiting, give up the epoch, close."""

@@ -142,27 +142,35 @@ class TestSchema:
             assert db.execute("PRAGMA user_version").fetchone() == (migrations("sqlite")[-1][0],)
             assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
-    async def test_an_older_file_is_brought_up_to_date(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("had", [(1,), (1, 7)])
+    async def test_an_older_file_is_brought_up_to_date(
+        self, tmp_path: Path, had: tuple[int, ...]
+    ) -> None:
         path = tmp_path / "old.db"
-        first, script = migrations("sqlite")[0]
+        scripts = dict(migrations("sqlite"))
         with closing(sqlite3.connect(path)) as db:
-            db.executescript(f"{script}\nPRAGMA user_version = {first};")
-        store = SqliteStore(path)
-        await store.open()
-        try:
-            store.sinks = ("trace",)
-            await run(store)
-            assert (await store.outbox_backlog("trace")).contracts == 1
-        finally:
-            await store.close()
+            for number in had:
+                db.executescript(f"{scripts[number]}\nPRAGMA user_version = {number};")
+        for _ in range(2):
+            store = SqliteStore(path)
+            await store.open()
+            try:
+                store.sinks = ("trace",)
+                await run(store)
+                assert (await store.outbox_backlog("trace")).contracts > 0
+            finally:
+                await store.close()
         with closing(sqlite3.connect(path)) as db:
-            assert db.execute("PRAGMA user_version").fetchone() == (migrations("sqlite")[-1][0],)
+            rows = db.execute("SELECT version FROM schema_version ORDER BY version").fetchall()
+            assert [number for (number,) in rows] == sorted(scripts)
+            assert db.execute("PRAGMA user_version").fetchone() == (max(scripts),)
 
-    def test_the_numbers_of_migrations_decide(self) -> None:
+    def test_a_migration_with_a_lower_number_is_not_passed_over(self) -> None:
         numbers = [number for number, _ in migrations("sqlite")]
         assert numbers == sorted(set(numbers))
-        assert [number for number, _ in missing("sqlite", numbers[0])] == numbers[1:]
-        assert missing("sqlite", numbers[-1]) == []
+        assert [number for number, _ in missing("sqlite", [])] == numbers
+        assert [number for number, _ in missing("sqlite", [1, numbers[-1]])] == numbers[1:-1]
+        assert missing("sqlite", numbers) == []
 
     def test_both_dialects_have_the_same_migrations(self) -> None:
         assert [n for n, _ in migrations("sqlite")] == [n for n, _ in migrations("postgres")]
