@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from retinue.testing.services import FakeTrace
+from retinue.testing.peers import FakeTrace
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Place, Server

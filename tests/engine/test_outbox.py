@@ -14,7 +14,7 @@ from retinue import Orchestrator, Runtime, Settings, capability
 from retinue.engine.feed import Pace
 from retinue.interfaces import ContractFilter, Page
 from retinue.orchestrator import Integration
-from retinue.testing.services import FakeTrace, Request
+from retinue.testing.peers import FakeTrace, Request
 from retinue.testing.store_samples import until
 
 QUICK = Pace(first_wait=0.05, longest_wait=0.2, longest_away=0.2, longest_pause=0.1, poll=0.05)

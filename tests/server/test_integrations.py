@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from retinue.testing.services import FakeMemAgent, FakeTrace, Request
+from retinue.testing.peers import FakeMemAgent, FakeTrace, Request
 
 if TYPE_CHECKING:
     from tests.server.conftest import Served

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from retinue.domain.strictjson import dumps
 from retinue.errors import PeerRefused
-from retinue.integrations.service import Service, json_of
+from retinue.integrations.http import HttpPeer, json_of
 from retinue.interfaces import Health
 
 INIT_SECONDS = 1.5
@@ -29,7 +29,7 @@ class MemAgent:
     name: ClassVar[str] = "memagent"
 
     def __init__(self, url: str, *, seconds: float = COMPRESS_SECONDS) -> None:
-        self._service = Service("MemAgent", url)
+        self._http = HttpPeer("MemAgent", url)
         self._seconds = seconds
 
     async def compress(self, session_id: str, intent: str | None, told: str, /) -> dict[str, Any]:
@@ -41,14 +41,14 @@ class MemAgent:
         """
         name = session_id if session_id.startswith(PREFIX) else PREFIX + session_id
         whole = f"{intent}\n\n{told}" if intent else told
-        await self._service.post(
+        await self._http.post(
             "/v1/session/init",
             dumps({"session_id": name, "intent": whole, "created_by": CREATED_BY}),
             seconds=INIT_SECONDS,
             also=_THERE_ALREADY,
         )
         answer = json_of(
-            await self._service.post(
+            await self._http.post(
                 f"/v1/session/{quote(name, safe='')}/compress",
                 dumps({"intent": whole}),
                 seconds=self._seconds,
@@ -61,8 +61,8 @@ class MemAgent:
 
     async def check(self) -> Health:
         """Say whether MemAgent is well."""
-        return await self._service.well("/v1/health", "/health")
+        return await self._http.well("/v1/health", "/health")
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._service.close()
+        await self._http.close()

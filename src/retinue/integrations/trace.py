@@ -13,7 +13,7 @@ from urllib.parse import quote
 import msgspec
 
 from retinue.domain.contract import Contract, ContractStatus, ContractType
-from retinue.integrations.service import Service
+from retinue.integrations.http import HttpPeer
 from retinue.interfaces import Health
 
 DELIVERY_SECONDS = 10.0
@@ -103,7 +103,7 @@ class Trace:
     name: ClassVar[str] = "trace"
 
     def __init__(self, url: str, *, seconds: float = DELIVERY_SECONDS) -> None:
-        self._service = Service("Trace", url)
+        self._http = HttpPeer("Trace", url)
         self._seconds = seconds
 
     async def deliver(self, contract: Contract, /) -> None:
@@ -114,12 +114,12 @@ class Trace:
             PeerRefused: it says no.
         """
         path = f"/v1/sessions/{quote(contract.session_id, safe='')}/events"
-        await self._service.post(path, _encode(event_of(contract)), seconds=self._seconds)
+        await self._http.post(path, _encode(event_of(contract)), seconds=self._seconds)
 
     async def check(self) -> Health:
         """Say whether Trace is well."""
-        return await self._service.well("/v1/health")
+        return await self._http.well("/v1/health")
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._service.close()
+        await self._http.close()

@@ -1,5 +1,5 @@
 """What a test of an application on Retinue needs; nothing in the runtime imports it.
 
 ``servers``   real servers, private to the test that starts them
-``services``  Trace and MemAgent, as servers that do what a test tells them
+``peers``     Trace and MemAgent, as servers that do what a test tells them
 """

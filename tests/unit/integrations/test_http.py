@@ -9,22 +9,22 @@ from typing import Any
 import pytest
 
 from retinue.errors import PeerRefused, PeerUnavailable
-from retinue.integrations.service import MOST_ANSWER, Service, json_of
-from retinue.testing.services import FakeTrace
+from retinue.integrations.http import MOST_ANSWER, HttpPeer, json_of
+from retinue.testing.peers import FakeTrace
 
 PATH = "/v1/sessions/s/events"
 EVENT = b'{"event_type": "x", "data": {}}'
 
 
 @pytest.fixture
-async def called() -> AsyncIterator[tuple[FakeTrace, Service]]:
+async def called() -> AsyncIterator[tuple[FakeTrace, HttpPeer]]:
     with FakeTrace() as trace:
-        service = Service("Trace", trace.url)
+        service = HttpPeer("Trace", trace.url)
         yield trace, service
         await service.close()
 
 
-async def test_success_gives_the_answer(called: tuple[FakeTrace, Service]) -> None:
+async def test_success_gives_the_answer(called: tuple[FakeTrace, HttpPeer]) -> None:
     trace, service = called
     assert json_of(await service.post(PATH, EVENT, seconds=5)) == {"status": "ok"}
     assert trace.requests[0].headers["content-type"] == "application/json"
@@ -50,7 +50,7 @@ async def test_success_gives_the_answer(called: tuple[FakeTrace, Service]) -> No
     ],
 )
 async def test_a_status_says_whose_fault_it_is(
-    called: tuple[FakeTrace, Service], status: int, raised: type[Exception] | None, for_good: bool
+    called: tuple[FakeTrace, HttpPeer], status: int, raised: type[Exception] | None, for_good: bool
 ) -> None:
     trace, service = called
     trace.answer(status, {"detail": "because"} if status != 204 else None)
@@ -64,14 +64,14 @@ async def test_a_status_says_whose_fault_it_is(
     assert getattr(error, "for_good", False) is for_good
 
 
-async def test_a_status_may_be_as_good(called: tuple[FakeTrace, Service]) -> None:
+async def test_a_status_may_be_as_good(called: tuple[FakeTrace, HttpPeer]) -> None:
     trace, service = called
     trace.answer(409)
     await service.post(PATH, EVENT, seconds=5, also=frozenset({409}))
 
 
 async def test_silence_is_bounded_and_the_next_call_is_well(
-    called: tuple[FakeTrace, Service],
+    called: tuple[FakeTrace, HttpPeer],
 ) -> None:
     trace, service = called
     trace.hang()
@@ -84,7 +84,7 @@ async def test_silence_is_bounded_and_the_next_call_is_well(
     await service.post(PATH, EVENT, seconds=5)
 
 
-async def test_many_silent_calls_leave_room_for_others(called: tuple[FakeTrace, Service]) -> None:
+async def test_many_silent_calls_leave_room_for_others(called: tuple[FakeTrace, HttpPeer]) -> None:
     trace, service = called
     trace.hang()
     calls = [service.post(PATH, EVENT, seconds=0.3) for _ in range(40)]
@@ -94,7 +94,7 @@ async def test_many_silent_calls_leave_room_for_others(called: tuple[FakeTrace, 
     await asyncio.gather(*(service.post(PATH, EVENT, seconds=5) for _ in range(40)))
 
 
-async def test_nobody_there_is_said(called: tuple[FakeTrace, Service]) -> None:
+async def test_nobody_there_is_said(called: tuple[FakeTrace, HttpPeer]) -> None:
     trace, service = called
     trace.stop()
     with pytest.raises(PeerUnavailable, match=f"Trace cannot be reached at {trace.url}"):
@@ -123,7 +123,7 @@ async def test_what_is_no_answer_is_said(answer: bytes) -> None:
         writer.close()
 
     server = await asyncio.start_server(speak, "127.0.0.1", 0)
-    service = Service("Trace", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    service = HttpPeer("Trace", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
     try:
         with pytest.raises(PeerUnavailable, match="the connection to Trace broke"):
             await service.post(PATH, EVENT, seconds=5)
@@ -133,7 +133,7 @@ async def test_what_is_no_answer_is_said(answer: bytes) -> None:
         await server.wait_closed()
 
 
-async def test_an_answer_without_end_is_cut_off(called: tuple[FakeTrace, Service]) -> None:
+async def test_an_answer_without_end_is_cut_off(called: tuple[FakeTrace, HttpPeer]) -> None:
     trace, service = called
     trace.answer(200, "x" * (3 * MOST_ANSWER))
     assert len(await service.post(PATH, EVENT, seconds=10)) == MOST_ANSWER
@@ -141,7 +141,7 @@ async def test_an_answer_without_end_is_cut_off(called: tuple[FakeTrace, Service
     await service.post(PATH, EVENT, seconds=5)
 
 
-async def test_the_first_path_that_is_there_tells(called: tuple[FakeTrace, Service]) -> None:
+async def test_the_first_path_that_is_there_tells(called: tuple[FakeTrace, HttpPeer]) -> None:
     _, service = called
     assert (await service.well("/nowhere", "/v1/health")).healthy is True
     health = await service.well("/nowhere", "/neither")
@@ -149,7 +149,7 @@ async def test_the_first_path_that_is_there_tells(called: tuple[FakeTrace, Servi
 
 
 def test_a_password_is_not_part_of_what_is_shown() -> None:
-    service = Service("Trace", "http://ann:s3cret@localhost:8787/base/")
+    service = HttpPeer("Trace", "http://ann:s3cret@localhost:8787/base/")
     assert service.url == "http://localhost:8787/base"
 
 

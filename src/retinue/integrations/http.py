@@ -28,7 +28,7 @@ _LATER = frozenset({408, 421, 425, 429, 502, 503, 504})
 _FOR_GOOD = frozenset({400, 406, 409, 410, 411, 412, 413, 414, 415, 422, 431, 451})
 
 
-class Service:
+class HttpPeer:
     """One service, by its URL."""
 
     def __init__(self, name: str, url: str) -> None:

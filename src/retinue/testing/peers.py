@@ -27,7 +27,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, ClassVar, NamedTuple, Self
 
-__all__ = ["FakeMemAgent", "FakeService", "FakeTrace", "Request"]
+__all__ = ["FakeMemAgent", "FakePeer", "FakeTrace", "Request"]
 
 SECONDS = 20.0
 
@@ -78,7 +78,7 @@ class _Server(ThreadingHTTPServer):
                 connection.shutdown(socket.SHUT_RDWR)
 
 
-class FakeService:
+class FakePeer:
     """A service that can be told how to behave. ``requests`` is all that came in, in order."""
 
     def __init__(self) -> None:
@@ -102,10 +102,10 @@ class FakeService:
     def start(self) -> None:
         """Listen, at the address of the last time."""
         if self._server is None:
-            self._server = _Server(self._port, self._handler())
+            self._server = _Server(self._port, self._exchange_type())
             self._port = self._server.server_address[1]
             serving = threading.Thread(
-                target=self._server.serve_forever, args=(0.02,), name="fake-service", daemon=True
+                target=self._server.serve_forever, args=(0.02,), name="fake-peer", daemon=True
             )
             serving.start()
 
@@ -191,10 +191,10 @@ class FakeService:
             self._changed.notify_all()
             return answer
 
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
+    def _exchange_type(self) -> type[BaseHTTPRequestHandler]:
         service = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Exchange(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
@@ -221,10 +221,10 @@ class FakeService:
             def log_message(self, *_: Any) -> None:
                 """Say nothing."""
 
-        return Handler
+        return Exchange
 
 
-class FakeTrace(FakeService):
+class FakeTrace(FakePeer):
     """Trace: keeps the events it took, by session, in the order it took them."""
 
     _EVENTS: ClassVar[re.Pattern[str]] = re.compile(r"/v1/sessions/([^/]+)/events")
@@ -259,7 +259,7 @@ class FakeTrace(FakeService):
         return HTTPStatus.OK, {"status": "ok"}
 
 
-class FakeMemAgent(FakeService):
+class FakeMemAgent(FakePeer):
     """MemAgent: compresses sessions it was told of. Its summary quotes what it was told.
 
     ``health_paths`` are the paths on which it says that it is well.
