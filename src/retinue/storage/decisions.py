@@ -318,4 +318,4 @@ DECIDE: dict[type, Callable[[Batch, Any, Locked, Asked], Result]] = {
     PutKey: _put_key,
     Audit: _audit,
 }
-"""How each kind is decided. ``Submit``, ``Lease`` and ``RevokeKey`` need their own statements."""
+"""How each kind is decided. The kinds that are missing here need statements of their own."""

@@ -4,8 +4,8 @@
 result per intent, in order. Both stores drive it inside one transaction, so SQLite and PostgreSQL
 cannot differ in what they decide.
 
-Order within a batch: executions, then questions, then idempotency keys, then session heads, then
-the audit head, each locked in sorted order; so two writers cannot wait for each other. A program
+Order within a batch: executions, then questions, then idempotency keys, then agents, then session
+heads, then the audit head, each locked in sorted order; so two writers cannot wait for each other. A program
 may be run again after its transaction was rolled back: it leaves nothing behind in its intents
 that a second run would mistake for a decision.
 """
@@ -29,7 +29,9 @@ from retinue.domain.intent import (
     Intent,
     Lease,
     Ok,
+    PutAgent,
     Rejected,
+    RemoveAgent,
     Requeue,
     Result,
     RevokeKey,
@@ -38,6 +40,7 @@ from retinue.domain.intent import (
 from retinue.domain.question import Question
 from retinue.domain.session import Session
 from retinue.storage.admission import lease, submit
+from retinue.storage.agents import put_or_remove
 from retinue.storage.decisions import DECIDE, Batch, Placed
 from retinue.storage.statements import (
     Change,
@@ -59,12 +62,15 @@ def run(intents: Sequence[Intent]) -> Program:
     locked, questions = yield from _lock(intents)
     submits: list[tuple[int, Submit]] = []
     leases: list[tuple[int, Lease]] = []
+    agents: list[tuple[int, PutAgent | RemoveAgent]] = []
     for i, intent in enumerate(intents):
         kind = type(intent)
         if kind is Submit:
             submits.append((i, intent))  # type: ignore[arg-type]
         elif kind is Lease:
             leases.append((i, intent))  # type: ignore[arg-type]
+        elif kind is PutAgent or kind is RemoveAgent:
+            agents.append((i, intent))  # type: ignore[arg-type]
         elif kind is not RevokeKey:
             results[i] = DECIDE[kind](batch, intent, locked, questions)
     if submits:
@@ -74,6 +80,8 @@ def run(intents: Sequence[Intent]) -> Program:
     for i, intent in enumerate(intents):
         if type(intent) is RevokeKey:
             results[i] = yield from _revoke_key(batch, intent)
+    if agents:
+        yield from put_or_remove(batch, agents, results)
     yield from _write(batch)
     return results
 

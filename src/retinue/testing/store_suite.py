@@ -38,6 +38,7 @@ from retinue.domain.intent import (
 from retinue.domain.question import QuestionState
 from retinue.errors import StoreUnavailable
 from retinue.interfaces import Store
+from retinue.testing.store_agents import AgentRules
 from retinue.testing.store_lists import ListRules, WatchRules
 from retinue.testing.store_queue import IdempotencyRules, LeaseRules, SubmitRules
 from retinue.testing.store_records import AuditRules, ChainRules, audited, verify_audit
@@ -144,6 +145,7 @@ class StoreSuite(
     QuestionRules,
     ChainRules,
     AuditRules,
+    AgentRules,
     ListRules,
     WatchRules,
     ReopenRules,
