@@ -34,7 +34,8 @@ def _networks(*texts: str) -> tuple[Network, ...]:
 
 # Beside what ``is_global`` excludes, which differs a little between versions of Python.
 _CLOSED = _networks(
-    "::/96", "0.0.0.0/8", "100.64.0.0/10", "192.0.0.0/24", "192.88.99.0/24", "198.18.0.0/15", "240.0.0.0/4",
+    "0.0.0.0/8", "100.64.0.0/10", "192.0.0.0/24", "192.88.99.0/24", "198.18.0.0/15",
+    "240.0.0.0/4", "::/96",
     "64:ff9b:1::/48", "100::/64", "2001:db8::/32", "3fff::/20", "5f00::/16", "fec0::/10",
 )  # fmt: skip
 # Where machines of a cloud ask for their credentials, and what is no single machine: a host's

@@ -26,11 +26,13 @@ def put_or_remove(
             agent = intent.agent
             values = tuple(getattr(agent, column) for column in PUT_AGENT)
             done = yield Query("put_agent", [values])
-            at, refusal = agent.created_at, Conflict("exists")
+            at = agent.created_at
+            refusal: Result = Conflict("exists")
         else:
             assert type(intent) is RemoveAgent
             done = yield Query("remove_agent", [(intent.agent_id, intent.at, intent.by)])
-            at, refusal = intent.at, Rejected("not_found")
+            at = intent.at
+            refusal = Rejected("not_found")
         if done:
             batch.audits.append((intent.audit, at))
         results[i] = Ok() if done else refusal

@@ -5,9 +5,9 @@ result per intent, in order. Both stores drive it inside one transaction, so SQL
 cannot differ in what they decide.
 
 Order within a batch: executions, then questions, then idempotency keys, then agents, then session
-heads, then the audit head, each locked in sorted order; so two writers cannot wait for each other. A program
-may be run again after its transaction was rolled back: it leaves nothing behind in its intents
-that a second run would mistake for a decision.
+heads, then the audit head, each locked in sorted order; so two writers cannot wait for each other.
+A program may be run again after its transaction was rolled back: it leaves nothing behind in its
+intents that a second run would mistake for a decision.
 """
 
 from __future__ import annotations

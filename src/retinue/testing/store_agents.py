@@ -93,7 +93,7 @@ class AgentRules:
             store.write(remove("remote")),
             store.write(put(again)),
         )
-        assert results == [Ok()] * 6
+        assert list(results) == [Ok()] * 6
         assert {agent.agent_id: agent.revision for agent in await store.agents()} == {
             "other": 1,
             "remote": 3,
