@@ -25,6 +25,7 @@ _PORTS = {"http": 80, "https": 443}
 _NAME = re.compile(r"(?=.{1,253}\Z)(?!-)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\Z")
 # A last label like these makes resolvers read the whole name as a number: 0x7f.1, 127.1, 017.
 _NUMBER = re.compile(r"(?:0x[0-9a-f]*|[0-9]+)\Z")
+_PLACE = re.compile(r"(?:\[[^\[\]]+\]|[^\[\]:]+)(?::[0-9]+)?\Z")
 _UGLY = re.compile(r"[^\x21-\x7e]|\\")
 
 
@@ -96,8 +97,8 @@ def read(url: str) -> Endpoint:
         raise _denied("it must not hold a user or a password")
     if "?" in url or "#" in url:
         raise _denied("it must not hold a query or a fragment")
-    if port == 0:
-        raise _denied("0 is no port")
+    if _PLACE.match(parts.netloc) is None or port == 0:
+        raise _denied("its host or its port is none")
     host = _host(parts.hostname or "")
     return Endpoint(parts.scheme, host, port or _PORTS[parts.scheme], parts.path.rstrip("/"))
 

@@ -46,27 +46,29 @@ class Heartbeat:
         self._room = asyncio.Semaphore(AT_ONE_TIME)
         self._checks: dict[Entry, asyncio.Task[Health]] = {}
         self._looks: dict[Entry, asyncio.Task[None]] = {}
-        self._loop: asyncio.Task[None] | None = None
+        self._rounds: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self) -> None:
         """Begin; the first round is at once."""
-        self._loop = asyncio.create_task(self._run())
+        self._loop = asyncio.get_running_loop()
+        self._rounds = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
         """End, with the checks that are under way."""
         tasks: list[asyncio.Task[Any]] = [*self._looks.values(), *self._checks.values()]
-        if self._loop is not None:
-            tasks.append(self._loop)
-        self._loop = None
+        if self._rounds is not None:
+            tasks.append(self._rounds)
+        self._rounds = None
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=1.0)
 
     def soon(self, entry: Entry) -> None:
-        """Check a new agent at once, if the checks run."""
-        if self._loop is not None:
-            self._begin(entry)
+        """Check a new agent at once, if the checks run; may be called from any thread."""
+        if self._rounds is not None and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._begin, entry)
 
     async def _run(self) -> None:
         while True:
@@ -75,7 +77,7 @@ class Heartbeat:
             await asyncio.sleep(self._interval)
 
     def _begin(self, entry: Entry) -> None:
-        if entry in self._looks:
+        if entry in self._looks or self._rounds is None:
             return  # the last one is under way, within its time
         look = self._looks[entry] = asyncio.create_task(self.look(entry))
         look.add_done_callback(lambda _: self._looks.pop(entry, None))
@@ -133,6 +135,8 @@ class Heartbeat:
 
 
 async def _ask(entry: Entry) -> Health:
+    if entry.removed:
+        return Health(False, "it was removed")
     try:
         return await (await entry.ready()).ping()
     except RetinueError as error:

@@ -133,6 +133,7 @@ class HttpReference(BaseModel):
         Annotated[
             HttpCapability,
             BeforeValidator(lambda value: {"name": value} if isinstance(value, str) else value),
+            WithJsonSchema({"anyOf": [{"type": "string"}, HttpCapability.model_json_schema()]}),
         ],
         ...,
     ] = Field(min_length=1, description="their names, or {name, description, parameters}")
@@ -150,6 +151,23 @@ class HttpReference(BaseModel):
     max_attempts: int = Field(default=3, ge=1, le=100)
 
 
+def _whole_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """Return a model's JSON Schema without references, so that it can stand inside another."""
+    found = model.model_json_schema()
+    parts = found.pop("$defs", {})
+
+    def whole(node: Any) -> Any:
+        if isinstance(node, list):
+            return [whole(child) for child in node]
+        if not isinstance(node, dict):
+            return node
+        rest = {key: whole(child) for key, child in node.items() if key != "$ref"}
+        return whole(parts[node["$ref"].rpartition("/")[2]]) | rest if "$ref" in node else rest
+
+    schema: dict[str, Any] = whole(found)
+    return schema
+
+
 def _kind(value: Any) -> str:
     driver = value.get("driver") if isinstance(value, dict) else getattr(value, "driver", None)
     return "python" if driver is None else "http"
@@ -163,8 +181,8 @@ Reference = Annotated[
         {
             "anyOf": [
                 {"type": "string"},
-                AgentReference.model_json_schema(),
-                HttpReference.model_json_schema(),
+                _whole_schema(AgentReference),
+                _whole_schema(HttpReference),
             ]
         },
         mode="validation",

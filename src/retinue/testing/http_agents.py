@@ -183,10 +183,12 @@ class HttpAgent:
                 gone = asyncio.create_task(self._until_gone(reader))
                 let = asyncio.create_task(self._let.wait())
                 await asyncio.wait({gone, let}, return_when=asyncio.FIRST_COMPLETED)
-                gone.cancel()
-                if let.done():
-                    await _answer(writer, 200, b'{"success": true, "data": "waited"}')
                 let.cancel()
+                if gone.done():
+                    return False
+                gone.cancel()
+                await asyncio.wait({gone})  # it was reading
+                await _answer(writer, 200, b'{"success": true, "data": "waited"}')
             case _:
                 await self._break(request.json["capability"], writer)
                 return False

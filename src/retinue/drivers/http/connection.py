@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 CONNECT_SECONDS = 10.0
 IDLE_SECONDS = 2.0
 """Shorter than any server's own patience: a connection that it is about to close is not used."""
-MOST_IDLE = 16
 
 
 @functools.cache
@@ -49,10 +48,14 @@ class Connections:
         self, endpoint: Endpoint, resolve: Resolve, policy: Policy | None, *, most: int
     ) -> None:
         self._endpoint = endpoint
+        self._closed = False
+        self._room = asyncio.Semaphore(most + 1)
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=_tls() if endpoint.scheme == "https" else None,
-            max_connections=most + 1,
-            max_keepalive_connections=min(most, MOST_IDLE),
+            # Bounded by ``_room``: the pool itself loses count of a connection whose request is
+            # cancelled before it begins, and closes good ones when only some may stay idle.
+            max_connections=None,
+            max_keepalive_connections=None,
             keepalive_expiry=IDLE_SECONDS,
             network_backend=_Dialer(resolve, policy),
         )
@@ -74,6 +77,8 @@ class Connections:
             EgressDenied: the policy does not allow the address that the host has now.
             InvalidResult: the answer is longer; unless it may be truncated, or is no success.
         """
+        if self._closed:
+            raise CommunicationError("the agent was stopped", outcome="not_started")
         url = httpcore.URL(
             scheme=self._endpoint.scheme,
             host=self._endpoint.host,
@@ -82,13 +87,16 @@ class Connections:
         )
         sent = {"Host": self._endpoint.authority, "User-Agent": "retinue"} | headers
         try:
-            async with self._pool.stream(
-                method,
-                url,
-                headers=list(sent.items()),
-                content=body or None,
-                extensions={"timeout": {"connect": CONNECT_SECONDS}},
-            ) as response:
+            async with (
+                self._room,
+                self._pool.stream(
+                    method,
+                    url,
+                    headers=list(sent.items()),
+                    content=body or None,
+                    extensions={"timeout": {"connect": CONNECT_SECONDS}},
+                ) as response,
+            ):
                 return await _read(response, most, truncate)
         except (httpcore.ConnectError, httpcore.ConnectTimeout, httpcore.PoolTimeout) as error:
             raise CommunicationError(
@@ -105,7 +113,8 @@ class Connections:
             ) from None
 
     async def close(self) -> None:
-        """Close them all."""
+        """Close them all, and make no more."""
+        self._closed = True
         await self._pool.aclose()
 
 
