@@ -29,7 +29,14 @@ from retinue.domain.signing import derive, fingerprint
 from retinue.domain.strictjson import dumps
 from retinue.engine.registry import Entry, Registry
 from retinue.engine.schema import Validator, parameters_schema
-from retinue.errors import AgentNotFound, Conflict, Forbidden, InvalidInput, RetinueError
+from retinue.errors import (
+    AgentNotFound,
+    Conflict,
+    Forbidden,
+    InvalidInput,
+    RetinueError,
+    SettingsError,
+)
 from retinue.interfaces import Store
 
 log = logging.getLogger(__name__)
@@ -176,13 +183,8 @@ class Roster:
             return
         try:
             given = msgspec.json.decode(agent.definition, type=Registration)
-            secret = derive(self._signing_key(), agent.agent_id, agent.id)
-            known = fingerprint(secret) == agent.fingerprint
-            config = HttpConfig(
-                endpoint=given.endpoint,
-                secret=secret if known else None,
-                fault=None if known else _WRONG_KEY,
-            )
+            secret, fault = self._secret(agent)
+            config = HttpConfig(endpoint=given.endpoint, secret=secret, fault=fault)
             entry = self._add(definition_of_remote(given, config), agent)
         except (msgspec.MsgspecError, RetinueError) as error:
             log.warning("registered agent %s cannot be run: %s", agent.agent_id, error)
@@ -190,6 +192,14 @@ class Roster:
         if config.fault is not None:
             log.warning("agent %s is offline: %s", agent.agent_id, config.fault)
             self._registry.set_health(entry, config.fault)
+
+    def _secret(self, agent: StoredAgent) -> tuple[str | None, str | None]:
+        """Return a registered agent's secret, or None and why this process does not have it."""
+        try:
+            secret = derive(self._signing_key(), agent.agent_id, agent.id)
+        except SettingsError as error:
+            return None, error.message
+        return (secret, None) if fingerprint(secret) == agent.fingerprint else (None, _WRONG_KEY)
 
 
 def checked(wanted: Registration) -> Registration:
