@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Start = Callable[..., "Served"]
 WORDS = (
     "good", "deny", "plain", "status", "text", "huge", "drip", "cut", "silent", "redirect",
-    "wait",
+    "wait", "once", "zip", "head",
 )  # fmt: skip
 HERE = ("127.0.0.0/8",)
 
@@ -122,6 +122,8 @@ def test_a_registered_agent_gets_the_tasks_for_its_capabilities(
         ("cut", "broke", "unknown"),
         ("silent", "broke", "unknown"),
         ("redirect", "302 Found", "unknown"),
+        ("zip", "gzip, which was not asked for", "unknown"),
+        ("head", "broke", "unknown"),
     ],
 )
 def test_what_goes_wrong_is_a_failed_response(
@@ -212,6 +214,22 @@ def test_a_task_that_was_never_sent_is_not_started_and_tried_again(
         (received,) = back.executed()
         assert received.headers["idempotency-key"] == task_id
         assert received.headers["retinue-attempt"] != "1"
+
+
+@pytest.mark.parametrize(
+    ("delivery", "attempts"), [("at_most_once", 1), ("at_least_once", 2), ("idempotent", 2)]
+)
+def test_only_an_agent_that_bears_it_gets_a_task_twice(
+    client: httpx.Client, agent: HttpAgent, delivery: str, attempts: int
+) -> None:
+    sent = {**body(agent.endpoint), "delivery": delivery}
+    assert client.post("/v1/agents/register", json=sent).status_code == 201
+    reply = run(client, "once")
+    assert reply["success"] is (attempts > 1)
+    keys = [request.headers["idempotency-key"] for request in agent.executed()]
+    assert keys == [reply["execution_id"]] * attempts
+    numbers = [request.headers["retinue-attempt"] for request in agent.executed()]
+    assert numbers == ["1", "2"][:attempts]
 
 
 def test_nobody_there_ends_failed_and_not_started(client: httpx.Client, agent: HttpAgent) -> None:

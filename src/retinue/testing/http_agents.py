@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import json
 import ssl
 import threading
@@ -43,7 +44,9 @@ class HttpAgent:
     envelope, ``status`` answers the status in ``parameters.status``, ``text`` no JSON, ``huge``
     never stops, ``drip`` sends a byte at a time, ``cut`` closes in the middle of the body,
     ``silent`` closes without an answer, ``redirect`` points to ``/elsewhere``, ``wait`` answers
-    when ``let_go`` is called. ``health`` is the status of ``GET /health``; 0 does not answer.
+    when ``let_go`` is called, ``once`` closes without an answer the first time it sees an
+    ``Idempotency-Key``, ``zip`` and ``head`` answer compressed and with an endless head.
+    ``health`` is the status of ``GET /health``; 0 does not answer.
     """
 
     def __init__(self, *, port: int = 0, tls: ssl.SSLContext | None = None) -> None:
@@ -177,6 +180,13 @@ class HttpAgent:
                 await _answer(writer, status, b'{"detail": "as told"}')
             case "text":
                 await _answer(writer, 200, b"<html>hello</html>", "text/html")
+            case "zip":
+                more = "Content-Encoding: gzip\r\n"
+                await _answer(writer, 200, gzip.compress(b"1"), more=more)
+            case "once" if [r.headers["idempotency-key"] for r in self.executed()].count(
+                request.headers["idempotency-key"]
+            ) > 1:
+                await _answer(writer, 200, b'"done"')
             case "redirect":
                 await _answer(writer, 302, b"", more=f"Location: {self.endpoint}/elsewhere\r\n")
             case "wait":
@@ -200,6 +210,11 @@ class HttpAgent:
         if how == "cut":
             writer.write(start + b'Content-Length: 100\r\n\r\n{"success": true, ')
             await writer.drain()
+        elif how == "head":
+            writer.write(start)
+            while True:
+                writer.write(b"X-More: %b\r\n" % _CHUNK[:1000])
+                await writer.drain()
         elif how in {"huge", "drip"}:
             writer.write(start + b"Transfer-Encoding: chunked\r\n\r\n")
             part = _CHUNK if how == "huge" else b" "
