@@ -37,6 +37,14 @@ def database_url(request: pytest.FixtureRequest) -> str | None:
 
 
 @pytest.fixture
+def calm_client(start: Start, database_url: str | None) -> Iterator[httpx.Client]:
+    """A client of a server that hardly ever asks agents how they are."""
+    server = start(database_url=database_url, egress_allow=HERE, health_interval_seconds=3600)
+    with server.client() as client:
+        yield client
+
+
+@pytest.fixture
 def client(start: Start, database_url: str | None) -> Iterator[httpx.Client]:
     server = start(
         database_url=database_url,
@@ -189,8 +197,9 @@ def test_cancelling_closes_the_connection(client: httpx.Client, agent: HttpAgent
 
 
 def test_a_task_that_was_never_sent_is_not_started_and_tried_again(
-    client: httpx.Client, agent: HttpAgent
+    calm_client: httpx.Client, agent: HttpAgent
 ) -> None:
+    client = calm_client
     register(client, agent.endpoint)
     agent.stop()
     task = {"session_id": "s", "capability": "good", "timeout_ms": 10_000}
@@ -232,7 +241,10 @@ def test_only_an_agent_that_bears_it_gets_a_task_twice(
     assert numbers == ["1", "2"][:attempts]
 
 
-def test_nobody_there_ends_failed_and_not_started(client: httpx.Client, agent: HttpAgent) -> None:
+def test_nobody_there_ends_failed_and_not_started(
+    calm_client: httpx.Client, agent: HttpAgent
+) -> None:
+    client = calm_client
     register(client, agent.endpoint, "remote", "good")
     agent.stop()
     reply = run(client, "good", timeout_ms=500)

@@ -184,9 +184,12 @@ class Engine:
         Raises:
             Conflict: its id is taken.
             InvalidInput: its id or a capability's schema is not valid.
+            NotSupported: this process has no such driver.
         """
         check_agent_id(definition.agent_id)
-        driver = self._drivers[definition.driver]
+        driver = self._drivers.get(definition.driver)
+        if driver is None:
+            raise NotSupported(f"agent {definition.agent_id}: no driver {definition.driver} here")
         entry = self.registry.add(
             definition, lambda: driver.start(definition, self._context), stored
         )

@@ -186,7 +186,7 @@ class Roster:
             secret, fault = self._secret(agent)
             config = HttpConfig(endpoint=given.endpoint, secret=secret, fault=fault)
             entry = self._add(definition_of_remote(given, config), agent)
-        except (msgspec.MsgspecError, RetinueError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RetinueError) as error:
             log.warning("registered agent %s cannot be run: %s", agent.agent_id, error)
             return
         if config.fault is not None:
