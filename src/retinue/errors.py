@@ -5,7 +5,8 @@
     RetinueError                     E_INTERNAL
     ├── InvalidInput                 E_INVALID_INPUT
     │   ├── TooLarge                 E_TOO_LARGE
-    │   └── UnsupportedMedia         E_UNSUPPORTED_MEDIA
+    │   ├── UnsupportedMedia         E_UNSUPPORTED_MEDIA
+    │   └── EgressDenied             E_EGRESS_DENIED
     ├── NotFound                     E_NOT_FOUND
     │   └── AgentNotFound            E_AGENT_NOT_FOUND
     ├── Conflict                     E_CONFLICT
@@ -101,6 +102,12 @@ class UnsupportedMedia(InvalidInput):
     """The request body must be application/json."""
 
     code = "E_UNSUPPORTED_MEDIA"
+
+
+class EgressDenied(InvalidInput):
+    """The egress policy does not let this server connect there."""
+
+    code = "E_EGRESS_DENIED"
 
 
 class NotFound(RetinueError):

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import msgspec
 
-from retinue.domain.agent import AgentDefinition
+from retinue.domain.agent import AgentDefinition, StoredAgent
 from retinue.domain.audit import AuditRow
 from retinue.domain.budget import Budget
 from retinue.domain.contract import Contract
@@ -40,11 +40,17 @@ class Features(msgspec.Struct, frozen=True):
     - ``replay``: it begins anew and gets the answers that were given already, where its delivery
       policy allows repeats at all;
     - ``none``: it is over.
+
+    ``there`` says that an instance costs nothing to start, being an object of this process or
+    somebody else's service: its health is checked before its first task. ``registers`` says that
+    agents of this kind can be registered through the API: ``Driver.check``.
     """
 
     streams: bool = True
     asks: bool = False
     park: str = "none"
+    there: bool = False
+    registers: bool = False
 
 
 class InstanceHandle(msgspec.Struct, frozen=True):
@@ -118,7 +124,7 @@ class Instance(Protocol):
         ...
 
     async def ping(self) -> Health:
-        """Say whether the instance can take work."""
+        """Say whether the instance can take work. It may hang: whoever asks bounds it."""
         ...
 
     async def stop(self, grace: float, /) -> None:
@@ -137,6 +143,15 @@ class Driver(Protocol):
 
         Raises:
             SpawnFailed: it cannot be loaded or started.
+        """
+        ...
+
+    async def check(self, agent: AgentDefinition, /) -> None:
+        """Check a definition that an API caller brought.
+
+        Raises:
+            EgressDenied, InvalidInput: this caller's agent may not be so.
+            NotSupported: the driver does not declare ``registers``.
         """
         ...
 
@@ -376,6 +391,14 @@ class Store(Protocol):
 
     async def keys(self) -> list[ApiKey]:
         """Return all API keys, revoked ones too."""
+        ...
+
+    async def agents(self) -> list[StoredAgent]:
+        """Return the registrations that are not removed, oldest first."""
+        ...
+
+    async def agent_changes(self) -> int:
+        """Return a number that grows with every registration and every removal."""
         ...
 
     async def audit(self, page: Page, /) -> Listing[AuditRow]:

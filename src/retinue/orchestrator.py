@@ -8,13 +8,14 @@ one, the caller is the local admin.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from retinue.agent import Agent
+from retinue.domain.agent import AgentDefinition, HttpConfig, Registration, StoredAgent
 from retinue.domain.audit import AuditDraft, AuditRow
 from retinue.domain.event import Event, EventType
 from retinue.domain.execution import Execution, Task
@@ -54,11 +55,17 @@ __all__ = [
     "reply_view",
 ]
 
+T = TypeVar("T")
 LOCAL_ADMIN = Principal("local", LOCAL, Role.ADMIN)
 
 
 class AgentView(msgspec.Struct, frozen=True, kw_only=True):
-    """An agent as it is listed (specification 003)."""
+    """An agent as it is listed (specification 003).
+
+    `reason` says why it is offline; `last_heartbeat` is when a health check last went well.
+    `endpoint` is where an agent over HTTP is, `registered_by` who registered it through the API
+    (null: it is part of the server's code or configuration).
+    """
 
     agent_id: str
     name: str
@@ -73,6 +80,10 @@ class AgentView(msgspec.Struct, frozen=True, kw_only=True):
     running: int
     concurrency: int
     breaker: dict[str, Any]
+    last_heartbeat: str | None
+    reason: str | None
+    endpoint: str | None
+    registered_by: str | None
 
 
 class Integration(msgspec.Struct, frozen=True):
@@ -322,8 +333,60 @@ class Orchestrator:
             Conflict: its id is taken.
             InvalidInput: its id, options or a capability's parameters are not valid.
         """
-        self._engine.add_agent(definition_of(agent))
-        self._registered[agent.agent_id] = now_us()
+        self.register_definition(definition_of(agent))
+
+    def register_definition(self, definition: AgentDefinition) -> None:
+        """Register an agent of any driver, as the configuration names it.
+
+        Raises:
+            Conflict: its id is taken.
+            InvalidInput: its id or a capability's parameters are not valid.
+        """
+        self._engine.add_agent(definition)
+        self._registered[definition.agent_id] = now_us()
+
+    async def register_remote(
+        self, wanted: Registration, principal: Principal = LOCAL_ADMIN
+    ) -> tuple[StoredAgent, str]:
+        """Register an agent that answers over HTTP, for good; also return its secret, this once.
+
+        Raises:
+            Forbidden: the caller is only a viewer, or would take tasks from another owner's agent.
+            Conflict: its id is taken.
+            InvalidInput: something is not valid; EgressDenied: its endpoint may not be called.
+        """
+        return await self._as_operator(
+            principal,
+            "agent.register",
+            wanted.agent_id,
+            lambda: self._engine.roster.register(wanted, by=principal),
+        )
+
+    async def remove_remote(self, agent_id: str, principal: Principal = LOCAL_ADMIN) -> None:
+        """End the registration of such an agent; what it runs goes on.
+
+        Raises:
+            Forbidden: the caller is only a viewer, or it is another owner's.
+            AgentNotFound: there is none.
+            Conflict: it was not registered so.
+        """
+        await self._as_operator(
+            principal,
+            "agent.remove",
+            agent_id,
+            lambda: self._engine.roster.remove(agent_id, by=principal),
+        )
+
+    async def _as_operator(
+        self, principal: Principal, action: str, target: str, work: Callable[[], Awaitable[T]]
+    ) -> T:
+        if not principal.role.covers(Role.OPERATOR):
+            await self._forbid(principal, action, target)
+        try:
+            return await work()
+        except Forbidden:
+            await self._audit(principal, action, target, outcome="forbidden")
+            raise
 
     async def remove_agent(self, agent_id: str) -> None:
         """Take an agent out of routing; what it runs ends first.
@@ -348,7 +411,9 @@ class Orchestrator:
         return self._view(entry, (await self._store.tallies()).get(entry.agent_id))
 
     def _view(self, entry: Entry, tally: Any) -> AgentView:
-        definition = entry.definition
+        definition, stored = entry.definition, entry.stored
+        registered = stored.created_at if stored is not None else None
+        last_good, config = entry.pulse.last_good, definition.config
         return AgentView(
             agent_id=entry.agent_id,
             name=definition.name,
@@ -360,12 +425,16 @@ class Orchestrator:
             ],
             version=definition.version,
             driver=definition.driver,
-            registered_at=iso(self._registered.get(entry.agent_id, self.started_at)),
+            registered_at=iso(registered or self._registered.get(entry.agent_id, self.started_at)),
             tasks_completed=tally.completed if tally is not None else 0,
             tasks_failed=tally.failed if tally is not None else 0,
             running=entry.running,
             concurrency=definition.concurrency,
             breaker=describe(entry),
+            last_heartbeat=iso(last_good) if last_good is not None else None,
+            reason=entry.unhealthy,
+            endpoint=config.endpoint if isinstance(config, HttpConfig) else None,
+            registered_by=stored.created_by if stored is not None else None,
         )
 
     # -- the system ----------------------------------------------------------------------------

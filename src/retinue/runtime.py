@@ -5,6 +5,7 @@ Started in order, stopped in reverse: store, engine, agents, orchestrator.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 import logging
@@ -14,13 +15,25 @@ from types import TracebackType
 from typing import Any
 
 from retinue.agent import Agent, FunctionAgent
+from retinue.domain.agent import (
+    AgentDefinition,
+    Capability,
+    HttpConfig,
+    Registration,
+    definition_of_remote,
+)
+from retinue.domain.egress import Policy
 from retinue.domain.policy import RatePolicy
+from retinue.drivers.http import HttpDriver
 from retinue.drivers.python import PythonDriver
 from retinue.engine.core import Engine
-from retinue.errors import SettingsError
+from retinue.engine.roster import checked
+from retinue.errors import InvalidInput, SettingsError
 from retinue.interfaces import Memory, Sink, Store
 from retinue.orchestrator import Orchestrator
-from retinue.settings import Settings
+from retinue.settings import HttpReference, Settings
+from retinue.storage.keyfile import FILE as KEY_FILE
+from retinue.storage.keyfile import signing_key
 from retinue.storage.lockfile import Holder, read_holder
 from retinue.storage.sqlite import SqliteStore
 
@@ -100,6 +113,45 @@ def _memory(settings: Settings) -> Memory | None:
     return MemAgent(settings.memagent_url)
 
 
+def remote_agent(given: HttpReference) -> AgentDefinition:
+    """Return the definition of an agent over HTTP that the configuration names.
+
+    Raises:
+        SettingsError: a capability's parameters are not valid.
+    """
+    try:
+        registration = checked(
+            Registration(
+                agent_id=given.agent_id,
+                name=given.name or given.agent_id,
+                description=given.description,
+                version=given.version,
+                endpoint=given.endpoint,
+                capabilities=tuple(Capability(**dict(c)) for c in given.capabilities),
+                concurrency=given.concurrency,
+                timeout_us=int(given.timeout * 1_000_000),
+                delivery=given.delivery,
+                max_attempts=given.max_attempts,
+            )
+        )
+    except InvalidInput as error:
+        raise SettingsError(f"agent {given.agent_id}: {error.message}") from None
+    config = HttpConfig(endpoint=given.endpoint, secret=given.secret, trusted=True)
+    return definition_of_remote(registration, config)
+
+
+def _signing_key(settings: Settings) -> Callable[[], bytes] | None:
+    """Return what reads the signing key when it is first wanted; None: a store in memory."""
+    given = settings.signing_key
+    if given is not None:
+        return given.encode
+    file = store_file(settings)
+    if file is None and (settings.database_url or "").startswith("sqlite:"):
+        return None
+    path = (file.parent if file is not None else settings.data_dir) / KEY_FILE
+    return functools.cache(lambda: signing_key(path))
+
+
 class Runtime:
     """A system in this process: ``async with Runtime(settings) as orchestrator``.
 
@@ -119,12 +171,20 @@ class Runtime:
         rate = self.settings.rate_limit_per_minute
         self.engine = Engine(
             self.store,
-            {PythonDriver.name: PythonDriver()},
+            {
+                PythonDriver.name: PythonDriver(),
+                HttpDriver.name: HttpDriver(Policy.of(self.settings.egress_allow)),
+            },
             queue_bound=self.settings.queue_bound,
             caller_rate=RatePolicy(per_minute=rate) if rate is not None else None,
             max_result_bytes=self.settings.max_result_bytes,
             sinks=_sinks(self.settings),
             memory=_memory(self.settings),
+            health_seconds=(
+                self.settings.health_interval_seconds,
+                self.settings.health_timeout_seconds,
+            ),
+            signing_key=_signing_key(self.settings),
         )
         self.orchestrator = Orchestrator(self.engine)
 
@@ -156,6 +216,10 @@ class Runtime:
         try:
             for agent in agents:
                 self.orchestrator.register_agent(agent)
+            for given in self.settings.agents:
+                if isinstance(given, HttpReference):
+                    self.orchestrator.register_definition(remote_agent(given))
+            await self.engine.roster.follow()
         except BaseException:
             await self.store.close()
             raise
@@ -172,7 +236,11 @@ class Runtime:
             from retinue.examples import fleet  # noqa: PLC0415 only when it is wanted
 
             agents.extend(fleet(self.settings.survey_root))
-        agents.extend(load_agent(given.agent, given.arguments) for given in self.settings.agents)
+        agents.extend(
+            load_agent(given.agent, given.arguments)
+            for given in self.settings.agents
+            if not isinstance(given, HttpReference)
+        )
         if self.settings.entry_points:
             found = importlib.metadata.entry_points(group=ENTRY_POINTS)
             agents.extend(load_agent(point.value) for point in found)

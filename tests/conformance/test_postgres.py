@@ -27,6 +27,7 @@ from retinue.errors import StoreUnavailable, WorkerLost
 from retinue.storage.migrate import migrations
 from retinue.storage.postgres import PostgresStore
 from retinue.testing.servers import PostgresServer
+from retinue.testing.store_agents import put, registration
 from retinue.testing.store_outbox import claim, places, settle
 from retinue.testing.store_records import audited, verify_audit
 from retinue.testing.store_samples import (
@@ -355,6 +356,22 @@ class TestOpening:
 
     async def test_two_may_migrate_at_once(self, opened: Open, sql: Sql) -> None:
         await asyncio.gather(*(opened() for _ in range(4)))
+        rows = await sql("SELECT version FROM schema_version ORDER BY version")
+        assert [row[0] for row in rows] == [number for number, _ in migrations("postgres")]
+
+    async def test_a_store_of_the_first_version_is_brought_up_to_date(
+        self, opened: Open, sql: Sql, schema_url: str
+    ) -> None:
+        db = await asyncpg.connect(schema_url)
+        try:
+            await db.execute("CREATE TABLE schema_version (version BIGINT PRIMARY KEY, at BIGINT)")
+            await db.execute(migrations("postgres")[0][1])
+            await db.execute("INSERT INTO schema_version VALUES (1, 0)")
+        finally:
+            await db.close()
+        old = await opened()
+        assert await old.write(put(registration())) == Ok()
+        assert len(await old.agents()) == 1
         rows = await sql("SELECT version FROM schema_version ORDER BY version")
         assert [row[0] for row in rows] == [number for number, _ in migrations("postgres")]
 

@@ -19,6 +19,7 @@ EXPECTED = {
     "InvalidInput": 422,
     "TooLarge": 413,
     "UnsupportedMedia": 415,
+    "EgressDenied": 422,
     "NotFound": 404,
     "AgentNotFound": 404,
     "Conflict": 409,

@@ -140,8 +140,8 @@ def test_what_is_answered_fits_its_schema(
     start: Callable[..., Served], document: dict[str, Any]
 ) -> None:
     fits = Fits(document)
-    with start().client() as client:
-        for part in (_tasks, _record, _service, _questions, _administration):
+    with start(egress_allow=("127.0.0.1",)).client() as client:
+        for part in (_tasks, _record, _service, _agents, _questions, _administration):
             part(client, fits)
     assert fits.left == set()
 
@@ -182,6 +182,16 @@ def _service(client: httpx.Client, fits: Fits) -> None:
     for path in ("/v1/", "/v1/health", "/v1/status", "/v1/agents"):
         fits(f"GET {path}", client.get(path))
     fits("GET /v1/agents/{agent_id}", client.get("/v1/agents/agent_example_001"))
+
+
+def _agents(client: httpx.Client, fits: Fits) -> None:
+    wanted = {"name": "Far", "endpoint": "http://127.0.0.1:9", "capabilities": [{"name": "far"}]}
+    for agent_id in ("far", "far", "../far"):
+        body = {"agent_id": agent_id, **wanted}
+        fits("POST /v1/agents/register", client.post("/v1/agents/register", json=body))
+    fits("GET /v1/agents/{agent_id}", client.get("/v1/agents/far"))
+    for agent_id in ("hold", "far", "far"):
+        fits("DELETE /v1/agents/{agent_id}", client.delete(f"/v1/agents/{agent_id}"))
 
 
 def _questions(client: httpx.Client, fits: Fits) -> None:

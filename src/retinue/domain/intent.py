@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from retinue.domain.agent import StoredAgent
 from retinue.domain.audit import AuditDraft
 from retinue.domain.contract import Draft
 from retinue.domain.event import EventData
@@ -184,6 +185,25 @@ class RevokeKey(msgspec.Struct, frozen=True):
     audit: AuditDraft
 
 
+class PutAgent(msgspec.Struct, frozen=True):
+    """Store the registration of an agent, with its audit row; the store gives the revision.
+
+    Answers ``Conflict`` when an agent of that id is registered already.
+    """
+
+    agent: StoredAgent
+    audit: AuditDraft
+
+
+class RemoveAgent(msgspec.Struct, frozen=True):
+    """End the registration of an agent, with its audit row. Answers ``Rejected`` without one."""
+
+    agent_id: str
+    by: str
+    at: int
+    audit: AuditDraft
+
+
 class Audit(msgspec.Struct, frozen=True):
     """Append to the audit chain."""
 
@@ -254,6 +274,8 @@ Intent = (
     | CloseQuestion
     | PutKey
     | RevokeKey
+    | PutAgent
+    | RemoveAgent
     | Audit
     | ClaimLanes
     | SettleLane

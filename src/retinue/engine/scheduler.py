@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from retinue.domain.audit import ANCHOR, AuditDraft
@@ -49,6 +50,7 @@ class Scheduler:
         queue: Queue,
         attempts: Attempts,
         grown: set[tuple[str, str]],
+        follow: Callable[[], Awaitable[None]],
     ) -> None:
         self._store = store
         self._journal = journal
@@ -58,6 +60,7 @@ class Scheduler:
         self._stop = asyncio.Event()
         self._bell = asyncio.Event()
         self._grown = grown
+        self._follow = follow
         self._anchor_due = 0.0
 
     def stop(self) -> None:
@@ -92,6 +95,7 @@ class Scheduler:
 
     async def tick(self) -> None:
         """Do everything that is due."""
+        await self._follow()
         now = now_us()
         for execution in await self._store.overdue(now, _PAGE):
             await self._expire(execution, now)

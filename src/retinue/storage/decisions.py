@@ -320,5 +320,4 @@ DECIDE: dict[type, Callable[[Batch, Any, Locked, Asked], Result]] = {
     PutKey: _put_key,
     Audit: _audit,
 }
-"""How each kind is decided. ``Submit``, ``Lease``, ``RevokeKey`` and what concerns the outbox need
-statements of their own."""
+"""How each kind is decided. The kinds that are missing here need statements of their own."""

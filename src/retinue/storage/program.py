@@ -4,10 +4,10 @@
 result per intent, in order. Both stores drive it inside one transaction, so SQLite and PostgreSQL
 cannot differ in what they decide.
 
-Order within a batch: executions, then questions, then idempotency keys, then session heads, then
-lanes of the outbox, then the audit head, each locked in sorted order; so two writers cannot wait
-for each other. A program may be run again after its transaction was rolled back: it leaves nothing
-behind in its intents that a second run would mistake for a decision.
+Order within a batch: executions, then questions, then idempotency keys, then agents, then session
+heads, then lanes of the outbox, then the audit head, each locked in sorted order; so two writers
+cannot wait for each other. A program may be run again after its transaction was rolled back: it
+leaves nothing behind in its intents that a second run would mistake for a decision.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ from retinue.domain.intent import (
     Intent,
     Lease,
     Ok,
+    PutAgent,
     Rejected,
+    RemoveAgent,
     Requeue,
     Result,
     RevokeKey,
@@ -38,6 +40,7 @@ from retinue.domain.intent import (
 from retinue.domain.question import Question
 from retinue.domain.session import Session
 from retinue.storage.admission import lease, submit
+from retinue.storage.agents import put_or_remove
 from retinue.storage.decisions import DECIDE, Batch, Placed
 from retinue.storage.outbox import OUTBOX, outbox
 from retinue.storage.statements import (
@@ -61,31 +64,43 @@ def run(intents: Sequence[Intent], sinks: Sequence[str] = ()) -> Program:
     batch = Batch()
     results: list[Result] = [Ok()] * len(intents)
     locked, questions = yield from _lock(intents)
-    submits: list[tuple[int, Submit]] = []
-    leases: list[tuple[int, Lease]] = []
-    lanes: list[tuple[int, Intent]] = []
+    # Those that need statements of their own, by what they are about.
+    own: dict[str, list[Any]] = {}
     for i, intent in enumerate(intents):
         kind = type(intent)
-        if kind is Submit:
-            submits.append((i, intent))  # type: ignore[arg-type]
-        elif kind is Lease:
-            leases.append((i, intent))  # type: ignore[arg-type]
-        elif kind in OUTBOX:
-            lanes.append((i, intent))
-        elif kind is not RevokeKey:
+        about = _OWN.get(kind)
+        if about is None:
             results[i] = DECIDE[kind](batch, intent, locked, questions)
-    if submits:
-        yield from submit(batch, submits, results)
-    for i, wanted in leases:
-        results[i] = yield from lease(batch, wanted)
-    for i, intent in enumerate(intents):
-        if type(intent) is RevokeKey:
-            results[i] = yield from _revoke_key(batch, intent)
+        else:
+            own.setdefault(about, []).append((i, intent))
+    if own:
+        yield from _decide_own(batch, own, results)
     contracts = yield from _write_contracts(batch)
-    if lanes or (sinks and contracts):
-        yield from outbox(contracts, sinks, lanes, results)
+    if "outbox" in own or (sinks and contracts):
+        yield from outbox(contracts, sinks, own.get("outbox", []), results)
     yield from _write(batch)
     return results
+
+
+_OWN: dict[type, str] = {
+    Submit: "submit",
+    Lease: "lease",
+    RevokeKey: "key",
+    PutAgent: "agent",
+    RemoveAgent: "agent",
+    **dict.fromkeys(OUTBOX, "outbox"),
+}
+
+
+def _decide_own(batch: Batch, own: dict[str, list[Any]], results: list[Result]) -> Steps[None]:
+    if "submit" in own:
+        yield from submit(batch, own["submit"], results)
+    for i, wanted in own.get("lease", ()):
+        results[i] = yield from lease(batch, wanted)
+    for i, revoked in own.get("key", ()):
+        results[i] = yield from _revoke_key(batch, revoked)
+    if "agent" in own:
+        yield from put_or_remove(batch, own["agent"], results)
 
 
 def _revoke_key(batch: Batch, intent: RevokeKey) -> Steps[Result]:

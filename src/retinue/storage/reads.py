@@ -30,6 +30,7 @@ from retinue.interfaces import (
     StoreCounts,
     Watched,
 )
+from retinue.storage.agents import AgentReads
 from retinue.storage.tables import TABLES, record_of
 
 R = TypeVar("R", bound=msgspec.Struct)
@@ -86,7 +87,7 @@ class _Where:
         return " WHERE " + " AND ".join(self.parts) if self.parts else ""
 
 
-class Reads:
+class Reads(AgentReads):
     """Every read of the ``Store`` protocol; see there for the contracts."""
 
     worker: str

@@ -93,6 +93,17 @@ LANE = ("sink", "owner", "session_id")
 
 NOBODY = "NOT EXISTS (SELECT 1 FROM worker w WHERE w.id = o.worker AND w.stopped_at IS NULL)"
 """Says of a row ``o`` that the worker in it is dead."""
+PUT_AGENT = (
+    "id",
+    "agent_id",
+    "owner",
+    "created_by",
+    "driver",
+    "definition",
+    "fingerprint",
+    "created_at",
+)
+"""The parameters of ``put_agent``."""
 
 LEASE_BODY = (
     "(SELECT c.body FROM contract c WHERE c.owner = e.owner AND c.session_id = e.session_id"
@@ -192,6 +203,23 @@ BATCH: dict[str, Statement] = {
         "UPDATE api_key SET revoked_at = ?1 WHERE id = ?2 AND revoked_at IS NULL RETURNING id",
         f"UPDATE api_key t SET revoked_at = p.at FROM {_unnest(('at', 'id'))}"
         " WHERE t.id = p.id AND t.revoked_at IS NULL RETURNING t.id",
+    ),
+    # Another registration that is under way is waited for; rows are never deleted.
+    "put_agent": Statement(
+        f"INSERT INTO agent_definition ({_columns('agent_definition')}) SELECT ?1, ?2,"
+        " 1 + (SELECT count(*) FROM agent_definition WHERE agent_id = ?2),"
+        " ?3, ?4, ?5, ?6, ?7, ?8, NULL, NULL WHERE true ON CONFLICT DO NOTHING RETURNING revision",
+        f"INSERT INTO agent_definition ({_columns('agent_definition')}) SELECT p.id, p.agent_id,"
+        " 1 + (SELECT count(*) FROM agent_definition t WHERE t.agent_id = p.agent_id),"
+        " p.owner, p.created_by, p.driver, p.definition, p.fingerprint, p.created_at, NULL, NULL"
+        f" FROM {_unnest(PUT_AGENT)} ON CONFLICT DO NOTHING RETURNING revision",
+    ),
+    "remove_agent": Statement(
+        "UPDATE agent_definition SET removed_at = ?2, removed_by = ?3"
+        " WHERE agent_id = ?1 AND removed_at IS NULL RETURNING revision",
+        "UPDATE agent_definition t SET removed_at = p.removed_at, removed_by = p.removed_by"
+        f" FROM {_unnest(('agent_id', 'removed_at', 'removed_by'))}"
+        " WHERE t.agent_id = p.agent_id AND t.removed_at IS NULL RETURNING t.revision",
     ),
     "lock_audit_head": Statement(
         "SELECT n, hash FROM audit_head WHERE one = ?1",

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from retinue.domain.agent import StoredAgent
 from retinue.domain.audit import AuditRow
 from retinue.domain.contract import Contract, ContractStatus, ContractType
 from retinue.domain.event import Event, EventType
@@ -34,12 +35,13 @@ _TYPES = {
     "detail": "bytea",
     "data": "bytea",
     "fingerprint": "bytea",
+    "definition": "bytea",
 }
 _NUMBERS = frozenset(
     "priority attempt max_attempts last_seq deadline_at run_at cancel_requested_at created_at "
     "started_at finished_at request_n response_n depth seq at n updated_at completed failed "
     "cancelled expires_at revoked_at pid lease_until last_batch stopped_at count limit_ now "
-    "first_n last_n due_at tries failed_at".split()
+    "first_n last_n due_at tries failed_at revision removed_at".split()
 )
 
 
@@ -62,6 +64,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "audit": AuditRow.__struct_fields__,
     "outbox": Lane.__struct_fields__,
     "parked": Parked.__struct_fields__,
+    "agent_definition": StoredAgent.__struct_fields__,
 }
 
 _ENUMS: dict[type[msgspec.Struct], dict[str, type]] = {

@@ -38,6 +38,7 @@ from retinue.domain.intent import (
 from retinue.domain.question import QuestionState
 from retinue.errors import StoreUnavailable
 from retinue.interfaces import Store
+from retinue.testing.store_agents import AgentRules
 from retinue.testing.store_lists import ListRules, WatchRules
 from retinue.testing.store_outbox import OutboxRules
 from retinue.testing.store_queue import IdempotencyRules, LeaseRules, SubmitRules
@@ -146,6 +147,7 @@ class StoreSuite(
     ChainRules,
     AuditRules,
     OutboxRules,
+    AgentRules,
     ListRules,
     WatchRules,
     ReopenRules,

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from retinue.domain.ids import now_us
-from retinue.domain.intent import Requeue
+from retinue.domain.intent import Ok, Requeue
 from retinue.errors import StoreFull, StoreLocked, StoreUnavailable
 from retinue.storage.lockfile import Holder, LockFile, read_holder
 from retinue.storage.migrate import migrations, missing
 from retinue.storage.sqlite import SqliteStore
+from retinue.testing.store_agents import put, registration
 from retinue.testing.store_samples import execution, fence, finish, load, run, submit, verify_chain
 
 
@@ -171,6 +172,21 @@ class TestSchema:
         assert [number for number, _ in missing("sqlite", [])] == numbers
         assert [number for number, _ in missing("sqlite", [1, numbers[-1]])] == numbers[1:-1]
         assert missing("sqlite", numbers) == []
+
+    async def test_a_store_of_the_first_version_is_brought_up_to_date(self, tmp_path: Path) -> None:
+        (number, script), *later = migrations("sqlite")
+        assert (number, missing("sqlite", [number])) == (1, later)
+        with closing(sqlite3.connect(tmp_path / "old.db", isolation_level=None)) as db:
+            db.executescript(f"{script}; PRAGMA user_version = 1")
+        old = SqliteStore(tmp_path / "old.db")
+        await old.open()
+        try:
+            assert await old.write(put(registration())) == Ok()
+            assert len(await old.agents()) == 1
+        finally:
+            await old.close()
+        with closing(sqlite3.connect(tmp_path / "old.db")) as db:
+            assert db.execute("PRAGMA user_version").fetchone() == (migrations("sqlite")[-1][0],)
 
     def test_both_dialects_have_the_same_migrations(self) -> None:
         assert [n for n, _ in migrations("sqlite")] == [n for n, _ in migrations("postgres")]
