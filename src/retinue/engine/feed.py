@@ -51,7 +51,7 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     longest_wait: float = 300.0
     longest_away: float = 60.0
     longest_pause: float = 10.0
-    last_call: float = 1.0
+    last_call: float = 2.0
 
     def wait(self, failures: int, longest: float) -> float:
         """Return how long to wait after so many failures: doubling, with jitter."""
