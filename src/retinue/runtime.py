@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,8 +16,9 @@ from typing import Any
 from retinue.agent import Agent, FunctionAgent
 from retinue.drivers.python import PythonDriver
 from retinue.engine.core import Engine
+from retinue.engine.journal import Journal
 from retinue.errors import SettingsError
-from retinue.interfaces import Store
+from retinue.interfaces import Driver, Store
 from retinue.orchestrator import Orchestrator
 from retinue.settings import Settings
 from retinue.storage.lockfile import Holder, read_holder
@@ -87,7 +88,8 @@ class Runtime:
     """A system in this process: ``async with Runtime(settings) as orchestrator``.
 
     With no settings it is embedded: an in-memory store, no example fleet, nothing read from the
-    environment.
+    environment. ``store``, ``journal`` and ``drivers`` (by name) take the place of our own: who
+    tests us wraps them.
     """
 
     def __init__(
@@ -96,18 +98,22 @@ class Runtime:
         *,
         url: str | None = None,
         store: Store | None = None,
+        journal: Callable[[Store], Journal] = Journal,
+        drivers: Iterable[Driver] = (),
     ) -> None:
         self.settings = settings or Settings(database_url="sqlite://", examples=False)
-        self.store = store or open_store(self.settings, url=url, on_lost=self._lost)
+        self.store = store or open_store(self.settings, url=url, on_lost=self.lost)
         self.engine = Engine(
             self.store,
-            {PythonDriver.name: PythonDriver()},
+            {driver.name: driver for driver in (PythonDriver(), *drivers)},
+            journal=journal(self.store),
             queue_bound=self.settings.queue_bound,
             max_result_bytes=self.settings.max_result_bytes,
         )
         self.orchestrator = Orchestrator(self.engine)
 
-    def _lost(self) -> None:
+    def lost(self) -> None:
+        """Stop what runs: the store's ``on_lost``."""
         self.engine.lost()
 
     async def start(self) -> Orchestrator:

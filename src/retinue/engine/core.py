@@ -37,12 +37,13 @@ class Engine:
         store: Store,
         drivers: dict[str, Driver],
         *,
+        journal: Journal | None = None,
         queue_bound: int = 10_000,
         max_result_bytes: int = 16 << 20,
     ) -> None:
         self.store = store
         self.registry = Registry()
-        self.journal = Journal(store)
+        self.journal = journal or Journal(store)
         self.queue = Queue(store, self.registry)
         grown: set[tuple[str, str]] = set()
         self.attempts = Attempts(
