@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+import traceback
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from torture import power, sweep, zombie
+from retinue.interfaces import Store
+from retinue.storage.postgres import PostgresStore
+from retinue.storage.sqlite import SqliteStore
+from torture import machine, power, sweep, zombie
 from torture.callers import Wish
 from torture.checker import Violation
 from torture.image import Image
+from torture.machine import Size
 from torture.rig import Plan, Report, Rig
 
 ENDLESS_MS = 60_000
@@ -32,6 +39,8 @@ class Profile:
     freezes: int
     drains: int
     poisons: int
+    programs: int
+    """That the stores and their model are compared on."""
     points: int | None
     """How many crash points of a sweep; None: all."""
     cuts: int
@@ -47,6 +56,7 @@ QUICK = Profile(
     freezes=2,
     drains=2,
     poisons=1,
+    programs=40,
     points=8,
     cuts=4,
     cuts_normal=5,
@@ -59,6 +69,7 @@ FULL = Profile(
     freezes=20,
     drains=15,
     poisons=5,
+    programs=1000,
     points=None,
     cuts=20,
     cuts_normal=5,
@@ -179,6 +190,27 @@ async def cut_normal(directory: Path, plan: Plan, profile: Profile) -> Report:
     return report
 
 
+async def machines(directory: Path, plan: Plan, profile: Profile) -> Report:
+    """Run programs of steps on SQLite, PostgreSQL and a model, and compare."""
+    assert plan.database is not None
+    directory.mkdir(parents=True, exist_ok=True)
+    stores: list[Store] = [
+        SqliteStore(directory / "retinue.db"),
+        PostgresStore(plan.database, lease_seconds=_FOR_EVER),
+    ]
+    began = time.monotonic()
+    size = Size(profile.programs, 50)
+    violations: list[Violation] = []
+    try:
+        await asyncio.to_thread(machine.run_on, stores, size, plan.seed)
+    except AssertionError as error:
+        violations.append(
+            Violation("machines", "program", "".join(traceback.format_exception(error)))
+        )
+    seconds = time.monotonic() - began
+    return Report(seed=plan.seed, seconds=seconds, examples=size.examples, violations=violations)
+
+
 SCENARIOS = (
     Scenario(name="kill", run=kill),
     Scenario(name="kill-postgres", run=kill, shared=True),
@@ -189,6 +221,7 @@ SCENARIOS = (
     Scenario(name="points-postgres", run=points, shared=True),
     Scenario(name="power", run=cut),
     Scenario(name="power-control", run=cut_normal, control=True),
+    Scenario(name="machines", run=machines, shared=True),
     Scenario(name="poison", run=poison),
     Scenario(name="drain", run=drain),
     Scenario(name="drain-one-of-two", run=drain, shared=True, servers=2),
