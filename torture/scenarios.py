@@ -69,7 +69,7 @@ FULL = Profile(
     freezes=20,
     drains=15,
     poisons=5,
-    programs=1000,
+    programs=500,
     points=None,
     cuts=20,
     cuts_normal=5,
@@ -193,7 +193,7 @@ async def cut_normal(directory: Path, plan: Plan, profile: Profile) -> Report:
 async def machines(directory: Path, plan: Plan, profile: Profile) -> Report:
     """Run programs of steps on SQLite, PostgreSQL and a model, and compare."""
     assert plan.database is not None
-    directory.mkdir(parents=True, exist_ok=True)
+    await asyncio.to_thread(directory.mkdir, parents=True, exist_ok=True)
     stores: list[Store] = [
         SqliteStore(directory / "retinue.db"),
         PostgresStore(plan.database, lease_seconds=_FOR_EVER),
