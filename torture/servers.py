@@ -28,15 +28,23 @@ class Server:
     """A server with its own log in ``directory``; every start of it is a new process."""
 
     def __init__(
-        self, name: str, directory: Path, config: Path, environment: dict[str, str], *, hasty: bool
+        self,
+        name: str,
+        directory: Path,
+        config: Path,
+        environment: dict[str, str],
+        *,
+        store: str | None = None,
     ) -> None:
         self.name = name
         self.url = ""
+        self.crash: tuple[str, ...] = ()
+        """What its next start is told of a crash point: arguments of ``torture.serve``."""
         self.ready_seconds: list[float] = []
         self._directory = directory
         self._config = config
         self._environment = environment
-        self._hasty = hasty
+        self._store = store
         self._starts = 0
         self._started = 0.0
         self._process: subprocess.Popen[bytes] | None = None
@@ -51,6 +59,11 @@ class Server:
     def lives(self) -> bool:
         """Whether its process runs."""
         return self._process is not None and self._process.poll() is None
+
+    @property
+    def status(self) -> int | None:
+        """The exit status of its process, once it has ended."""
+        return self._process.poll() if self._process is not None else None
 
     @property
     def log(self) -> str:
@@ -68,8 +81,9 @@ class Server:
         self._started = time.monotonic()
         command = [sys.executable, "-m", "torture.serve", "--config", str(self._config)]
         command += ["--ready", str(self._ready), "--parent", str(os.getpid())]
-        if self._hasty:
-            command.append("--hasty")
+        if self._store is not None:
+            command += ["--store", self._store]
+        command += self.crash
         with (self._directory / f"{self.name}.log").open("ab") as log:
             self._process = subprocess.Popen(
                 command,

@@ -9,7 +9,7 @@ import functools
 import importlib
 import importlib.metadata
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,9 +27,10 @@ from retinue.domain.policy import RatePolicy
 from retinue.drivers.http import HttpDriver
 from retinue.drivers.python import PythonDriver
 from retinue.engine.core import Engine
+from retinue.engine.journal import Journal
 from retinue.engine.roster import checked
 from retinue.errors import InvalidInput, SettingsError
-from retinue.interfaces import Memory, Sink, Store
+from retinue.interfaces import Driver, Memory, Sink, Store
 from retinue.orchestrator import Orchestrator
 from retinue.settings import HttpReference, Settings
 from retinue.storage.keyfile import FILE as KEY_FILE
@@ -156,7 +157,8 @@ class Runtime:
     """A system in this process: ``async with Runtime(settings) as orchestrator``.
 
     With no settings it is embedded: an in-memory store, no example fleet, nothing read from the
-    environment.
+    environment. ``store``, ``journal`` and ``drivers`` (by name) take the place of our own: who
+    tests us wraps them.
     """
 
     def __init__(
@@ -165,16 +167,20 @@ class Runtime:
         *,
         url: str | None = None,
         store: Store | None = None,
+        journal: Callable[[Store], Journal] = Journal,
+        drivers: Iterable[Driver] = (),
     ) -> None:
         self.settings = settings or Settings(database_url="sqlite://", examples=False)
-        self.store = store or open_store(self.settings, url=url, on_lost=self._lost)
+        self.store = store or open_store(self.settings, url=url, on_lost=self.lost)
+        own: tuple[Driver, ...] = (
+            PythonDriver(),
+            HttpDriver(Policy.of(self.settings.egress_allow)),
+        )
         rate = self.settings.rate_limit_per_minute
         self.engine = Engine(
             self.store,
-            {
-                PythonDriver.name: PythonDriver(),
-                HttpDriver.name: HttpDriver(Policy.of(self.settings.egress_allow)),
-            },
+            {driver.name: driver for driver in (*own, *drivers)},
+            journal=journal(self.store),
             queue_bound=self.settings.queue_bound,
             caller_rate=RatePolicy(per_minute=rate) if rate is not None else None,
             max_result_bytes=self.settings.max_result_bytes,
@@ -188,7 +194,8 @@ class Runtime:
         )
         self.orchestrator = Orchestrator(self.engine)
 
-    def _lost(self) -> None:
+    def lost(self) -> None:
+        """Stop what runs: the store's ``on_lost``."""
         self.engine.lost()
 
     async def start(self) -> Orchestrator:

@@ -129,10 +129,17 @@ class Fits:
             return None
         kind = answer.headers["content-type"].partition(";")[0]
         schema = described["content"][kind]["schema"]
-        value = answer.json() if kind == "application/json" else answer.text
+        json = kind == "application/json"
+        values = [answer.json()] if json else [*map(_event, answer.text.strip().split("\n\n"))]
         components = {"components": self._document["components"]}
-        jsonschema_rs.validate({**schema, **components}, value)
-        return value
+        for value in values:
+            jsonschema_rs.validate({**schema, **components}, value)
+        return values[0]
+
+
+def _event(text: str) -> dict[str, str]:
+    """Return the fields of one server-sent event."""
+    return dict(line.split(": ", 1) for line in text.splitlines())
 
 
 @pytest.mark.requirement("003.docs")

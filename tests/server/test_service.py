@@ -109,6 +109,43 @@ def test_what_is_not_there_is_refused_with_the_one_error_body(
         assert answer.headers["allow"]
 
 
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/v1/executions", "GET, POST"),
+        ("/v1/keys", "GET, POST"),
+        ("/v1/keys/01ARZ3NDEKTSV4RRFFQ69G5FAV", "DELETE"),
+        ("/v1/agents", "GET"),
+    ],
+)
+def test_a_refused_method_hears_of_all_the_others(
+    client: httpx.Client, path: str, allowed: str
+) -> None:
+    answer = client.options(path)
+    assert answer.status_code == 405
+    assert answer.headers["allow"] == allowed
+    assert answer.json()["details"]["allowed"] == allowed.split(", ")
+
+
+@pytest.mark.parametrize("name", ["state", "limit"])
+@pytest.mark.parametrize("word", ["null", "NULL"])
+def test_the_word_null_is_not_the_absence_of_a_parameter(
+    client: httpx.Client, name: str, word: str
+) -> None:
+    answer = client.get("/v1/executions", params={name: word})
+    assert answer.status_code == 422
+    assert answer.json()["details"]["path"] == name
+
+
+def test_the_word_null_may_be_a_name(
+    client: httpx.Client, orchestrate: Callable[..., httpx.Response]
+) -> None:
+    assert orchestrate("echo", {"text": "hi"}, session_id="null").json()["success"]
+    orchestrate("echo", {"text": "hi"})
+    listing = client.get("/v1/contracts", params={"session_id": "null"}).json()
+    assert {contract["session_id"] for contract in listing["contracts"]} == {"null"}
+
+
 @pytest.mark.requirement("003.agents")
 def test_agents_are_listed_with_their_status_and_counts(
     client: httpx.Client, orchestrate: Callable[..., httpx.Response]

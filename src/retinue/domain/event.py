@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -47,8 +48,11 @@ class EventData(msgspec.Struct, frozen=True):
     cursor: str | None = None
 
 
-class Event(msgspec.Struct, frozen=True):
-    """A journaled event: ``seq`` counts from 1 within its execution, ``data`` is JSON bytes."""
+class Event(msgspec.Struct, frozen=True, dict=True):
+    """A journaled event: ``seq`` counts from 1 within its execution, ``data`` is JSON bytes.
+
+    (``dict`` only for what is cached: readers of one execution share its events.)
+    """
 
     execution_id: str
     seq: int
@@ -61,8 +65,9 @@ class Event(msgspec.Struct, frozen=True):
         """Whether it is the last event of its execution."""
         return self.type in TERMINAL_EVENTS
 
-    def as_wire(self) -> bytes:
-        """Return the JSON object that every streaming door sends for this event."""
+    @cached_property
+    def wire(self) -> bytes:
+        """The JSON object that every streaming door sends for this event."""
         head = b'{"executionId":"%s","eventType":"%s","sequence":%d,"timestamp":"%s"' % (
             self.execution_id.encode(),
             self.type.encode(),

@@ -91,7 +91,11 @@ class Finish(msgspec.Struct, frozen=True):
 
 
 class Requeue(msgspec.Struct, frozen=True):
-    """Give a running execution back to the queue, not before ``run_at`` (retry, takeover)."""
+    """Give a running execution back to the queue, not before ``run_at`` (retry, takeover).
+
+    Answers ``Conflict`` when fenced, and when somebody asked for its end (``cancelled``): it is to
+    be finished as cancelled then, for nothing of it may run again.
+    """
 
     fence: Fence
     run_at: int

@@ -46,6 +46,7 @@ class Engine:
         store: Store,
         drivers: dict[str, Driver],
         *,
+        journal: Journal | None = None,
         queue_bound: int = 10_000,
         caller_rate: RatePolicy | None = None,
         max_result_bytes: int = 16 << 20,
@@ -73,7 +74,7 @@ class Engine:
         self.memory = memory
         self.memory_watch = Watch(memory) if memory is not None else None
         self.registry = Registry()
-        self.journal = Journal(store)
+        self.journal = journal or Journal(store)
         self.queue = Queue(store, self.registry)
         grown: set[tuple[str, str]] = Grown(self.outbox) if sinks else set()
         self._grown = grown

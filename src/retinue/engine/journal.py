@@ -20,12 +20,14 @@ from retinue.interfaces import Store, Watched
 
 KEPT = 256
 PAGE = 1000
+PAGES_KEPT = 4
+PAGE_BYTES = 1 << 20
 
 
 class _Channel:
     """What the watchers of one execution share."""
 
-    __slots__ = ("bell", "ended", "recent", "seq", "watchers")
+    __slots__ = ("bell", "ended", "pages", "recent", "seq", "watchers")
 
     def __init__(self) -> None:
         self.watchers = 0
@@ -33,6 +35,9 @@ class _Channel:
         self.ended = False
         self.recent: deque[Event] = deque(maxlen=KEPT)
         self.bell: asyncio.Future[None] | None = None
+        self.pages: dict[int, asyncio.Task[list[Event]]] = {}
+        """The last few pages read from the store, by the cursor they follow: readers that lag
+        together read once."""
 
     def ring(self) -> None:
         bell, self.bell = self.bell, None
@@ -112,8 +117,7 @@ class Journal:
                 if cursor < channel.seq:
                     events = channel.since(cursor)
                     if not events:
-                        page = await self._store.events(execution_id, after=cursor, limit=PAGE)
-                        events = list(page)
+                        events = await self._page(execution_id, channel, cursor)
                     if events:
                         cursor = events[-1].seq
                         yield events
@@ -124,6 +128,21 @@ class Journal:
                     return
                 if not await self._rung(channel, heartbeat):
                     yield []
+
+    async def _page(self, execution_id: str, channel: _Channel, cursor: int) -> list[Event]:
+        """Read a page from the store, or share one that was read, or is being read, already."""
+        page = channel.pages.get(cursor)
+        if page is None:
+            page = asyncio.create_task(self._read(execution_id, cursor))
+            channel.pages[cursor] = page
+            while len(channel.pages) > PAGES_KEPT:
+                del channel.pages[next(iter(channel.pages))]
+            page.add_done_callback(lambda read: _forget(channel, cursor, read))
+        # A reader that leaves takes nobody along. Events never change; a reader's list may.
+        return list(await asyncio.shield(page))
+
+    async def _read(self, execution_id: str, cursor: int) -> list[Event]:
+        return list(await self._store.events(execution_id, after=cursor, limit=PAGE))
 
     async def wait(self, execution_id: str) -> None:
         """Return once the execution has ended, or this process stops.
@@ -162,3 +181,11 @@ class Journal:
             channel.bell = asyncio.get_running_loop().create_future()
         done, _ = await asyncio.wait({channel.bell}, timeout=timeout)
         return bool(done)
+
+
+def _forget(channel: _Channel, cursor: int, read: asyncio.Task[list[Event]]) -> None:
+    """Drop a page that is none (it could not be read, or nothing is there yet), or too large."""
+    failed = read.cancelled() or read.exception() is not None
+    size = 0 if failed else sum(len(event.data) for event in read.result())
+    if not 0 < size <= PAGE_BYTES and channel.pages.get(cursor) is read:
+        del channel.pages[cursor]

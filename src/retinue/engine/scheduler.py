@@ -14,7 +14,7 @@ from contextlib import suppress
 from retinue.domain.audit import ANCHOR, AuditDraft
 from retinue.domain.execution import Execution
 from retinue.domain.ids import now_us
-from retinue.domain.intent import Audit, Expire, Fence, Finish, Ok, Requeue
+from retinue.domain.intent import Audit, Conflict, Expire, Fence, Finish, Ok, Requeue
 from retinue.domain.policy import Delivery
 from retinue.domain.question import QuestionState
 from retinue.domain.strictjson import dumps, loads
@@ -82,6 +82,8 @@ class Scheduler:
         loop = asyncio.get_running_loop()
         self._anchor_due = loop.time() + ANCHOR_SECONDS
         while not self._stop.is_set():
+            # Before the look: what rings during it may not be seen by it.
+            self._bell.clear()
             try:
                 await self.tick()
                 if loop.time() >= self._anchor_due:
@@ -89,7 +91,6 @@ class Scheduler:
                     await self.anchor()
             except RetinueError as error:
                 log.warning("the store is away: %s", error.message)
-            self._bell.clear()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._bell.wait(), TICK_SECONDS)
 
@@ -153,8 +154,14 @@ class Scheduler:
         self._idle = idle - again
         for fence in again:
             now = now_us()
-            if isinstance(await self._store.write(Requeue(fence, now, now)), Ok):
+            result = await self._store.write(Requeue(fence, now, now))
+            if isinstance(result, Ok):
                 log.warning("queued again: leased, but never started: %s", fence.execution_id)
+            elif isinstance(result, Conflict) and result.reason == "cancelled":
+                execution = await self._store.execution(fence.execution_id, None)
+                assert execution is not None
+                error = Cancelled(details={"by": "request"}, outcome="unknown")
+                await self._end(execution, fence, failed(error), now)
 
     async def recover(self) -> Recovered:
         """Take over what dead workers left running, each by its delivery policy."""

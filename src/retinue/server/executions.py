@@ -16,7 +16,7 @@ from retinue.errors import InvalidInput
 from retinue.interfaces import ExecutionFilter
 from retinue.server.errors import ErrorBody
 from retinue.server.orchestrate import IDEMPOTENCY, TaskBody, task_of
-from retinue.server.records import NULL, Hash, Query, Time, Ulid, raw, when
+from retinue.server.records import NULL, Hash, Query, SessionId, Time, Ulid, raw, when
 from retinue.server.routing import Call, Operation, encode
 from retinue.server.streams import EventStream
 
@@ -27,6 +27,20 @@ RESUME = {
         "The last event the reader has; it wins over `after`.",
         {"type": "integer", "minimum": 0},
     )
+}
+
+
+STREAMED = {
+    "type": "object",
+    "description": (
+        "One server-sent event: `id` is the event's number; `data` is JSON with `executionId`,"
+        " `eventType`, `sequence`, `timestamp` and what the kind of event carries."
+    ),
+    "properties": {
+        "id": {"type": "string", "pattern": "^[0-9]+$"},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+    "required": ["id", "data"],
 }
 
 
@@ -93,7 +107,7 @@ class ExecutionList(msgspec.Struct, frozen=True, kw_only=True):
 class ExecutionQuery(Query, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which executions."""
 
-    session_id: str | None = None
+    session_id: SessionId | None = None
     agent_id: str | None = None
     capability: str | None = None
     state: State | None = None
@@ -278,6 +292,7 @@ OPERATIONS = (
         tag="tasks",
         query=EventQuery,
         gives_text="text/event-stream",
+        text=STREAMED,
         also={204: None},
         headers=RESUME,
     ),

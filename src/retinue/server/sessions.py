@@ -8,7 +8,7 @@ import msgspec
 
 from retinue.domain.ids import iso
 from retinue.domain.session import Session, check_session_id
-from retinue.server.records import Hash, Query, Time
+from retinue.server.records import Hash, Query, SessionId, Time
 from retinue.server.routing import Call, Operation, encode
 
 
@@ -42,7 +42,7 @@ class SessionQuery(Query, frozen=True, kw_only=True, forbid_unknown_fields=True)
 class CompressBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which session to compress, and to what end."""
 
-    session_id: str
+    session_id: SessionId
     intent: str | None = None
 
 

@@ -36,7 +36,7 @@ def frame(events: list[Event]) -> bytes:
     """Return a batch as it is sent; no events make a heartbeat."""
     if not events:
         return HEARTBEAT
-    return b"".join([b"id: %d\ndata: %b\n\n" % (event.seq, event.as_wire()) for event in events])
+    return b"".join([b"id: %d\ndata: %b\n\n" % (event.seq, event.wire) for event in events])
 
 
 class EventStream(Response):

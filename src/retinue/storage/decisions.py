@@ -165,6 +165,8 @@ def _requeue(batch: Batch, intent: Requeue, locked: Locked, _: Asked) -> Result:
     execution = _fenced(locked, intent.fence)
     if isinstance(execution, Conflict):
         return execution
+    if execution.cancel_requested_at is not None:
+        return Conflict("cancelled")
     if execution.state is State.INPUT_REQUIRED:
         batch.questions_lost.append(execution.id)
     execution.state = advance(execution.state, State.QUEUED)

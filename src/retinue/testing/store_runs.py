@@ -237,6 +237,13 @@ class CancelRules:
         assert await store.write(cancel(e)) == Cancelling(State.CANCELLED, None)
         assert len(await verify_chain(store, e.owner, e.session_id)) == 2
 
+    async def test_what_was_asked_to_end_is_not_queued_again(self, store: Store) -> None:
+        e = await run(store)
+        await store.write(cancel(e))
+        assert await store.write(Requeue(fence(e), now_us(), now_us())) == Conflict("cancelled")
+        assert (await load(store, e)).state is State.RUNNING
+        assert await store.write(finish(e, State.CANCELLED)) == Appended(1)
+
     async def test_only_its_owner_may(self, store: Store) -> None:
         e = await queue(store)
         assert await store.write(cancel(e, "bob")) == Rejected("not_found")
