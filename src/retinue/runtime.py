@@ -17,6 +17,7 @@ from retinue.agent import Agent, FunctionAgent
 from retinue.domain.policy import RatePolicy
 from retinue.drivers.python import PythonDriver
 from retinue.engine.core import Engine
+from retinue.engine.retention import Policy
 from retinue.errors import SettingsError
 from retinue.interfaces import Memory, Sink, Store
 from retinue.orchestrator import Orchestrator
@@ -125,6 +126,12 @@ class Runtime:
             max_result_bytes=self.settings.max_result_bytes,
             sinks=_sinks(self.settings),
             memory=_memory(self.settings),
+            policy=Policy(
+                days=self.settings.retention_days,
+                executions=self.settings.retention_executions,
+                event_days=self.settings.retention_event_days,
+            ),
+            cleanup_interval=self.settings.cleanup_interval,
         )
         self.orchestrator = Orchestrator(self.engine)
 

@@ -131,3 +131,15 @@ class Execution(msgspec.Struct, kw_only=True):
     def terminal(self) -> bool:
         """Whether it has ended."""
         return self.state in TERMINAL
+
+    @property
+    def counts(self) -> bool:
+        """Whether, ended, it counts in its agent's tally: not when the agent had no part in it."""
+        return counts(self.agent_id, self.state, self.outcome)
+
+
+def counts(agent_id: str | None, state: State, outcome: str | None) -> bool:
+    """Say whether an execution counts in the tally of its agent. Pure: it can be recounted."""
+    if agent_id is None or state not in TERMINAL or state is State.CANCELLED:
+        return False
+    return not (state is State.TIMED_OUT and outcome == "not_started")

@@ -25,6 +25,7 @@ from retinue.engine.outbox import Grown, Outbox
 from retinue.engine.outcome import Reply, failed, response, result_of
 from retinue.engine.queue import Queue
 from retinue.engine.registry import Entry, Registry
+from retinue.engine.retention import Policy, Retention
 from retinue.engine.scheduler import Recovered, Scheduler
 from retinue.engine.schema import check_answer
 from retinue.engine.watch import Watch
@@ -48,12 +49,15 @@ class Engine:
         max_result_bytes: int = 16 << 20,
         sinks: Sequence[Sink] = (),
         memory: Memory | None = None,
+        policy: Policy | None = None,
+        cleanup_interval: float = 60.0,
     ) -> None:
         self.store = store
         store.sinks = tuple(sink.name for sink in sinks)
         self.outbox = Outbox(store, sinks)
         self.memory = memory
         self.memory_watch = Watch(memory) if memory is not None else None
+        self.retention = Retention(store, policy or Policy(), cleanup_interval)
         self.registry = Registry()
         self.journal = Journal(store)
         self.queue = Queue(store, self.registry)
@@ -79,7 +83,9 @@ class Engine:
             on_queued=self._queued,
             grown=grown,
         )
-        self.scheduler = Scheduler(store, self.journal, self.queue, self.attempts, grown)
+        self.scheduler = Scheduler(
+            store, self.journal, self.queue, self.attempts, grown, self.retention
+        )
         self.recovered = Recovered()
         self._drivers = drivers
         self._context = DriverContext(self._submit, max_result_bytes)

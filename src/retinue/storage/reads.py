@@ -31,6 +31,7 @@ from retinue.interfaces import (
     Watched,
 )
 from retinue.storage.tables import TABLES, record_of
+from retinue.storage.walks import Walks
 
 R = TypeVar("R", bound=msgspec.Struct)
 _TERMINAL = "'completed', 'failed', 'cancelled', 'timed_out'"
@@ -86,7 +87,7 @@ class _Where:
         return " WHERE " + " AND ".join(self.parts) if self.parts else ""
 
 
-class Reads:
+class Reads(Walks):
     """Every read of the ``Store`` protocol; see there for the contracts."""
 
     worker: str
@@ -213,7 +214,9 @@ class Reads:
             sessions = _Where()
             sessions.equal(owner=where.owner, session_id=where.session_id)
             rows = await self._fetch(
-                f"SELECT coalesce(sum(n), 0) FROM session{sessions}", sessions.values
+                "SELECT coalesce(sum(n), 0)"
+                f" - (SELECT coalesce(sum(n), 0) FROM checkpoint{sessions}) FROM session{sessions}",
+                [*sessions.values, *sessions.values],
             )
         else:
             rows = await self._fetch(f"SELECT count(*){source}{query}", query.values)
