@@ -20,6 +20,7 @@ EXPECTED = {
     "TooLarge": 413,
     "UnsupportedMedia": 415,
     "NotFound": 404,
+    "Gone": 410,
     "AgentNotFound": 404,
     "Conflict": 409,
     "IllegalTransition": 409,

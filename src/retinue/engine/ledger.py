@@ -13,8 +13,9 @@ from collections import Counter
 
 from retinue.domain.execution import TERMINAL, Execution, counts
 from retinue.domain.execution import State as ExecutionState
+from retinue.domain.retention import REMOVED
 from retinue.engine.chains import Chains
-from retinue.engine.replay import Replay
+from retinue.engine.replay import Marks, Replay
 from retinue.engine.verdict import UNREADABLE, Broken, Fault, Progress, Verdict, session_name
 from retinue.engine.witness import Anchor, Witness
 from retinue.interfaces import AgentTally, Standing, Store
@@ -31,6 +32,7 @@ class Verification:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._progress = Progress()
+        self._marks = Marks(store)
         self._replay = Replay(store, Progress())
 
     async def run(self, owner: str | None = None, anchor: Anchor | None = None) -> Verdict:
@@ -74,6 +76,7 @@ class Verification:
                     done = row.state is ExecutionState.COMPLETED
                     recount[row.agent_id or "", done] += 1
             await self._open(open_ones)
+            await self._removed([row for row in rows if row.contract is None])
             if end is None:
                 break
             last = end
@@ -89,6 +92,15 @@ class Verification:
         if stray is not None:
             execution_id, seq = stray
             raise Broken(f"events of {execution_id}", seq, "their execution is missing")
+
+    async def _removed(self, rows: list[Standing]) -> None:
+        """Check that of executions whose contracts were removed the audit says so, too."""
+        marks = await self._marks.of([row.id for row in rows])
+        for row in rows:
+            if (row.id, REMOVED) not in marks:
+                said = f"the audit does not say who removed the events of {row.id}"
+                name = session_name(row.owner, row.session_id)
+                raise Broken(name, row.request_n, said, row.id)
 
     async def _open(self, ids: list[str]) -> None:
         """Replay executions that have not ended; those that go on meanwhile are read again."""

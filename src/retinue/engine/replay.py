@@ -126,6 +126,7 @@ class _Run:
         self._erased = erased
         self._digest = GENESIS
         self._attempt = 1
+        self._waits = False
         self._questions = {question.id: question for question in questions}
         self._closed = {q.closed_seq: q for q in questions if q.closed_seq is not None}
 
@@ -169,8 +170,9 @@ class _Run:
             or question.attempt != self._attempt
         ):
             raise self._broken(f"question {question.id} was changed")
-        waits = self.execution.state is State.INPUT_REQUIRED
-        if question.state is QuestionState.OPEN and not waits:
+        is_open = question.state is QuestionState.OPEN
+        self._waits = self._waits or is_open
+        if is_open and self.execution.state is not State.INPUT_REQUIRED:
             raise self._broken(f"question {question.id} was changed: nobody waits for its answer")
         open_end = question.state in (QuestionState.ANSWERED, QuestionState.EXPIRED)
         untold = open_end and question.closed_seq is None
@@ -200,6 +202,8 @@ class _Run:
         if self._digest != stored(execution.digest):
             said = "they, or the answers among them, differ from their digest"
             raise Broken(self.name, self.seq, said, execution.id)
+        if execution.state is State.INPUT_REQUIRED and not self._waits:
+            raise self._broken("it waits for an answer, and no question is open")
         if self._questions:
             raise self._broken(f"question {min(self._questions)} was never asked")
 

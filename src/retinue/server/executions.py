@@ -260,7 +260,7 @@ async def events(call: Call) -> Response:
     return EventStream(batches, send_seconds=patience.send)
 
 
-async def erase(call: Call) -> bytes:
+async def erase_execution(call: Call) -> bytes:
     """Erase what an execution was given, did and answered. For admins.
 
     Its contracts stay in their chain without bodies, its events without content; the audit says
@@ -338,7 +338,7 @@ OPERATIONS = (
     Operation(
         method="DELETE",
         path="/v1/executions/{execution_id}/body",
-        endpoint=erase,
+        endpoint=erase_execution,
         tag="administration",
         gives=ErasedReply,
         errors=(409, 507),

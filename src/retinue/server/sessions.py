@@ -93,7 +93,7 @@ async def get_session(call: Call) -> bytes:
     return encode(session_record(await call.orchestrator.session(session_id, call.principal)))
 
 
-async def erase(call: Call) -> bytes:
+async def erase_session(call: Call) -> bytes:
     """Erase every exchange of a session that has ended. For admins.
 
     Its contracts stay in their chain without bodies, its events without content; the audit says
@@ -138,7 +138,7 @@ OPERATIONS = (
     Operation(
         method="DELETE",
         path="/v1/sessions/{session_id}/body",
-        endpoint=erase,
+        endpoint=erase_session,
         tag="administration",
         gives=ErasedReply,
         errors=(507,),

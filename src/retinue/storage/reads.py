@@ -253,7 +253,14 @@ class Reads(Walks):
             f" coalesce(sum(failed), 0), coalesce(sum(cancelled), 0) FROM session{query}",
             query.values,
         )
-        sessions, contracts, completed, failed, cancelled = (int(value) for value in rows[0])
+        removed = await self._fetch(
+            "SELECT 0, coalesce(sum(n), 0), coalesce(sum(completed), 0),"
+            f" coalesce(sum(failed), 0), coalesce(sum(cancelled), 0) FROM checkpoint{query}",
+            query.values,
+        )
+        sessions, contracts, completed, failed, cancelled = (
+            int(had) - int(lost) for had, lost in zip(rows[0], removed[0], strict=True)
+        )
         # Each answered exchange is two contracts of one status; what is left waits or runs.
         running = _Where()
         running.equal(owner=owner)

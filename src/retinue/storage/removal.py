@@ -74,9 +74,13 @@ def remove(batch: Batch, removals: Removals, results: list[Result]) -> Steps[Non
                 results[i] = yield from _sweep(intent)
 
 
-def _marks(ids: Sequence[str], kind: str, at: int, *, pending: bool) -> Any:
-    """Return what writes the marks of ``ids`` once the number of their audit row is known."""
-    return lambda n: Change("put_mark", [(i, kind, n, at, int(pending)) for i in ids])
+def _marks(kind: str, at: int, ids: Sequence[str], bare: Sequence[str] = ()) -> Any:
+    """Return what writes marks once the number of their audit row is known.
+
+    Those of ``ids``, executions, wait to be swept; of ``bare`` there is nothing to sweep.
+    """
+    waiting = [(i, 1) for i in ids] + [(i, 0) for i in bare]
+    return lambda n: Change("put_mark", [(i, kind, n, at, pending) for i, pending in waiting])
 
 
 def _retire(batch: Batch, intent: Retire, seen: set[str]) -> Steps[Result]:
@@ -99,7 +103,7 @@ def _retire(batch: Batch, intent: Retire, seen: set[str]) -> Steps[Result]:
         target=f"{len(old)} executions",
         detail=dumps({"executions": old}),
     )
-    batch.witness(draft, intent.at, _marks(old, REMOVED, intent.at, pending=True))
+    batch.witness(draft, intent.at, _marks(REMOVED, intent.at, old))
     return Retired(len(old))
 
 
@@ -189,8 +193,7 @@ def _erase(batch: Batch, intent: Erase) -> Steps[Result]:
             ),
         ),
         intent.at,
-        _marks(sorted(executions), GONE_ERASED, intent.at, pending=True),
-        _marks(sorted(bare), GONE_ERASED, intent.at, pending=False),
+        _marks(GONE_ERASED, intent.at, sorted(executions), sorted(bare)),
     )
     return Erased(len(places), waiting)
 
