@@ -93,15 +93,18 @@ def is_sealed(digest: bytes) -> bool:
     return len(digest) > _FIRST_KIND
 
 
-def chain_event(digest: bytes, event: Event, hashed: bytes | None = None) -> bytes:
+def chain_event(
+    digest: bytes, event: Event, hashed: bytes | None = None, *, first_kind: bool = False
+) -> bytes:
     """Return the digest over an execution's events after one more of them.
 
     Its RESPONSE contract vouches for the last one, so that a changed, missing or moved event
     shows. ``hashed`` is the hash of data that was erased. A digest that an earlier version began
-    (32 bytes: it covers neither times nor survives an erasure) goes on as it began.
+    (32 bytes: it covers neither times nor survives an erasure) goes on as it began;
+    ``first_kind`` says so of its first event.
     """
     seq, kind = event.seq, event.type.encode()
-    if seq > 1 and not is_sealed(digest):
+    if first_kind or (seq > 1 and not is_sealed(digest)):
         return hashlib.sha256(b"%b|%d|%b|%b" % (digest, seq, kind, event.data)).digest()
     hashed = hashed or hash_data(event.data)
     link = b"%b|%d|%b|%d|%b" % (digest, seq, kind, event.at, hashed)

@@ -125,6 +125,7 @@ class _Run:
         self.seq = 0
         self._erased = erased
         self._digest = GENESIS
+        self._first_kind = not is_sealed(execution.digest)
         self._attempt = 1
         self._waits = False
         self._questions = {question.id: question for question in questions}
@@ -140,7 +141,7 @@ class _Run:
         stored(event.data)
         if hashed is not None and not (self._erased and event.data == ERASED):
             raise self._broken("it was erased, and the audit does not say by whom")
-        self._digest = chain_event(self._digest, event, hashed)
+        self._digest = chain_event(self._digest, event, hashed, first_kind=self._first_kind)
         if event.type is EventType.ATTEMPT_STARTED and event.data != ERASED:
             self._attempt = loads(event.data)["attempt"]
         if event.type is EventType.INPUT_REQUIRED:
