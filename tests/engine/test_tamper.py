@@ -53,6 +53,8 @@ WORDS = {
     ("contract", "type"): "REQUEST",
     ("contract", "status"): "failed",
     ("question", "state"): "expired",
+    ("question", "kind"): "approval",
+    ("question", "role"): "admin",
     ("api_key", "role"): "admin",
     ("mark", "kind"): "removed",
 }

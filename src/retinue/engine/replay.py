@@ -164,12 +164,13 @@ class _Run:
             return
         del self._questions[question_id]
         schema = loads(question.schema) if question.schema is not None else None
-        if (
-            (not self._erased and (question.prompt, schema) != (said["prompt"], said["schema"]))
-            or question.owner != self.execution.owner
-            or question.created_at != event.at
-            or question.attempt != self._attempt
-        ):
+        shown = (question.prompt, schema, question.kind.value, question.role.value)
+        told = (said["prompt"], said["schema"], said.get("kind", "input"))
+        fits = question.owner == self.execution.owner and question.created_at == event.at
+        if not self._erased:
+            fits = fits and shown == (*told, said.get("role", "operator"))
+            fits = fits and question.attempt == self._attempt
+        if not fits:
             raise self._broken(f"question {question.id} was changed")
         is_open = question.state is QuestionState.OPEN
         self._waits = self._waits or is_open
