@@ -1,4 +1,4 @@
-"""Retention and erasure in a whole system: what goes, what readers are told, what still verifies."""
+"""Retention and erasure in a whole system: what goes, what readers hear, what still verifies."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import gc
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,7 +41,7 @@ async def refuse() -> None:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 async def system(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Runtime]:
-    where: dict[str, object] = {"data_dir": tmp_path}
+    where: dict[str, Any] = {"data_dir": tmp_path}
     if request.param == "postgres":
         where = {"database_url": request.getfixturevalue("postgres_url")}
     runtime = Runtime(Settings(examples=False, entry_points=False, **where))
@@ -144,9 +145,7 @@ async def test_what_has_not_ended_keeps_its_chain(system: Runtime) -> None:
 
 
 async def test_it_happens_by_itself(tmp_path: Path) -> None:
-    where = Settings(
-        data_dir=tmp_path, examples=False, retention_days=1e-12, cleanup_interval=0.02
-    )
+    where = Settings(data_dir=tmp_path, examples=False, retention_days=1e-12, cleanup_interval=0.02)
     async with Runtime(where) as orchestrator:
         orchestrator.register_agent(tell)
         for _ in range(3):
@@ -186,7 +185,7 @@ async def test_an_ended_stream_that_nobody_reads_costs_no_memory(tmp_path: Path)
 
     async def lap(count: int) -> list[str]:
         task = Task(session_id="s", capability="tell", parameters={"pieces": 1})
-        accepted = [await orchestrator.submit(task) for _ in range(count)]
+        accepted = await asyncio.gather(*(orchestrator.submit(task) for _ in range(count)))
         return [one.execution_id for one in accepted]
 
     async def quiet() -> None:
@@ -216,16 +215,61 @@ async def test_an_ended_stream_that_nobody_reads_costs_no_memory(tmp_path: Path)
     await runtime.stop(grace=1)
 
 
+async def test_verification_holds_while_everything_goes_on(system: Runtime) -> None:
+    orchestrator = system.orchestrator
+    system.engine.retention.policy = Policy(days=1e-12)
+    stop = asyncio.Event()
+
+    async def work(number: int) -> None:
+        while not stop.is_set():
+            await done(orchestrator, f"s{number % 3}")
+
+    async def prune() -> None:
+        while not stop.is_set():
+            await orchestrator.prune()
+
+    async def erase() -> None:
+        while not stop.is_set():
+            execution_id = await done(orchestrator, "erased")
+            await orchestrator.erase(execution_id)
+
+    busy = [asyncio.create_task(t) for t in (*(work(n) for n in range(6)), prune(), erase())]
+    verdicts = [await orchestrator.verify() for _ in range(40)]
+    stop.set()
+    await asyncio.gather(*busy)
+    assert [v.fault for v in verdicts if not v.ok] == []
+    assert (await orchestrator.verify()).ok
+
+
+async def test_two_processes_remove_everything_once(postgres_url: str) -> None:
+    where = Settings(
+        database_url=postgres_url, examples=False, entry_points=False, cleanup_interval=3600
+    )
+    one, two = Runtime(where), Runtime(where)
+    await one.start()
+    await two.start()
+    one.orchestrator.register_agent(tell)
+    for number in range(60):
+        await done(one.orchestrator, f"s{number % 4}")
+    for runtime in (one, two):
+        runtime.engine.retention.policy = Policy(days=1e-12)
+    results = await asyncio.gather(one.orchestrator.prune(), two.orchestrator.prune())
+    parts = [pruned for _, pruned in results]
+    for name, count in (("executions", 60), ("events", 240), ("contracts", 120)):
+        assert sum(getattr(part, name) for part in parts) == count
+    assert (await two.orchestrator.verify()).ok
+    await one.stop(grace=1)
+    await two.stop(grace=1)
+
+
 # -- erasure -----------------------------------------------------------------------------------
 
 
 async def secrets_in(system: Runtime) -> list[str]:
     """Return where something secret still stands, in any column of any row."""
     store = system.store
-    found = []
-    for row in await store.contracts_after(("", "", 0), None, 10_000):
-        if row.body is not None and b"secret" in row.body:
-            found.append(f"contract {row.n}")
+    rows = await store.contracts_after(("", "", 0), None, 10_000)
+    found = [f"contract {row.n}" for row in rows if row.body is not None and b"secret" in row.body]
     executions = await store.executions(ExecutionFilter(), Page(limit=1000))
     for e in executions.items:
         found += [f"event {v.seq}" for v in await store.events(e.id) if b"secret" in v.data]

@@ -59,7 +59,10 @@ WORDS = {
     ("mark", "kind"): "removed",
 }
 NUMBERS = frozenset(
-    "deadline_at cancel_requested_at started_at finished_at response_n closed_seq revoked_at expires_at".split()
+    (
+        "deadline_at cancel_requested_at started_at finished_at response_n closed_seq"
+        " revoked_at expires_at"
+    ).split()
 )
 MORE = [
     "UPDATE contract SET digest = NULL WHERE session_id = 'kept' AND n = 1",
@@ -221,9 +224,7 @@ async def missed(orchestrator: Orchestrator, sql: Sql, ids: dict[str, str]) -> l
             fault = (await orchestrator.verify()).fault
             if (fault is None) is ((table, column) not in LIVE):
                 found.append(f"{table}.{column}: {before!r} → {after!r}: {fault}")
-            await sql(
-                f"UPDATE {table} SET {column} = ? WHERE {condition}", before, *match.values()
-            )
+            await sql(f"UPDATE {table} SET {column} = ? WHERE {condition}", before, *match.values())
     assert (await orchestrator.verify()).ok
     return found
 

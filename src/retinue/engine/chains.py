@@ -107,8 +107,9 @@ class Chains:
                 rows = await self._store.contracts_after(place, self._owner, limit)
             except UNREADABLE:
                 if limit == 1:
+                    self._progress.at = (session_name(*place[:2]), place[2] + 1, None)
                     raise
-                limit = 1  # one of the page; the walk comes to it
+                limit = 1  # one of the page: the walk comes to it, and ends there
                 continue
             if not rows:
                 return
@@ -116,7 +117,6 @@ class Chains:
             for row in rows:
                 yield row
             place = (rows[-1].owner, rows[-1].session_id, rows[-1].n)
-            limit = _PAGE
             await asyncio.sleep(0)
 
     async def _look(self, rows: Sequence[Contract]) -> _Context:

@@ -213,10 +213,11 @@ RETENTION: dict[str, Statement] = {
         " ORDER BY id FOR UPDATE",
     ),
 }
-"""What retention and erasure do; their audit rows come first, so that marks can name them."""
+"""What retention and erasure do.
 
-NEEDED: Statement | None = None
-"""The first place of a session's chain that somebody still needs (owner, session → n), if any."""
+Where something else needs contracts for longer, a statement ``needed`` (owner, session_id → n) says
+from which place of a chain on; retention removes nothing from there on.
+"""
 
 BATCH: dict[str, Statement] = {
     "find_question": Statement(
