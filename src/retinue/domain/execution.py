@@ -87,12 +87,15 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     budget: Limit | None = None
 
 
-class Execution(msgspec.Struct, kw_only=True):
+class Execution(msgspec.Struct, kw_only=True, omit_defaults=True):
     """The stored record of one performance. Times are microseconds UTC.
 
     ``worker`` is the epoch that runs it now, ``attempt`` counts starts, ``last_seq`` is the
     number of its last event, ``digest`` chains its events. Its input and its result are the
     bodies of its contracts (``request_n``, ``response_n`` within the session's chain).
+
+    Encoded, it is what its RESPONSE seals (``domain.seal``): a new column has a default and comes
+    last, and leaves what was sealed before as it was.
     """
 
     id: str

@@ -6,8 +6,9 @@ cannot differ in what they decide.
 
 Order within a batch: executions, then questions, then idempotency keys, then session heads, then
 lanes of the outbox, then the audit head, each locked in sorted order; so two writers cannot wait
-for each other. A program may be run again after its transaction was rolled back: it leaves nothing
-behind in its intents that a second run would mistake for a decision.
+for each other. What is removed or erased comes after all other rows (``removal``), under the heads'
+locks. A program may be run again after its transaction was rolled back: it leaves nothing behind in
+its intents that a second run would mistake for a decision.
 """
 
 from __future__ import annotations

@@ -39,7 +39,6 @@ from retinue.domain.retention import (
 )
 from retinue.domain.strictjson import dumps
 from retinue.storage.decisions import Batch
-from retinue.storage.sql import BATCH
 from retinue.storage.statements import Change, Insert, Query, Steps
 from retinue.storage.tables import record_of, row_of
 
@@ -114,10 +113,8 @@ def _cut(batch: Batch, intent: CutChain) -> Steps[Result]:
     start = before.n if before is not None else 0
     rows = yield Query("links", [(*key, start, intent.limit)])
     links = [Link(*row) for row in rows]
-    needed: int | None = None
-    if "needed" in BATCH:
-        found = yield Query("needed", [key])
-        needed = min((row[0] for row in found if row[0] is not None), default=None)
+    found = yield Query("needed", [key])
+    needed = min((row[0] for row in found if row[0] is not None), default=None)
     count = cut_at(links, intent.bounds, needed)
     if not count:
         # A longer look may find where the exchanges are all closed.

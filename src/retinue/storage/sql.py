@@ -99,6 +99,7 @@ LEASE_BODY = (
     " AND c.n = e.request_n)"
 )
 
+_OF_SESSION = "o.owner = p.owner AND o.session_id = p.session_id"
 _PLACE = ("owner", "session_id", "n")
 _AT = "owner = ?1 AND session_id = ?2 AND n"
 _WITH = "t.owner = p.owner AND t.session_id = p.session_id AND t.n"
@@ -213,11 +214,7 @@ RETENTION: dict[str, Statement] = {
         " ORDER BY id FOR UPDATE",
     ),
 }
-"""What retention and erasure do.
-
-Where something else needs contracts for longer, a statement ``needed`` (owner, session_id → n) says
-from which place of a chain on; retention removes nothing from there on.
-"""
+"""What retention and erasure do."""
 
 BATCH: dict[str, Statement] = {
     "find_question": Statement(
@@ -371,6 +368,15 @@ BATCH: dict[str, Statement] = {
         "DELETE FROM parked WHERE sink = ?1 AND owner = ?2 AND session_id = ?3 AND n = ?4",
         f"DELETE FROM parked t USING {_unnest((*LANE, 'n'))} WHERE t.sink = p.sink"
         " AND t.owner = p.owner AND t.session_id = p.session_id AND t.n = p.n",
+    ),
+    # Nothing goes that a sink has still to be told, or would not take and may be given again.
+    "needed": Statement(
+        "SELECT min(first_n) FROM outbox WHERE owner = ?1 AND session_id = ?2 UNION ALL"
+        " SELECT min(n) FROM parked WHERE owner = ?1 AND session_id = ?2",
+        f"SELECT (SELECT min(o.first_n) FROM outbox o WHERE {_OF_SESSION})"
+        f" FROM {_unnest(('owner', 'session_id'))} UNION ALL"
+        f" SELECT (SELECT min(o.n) FROM parked o WHERE {_OF_SESSION})"
+        f" FROM {_unnest(('owner', 'session_id'))}",
     ),
     **RETENTION,
 }
