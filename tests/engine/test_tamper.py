@@ -24,7 +24,12 @@ from retinue.storage.tables import TABLES
 
 Sql = Callable[..., Awaitable[list[Any]]]
 TRIGGERS = {"contract_fixed": "contract", "event_fixed": "event", "audit_fixed": "audit"}
-TABLES_WATCHED = {**TABLES, "tally": ("agent_id", "completed", "failed")}
+QUEUES = {"outbox", "parked"}
+"""What is still to be done, not what was: no part of the record."""
+TABLES_WATCHED = {
+    **{table: columns for table, columns in TABLES.items() if table not in QUEUES},
+    "tally": ("agent_id", "completed", "failed"),
+}
 
 # What a verification cannot tell, and why that is no hole in the record.
 LIVE = {

@@ -14,12 +14,15 @@ from retinue.domain.execution import Execution, State
 from retinue.domain.ids import now_us
 from retinue.domain.intent import (
     Append,
+    Claimed,
+    ClaimLanes,
     CutChain,
     Erase,
     Erased,
     Ok,
     Retire,
     Retired,
+    SettleLane,
     Sweep,
     Swept,
 )
@@ -164,6 +167,21 @@ class RetentionRules:
         assert await store.write(cut(limit=3)) == Retired(0, more=True), "it looks too near"
         assert await store.write(cut(limit=4)) == Retired(4, more=True)
         assert await places(store) == []
+
+    async def test_what_a_sink_has_still_to_be_told_stays(self, store: Store) -> None:
+        store.sinks = ("trace",)
+        executions = [await ended(store) for _ in range(3)]
+        await store.write(retire(*executions))
+        assert await store.write(cut()) == Retired(0)
+        claimed = await store.write(ClaimLanes("trace", store.worker, 10, now_us()))
+        assert isinstance(claimed, Claimed)
+        (lane,) = claimed.lanes
+        assert (lane.first_n, lane.last_n) == (1, 6)
+        told = SettleLane("trace", "ann", "s1", store.worker, 5, now_us(), now_us())
+        assert await store.write(told) == Ok()
+        assert await store.write(cut()) == Retired(4, more=True)
+        assert await store.write(cut()) == Retired(0)
+        assert await places(store) == [5, 6]
 
     async def test_a_session_that_is_not_there_is_not_made(self, store: Store) -> None:
         assert await store.write(cut(session_id="never")) == Retired(0)
