@@ -9,6 +9,7 @@
     │   └── EgressDenied             E_EGRESS_DENIED
     ├── NotFound                     E_NOT_FOUND
     │   └── AgentNotFound            E_AGENT_NOT_FOUND
+    ├── Gone                         E_GONE
     ├── Conflict                     E_CONFLICT
     │   └── IllegalTransition        E_CONFLICT
     ├── Unauthenticated              E_UNAUTHENTICATED
@@ -122,6 +123,14 @@ class AgentNotFound(NotFound):
     """There is no such agent."""
 
     code = "E_AGENT_NOT_FOUND"
+
+
+class Gone(RetinueError):
+    """It was erased, or removed by retention; what is left says that it was there."""
+
+    code = "E_GONE"
+    kind = "not_found"
+    default_outcome = "not_started"
 
 
 class Conflict(RetinueError):

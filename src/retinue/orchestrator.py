@@ -17,24 +17,29 @@ import msgspec
 from retinue.agent import Agent
 from retinue.domain.agent import AgentDefinition, HttpConfig, Registration, StoredAgent
 from retinue.domain.audit import AuditDraft, AuditRow
-from retinue.domain.event import Event, EventType
+from retinue.domain.event import Event
 from retinue.domain.execution import Execution, Task
 from retinue.domain.ids import iso, now_us
 from retinue.domain.intent import Audit
 from retinue.domain.outbox import Parked
 from retinue.domain.principal import LOCAL, Authority, Principal, Role
 from retinue.domain.question import Question
+from retinue.domain.retention import REMOVED
 from retinue.domain.session import Session, check_session_id
-from retinue.domain.strictjson import dumps, loads
+from retinue.domain.strictjson import loads
+from retinue.engine.complete import complete
 from retinue.engine.compress import compress
 from retinue.engine.core import Engine
 from retinue.engine.definition import definition_of
+from retinue.engine.erasure import Erasure, erase_execution, erase_session
 from retinue.engine.intake import Accepted
+from retinue.engine.journal import truncated
 from retinue.engine.keys import Keys
-from retinue.engine.ledger import Verdict, Verification
+from retinue.engine.ledger import Anchor, Verdict, Verification
 from retinue.engine.outcome import Reply, reply_of
 from retinue.engine.registry import Entry, describe
-from retinue.errors import Forbidden, InvalidInput, NotFound, RetinueError
+from retinue.engine.retention import Policy, Pruned
+from retinue.errors import Forbidden, Gone, InvalidInput, NotFound, RetinueError
 from retinue.interfaces import (
     Backlog,
     ContractFilter,
@@ -48,6 +53,8 @@ __all__ = [
     "LOCAL_ADMIN",
     "Accepted",
     "AgentView",
+    "Anchor",
+    "Erasure",
     "Orchestrator",
     "Reply",
     "Verdict",
@@ -182,10 +189,43 @@ class Orchestrator:
         return await self._store.executions(scoped, page)
 
     async def task_of(self, execution: Execution) -> tuple[Any, Reply | None]:
-        """Return an execution's input (None once erased), and its reply if it has ended."""
+        """Return an execution's input, and its reply if it has ended; None for what is gone."""
         asked, answered = await self._store.bodies(execution)
-        reply = reply_of(execution, answered) if execution.terminal else None
+        try:
+            reply = reply_of(execution, answered) if execution.terminal else None
+        except Gone:
+            reply = None
         return (loads(asked) if asked is not None else None), reply
+
+    async def gone(self, execution: Execution) -> frozenset[str]:
+        """Return what of an execution is gone: ``erased``, ``removed``, both or neither."""
+        marks = await self._store.marks_of([execution.id])
+        return frozenset(mark.kind for mark in marks)
+
+    async def erase(self, execution_id: str, principal: Principal = LOCAL_ADMIN) -> Erasure:
+        """Erase what an execution was given, did and answered; its contracts stay, bodiless.
+
+        Raises:
+            NotFound: there is none of this owner.
+            Forbidden: the caller is no admin.
+            Conflict: it has not ended.
+        """
+        await self.require(principal, Role.ADMIN, "execution.erase", execution_id)
+        execution = await self.execution(execution_id, principal)
+        return await erase_execution(self._store, self._engine.retention, execution, principal)
+
+    async def erase_session(self, session_id: str, principal: Principal = LOCAL_ADMIN) -> Erasure:
+        """Erase every exchange of a session that has ended.
+
+        Raises:
+            NotFound: there is none of this owner.
+            Forbidden: the caller is no admin.
+        """
+        await self.require(principal, Role.ADMIN, "session.erase", session_id)
+        await self.session(session_id, principal)
+        return await erase_session(
+            self._store, self._engine.retention, principal.owner, session_id, principal
+        )
 
     async def cancel(self, execution_id: str, principal: Principal = LOCAL_ADMIN) -> Execution:
         """Cancel an execution and return it as it is now.
@@ -210,6 +250,7 @@ class Orchestrator:
     ) -> AsyncGenerator[list[Event], None]:
         """Yield an execution's events after number ``after`` until the terminal one.
 
+        In place of events that retention has removed comes one ``truncated``, which is the last.
         What is there at one moment comes as one list; with ``heartbeat`` (seconds) an empty list
         says that nothing happened. The ``completed`` event carries the whole result.
 
@@ -222,20 +263,26 @@ class Orchestrator:
             journal.follow(execution_id, after=after, heartbeat=heartbeat)
         ) as batches:
             async for events in batches:
-                if events and events[-1].type is EventType.COMPLETED:
-                    events[-1] = await self._with_result(events[-1])
+                if events:
+                    events[-1] = await complete(self._store, events[-1])
                 yield events
 
-    async def _with_result(self, event: Event) -> Event:
-        """Complete the terminal event at the door: the ledger keeps the result only once."""
-        execution = await self._store.execution(event.execution_id, None)
-        if execution is None:
-            return event
-        _, body = await self._store.bodies(execution)
-        result = loads(body) if body is not None else None
-        text = result if isinstance(result, str) else (body or b"null").decode()
-        data = {"final_response": text, "result": result, **loads(event.data)}
-        return msgspec.structs.replace(event, data=dumps(data))
+    async def events(
+        self, execution_id: str, after: int, limit: int, principal: Principal = LOCAL_ADMIN
+    ) -> list[Event]:
+        """Return the events after number ``after`` that are there now.
+
+        Raises:
+            NotFound: there is none of this owner.
+        """
+        execution = await self.execution(execution_id, principal)
+        found = list(await self._store.events(execution_id, after=after, limit=limit))
+        gap = found[0].seq != after + 1 if found else after < execution.last_seq
+        if gap and REMOVED in await self.gone(execution):
+            found = [truncated(execution_id, after, execution.last_seq)]
+        if found:
+            found[-1] = await complete(self._store, found[-1])
+        return found
 
     # -- questions -----------------------------------------------------------------------------
 
@@ -310,10 +357,43 @@ class Orchestrator:
             }
         return {**answer, "memory_block": block}
 
-    async def verify(self, principal: Principal = LOCAL_ADMIN) -> Verdict:
-        """Verify the ledger: everything for an admin, else the caller's own sessions."""
+    async def verify(
+        self, principal: Principal = LOCAL_ADMIN, anchor: Anchor | None = None
+    ) -> Verdict:
+        """Verify the ledger: everything for an admin, else the caller's own sessions.
+
+        ``anchor`` is one that ``anchor`` returned before: it must still be in the audit chain.
+        """
         owner = None if principal.role is Role.ADMIN else principal.owner
-        return await Verification(self._store).run(owner)
+        return await Verification(self._store).run(owner, anchor)
+
+    async def anchor(self, principal: Principal = LOCAL_ADMIN) -> Anchor:
+        """Anchor every session's head in the audit chain and return that chain's head.
+
+        Kept where nobody who can write the store can change it, it shows later whether all was
+        rewritten.
+
+        Raises:
+            Forbidden: the caller is no admin.
+        """
+        await self.require(principal, Role.ADMIN, "ledger.anchor")
+        await self._engine.scheduler.resume()
+        await self._engine.scheduler.anchor()
+        n, head = await self._store.audit_head()
+        return Anchor(n, bytes(head))
+
+    async def prune(
+        self, *, dry_run: bool = False, principal: Principal = LOCAL_ADMIN
+    ) -> tuple[Policy, Pruned]:
+        """Remove now what retention is to remove; ``dry_run`` only says what that would be.
+
+        Raises:
+            Forbidden: the caller is no admin.
+        """
+        await self.require(principal, Role.ADMIN, "ledger.prune")
+        retention = self._engine.retention
+        pruned = await (retention.trial() if dry_run else retention.round(whole=True))
+        return retention.policy, pruned
 
     async def audit(self, page: Page, principal: Principal = LOCAL_ADMIN) -> Listing[AuditRow]:
         """List the audit chain.
@@ -523,14 +603,16 @@ class Orchestrator:
         await self._audit(principal, "outbox.retry", "")
         return taken, refused
 
-    async def require(self, principal: Principal, role: Role, action: str) -> None:
+    async def require(
+        self, principal: Principal, role: Role, action: str, target: str = ""
+    ) -> None:
         """Check that the caller's role covers ``role``.
 
         Raises:
             Forbidden: it does not; that is audited.
         """
         if not principal.role.covers(role):
-            await self._forbid(principal, action, "")
+            await self._forbid(principal, action, target)
 
     async def _forbid(self, principal: Principal, action: str, target: str) -> None:
         await self._audit(principal, action, target, outcome="forbidden")

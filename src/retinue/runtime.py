@@ -22,12 +22,13 @@ from retinue.domain.agent import (
     Registration,
     definition_of_remote,
 )
-from retinue.domain.egress import Policy
+from retinue.domain.egress import Policy as Egress
 from retinue.domain.policy import RatePolicy
 from retinue.drivers.http import HttpDriver
 from retinue.drivers.python import PythonDriver
 from retinue.engine.core import Engine
 from retinue.engine.journal import Journal
+from retinue.engine.retention import Policy as Keeping
 from retinue.engine.roster import checked
 from retinue.errors import InvalidInput, SettingsError
 from retinue.interfaces import Driver, Memory, Sink, Store
@@ -174,7 +175,7 @@ class Runtime:
         self.store = store or open_store(self.settings, url=url, on_lost=self.lost)
         own: tuple[Driver, ...] = (
             PythonDriver(),
-            HttpDriver(Policy.of(self.settings.egress_allow)),
+            HttpDriver(Egress.of(self.settings.egress_allow)),
         )
         rate = self.settings.rate_limit_per_minute
         self.engine = Engine(
@@ -191,6 +192,12 @@ class Runtime:
                 self.settings.health_timeout_seconds,
             ),
             signing_key=_signing_key(self.settings),
+            policy=Keeping(
+                days=self.settings.retention_days,
+                executions=self.settings.retention_executions,
+                event_days=self.settings.retention_event_days,
+            ),
+            cleanup_interval=self.settings.cleanup_interval,
         )
         self.orchestrator = Orchestrator(self.engine)
 

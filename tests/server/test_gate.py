@@ -21,6 +21,7 @@ EXPECTED = {
     "UnsupportedMedia": 415,
     "EgressDenied": 422,
     "NotFound": 404,
+    "Gone": 410,
     "AgentNotFound": 404,
     "Conflict": 409,
     "IllegalTransition": 409,

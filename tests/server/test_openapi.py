@@ -65,7 +65,7 @@ def test_every_operation_is_complete(document: dict[str, Any]) -> None:
         assert named == given, where
         for parameter in operation.get("parameters", ()):
             assert parameter["schema"], where
-        if method == "POST" and not path.endswith(("/cancel", "/retry")):
+        if method == "POST" and not path.endswith(("/cancel", "/retry", "/anchor")):
             schema = operation["requestBody"]["content"]["application/json"]["schema"]
             assert schema["$ref"].startswith("#/components/schemas/"), where
         responses = operation["responses"]
@@ -213,6 +213,19 @@ def _questions(client: httpx.Client, fits: Fits) -> None:
 
 
 def _administration(client: httpx.Client, fits: Fits) -> None:
+    task = {"session_id": "e", "capability": "echo", "parameters": {"text": "hi"}}
+    done = client.post("/v1/orchestrate", json=task).json()
+    one = f"/v1/executions/{done['execution_id']}"
+    fits("DELETE /v1/executions/{execution_id}/body", client.delete(f"{one}/body"))
+    assert fits("GET /v1/executions/{execution_id}", client.get(one))["erased"] is True
+    plain = client.get(f"{one}/events", headers={"Accept": "application/json"})
+    fits("GET /v1/executions/{execution_id}/events", plain)
+    fits("DELETE /v1/sessions/{session_id}/body", client.delete("/v1/sessions/e/body"))
+    fits("DELETE /v1/sessions/{session_id}/body", client.delete("/v1/sessions/x/body"))
+    anchor = fits("POST /v1/ledger/anchor", client.post("/v1/ledger/anchor"))["anchor"]
+    verdict = client.get("/v1/ledger/verify", params={"anchor": anchor})
+    assert fits("GET /v1/ledger/verify", verdict)["ok"] is True
+    fits("POST /v1/ledger/prune", client.post("/v1/ledger/prune", json={"dry_run": True}))
     made = fits("POST /v1/keys", client.post("/v1/keys", json={"name": "a", "role": "admin"}))
     client.headers["X-API-Key"] = made["secret"]
     fits("GET /v1/keys", client.get("/v1/keys"))

@@ -19,6 +19,7 @@ from retinue.domain.execution import Execution, State
 from retinue.domain.outbox import Lane, Parked
 from retinue.domain.principal import ApiKey, Role
 from retinue.domain.question import QuestionKind
+from retinue.domain.retention import Bounds
 from retinue.errors import Outcome
 
 
@@ -264,6 +265,54 @@ class Unpark(msgspec.Struct, frozen=True):
     n: int
 
 
+class Retire(msgspec.Struct, frozen=True):
+    """Have the events of ended, old executions removed: marked and audited now, swept later.
+
+    What has not ended or is not old is passed over. Answers ``Retired``.
+    """
+
+    execution_ids: tuple[str, ...]
+    bounds: Bounds
+    at: int
+
+
+class CutChain(msgspec.Struct, frozen=True):
+    """Remove old contracts from the beginning of a session's chain, with its audit row.
+
+    Only whole exchanges, ended, old, whose events are retired already, and which nobody needs any
+    more; of these at most ``limit`` contracts. Answers ``Retired``.
+    """
+
+    owner: str
+    session_id: str
+    bounds: Bounds
+    limit: int
+    at: int
+
+
+class Erase(msgspec.Struct, frozen=True):
+    """Erase the bodies of exchanges that have ended, given by places in their session's chain.
+
+    What their events and questions hold is marked, and swept later; all is in the audit, as
+    ``action``, done by ``actor`` of ``by_owner`` to ``target``. Answers ``Erased``.
+    """
+
+    owner: str
+    session_id: str
+    places: tuple[int, ...]
+    actor: str
+    by_owner: str
+    action: str
+    target: str
+    at: int
+
+
+class Sweep(msgspec.Struct, frozen=True):
+    """Deal with up to ``limit`` events that are marked as removed or erased. Answers ``Swept``."""
+
+    limit: int
+
+
 Intent = (
     Submit
     | Refuse
@@ -285,6 +334,10 @@ Intent = (
     | SettleLane
     | WakeLanes
     | Unpark
+    | Retire
+    | CutChain
+    | Erase
+    | Sweep
 )
 
 
@@ -333,6 +386,27 @@ class Claimed(Ok):
     """The lanes taken, the longest due first."""
 
     lanes: list[Lane]
+
+
+class Retired(Ok):
+    """``count`` executions or contracts went; ``more`` says that another try may find more."""
+
+    count: int
+    more: bool = False
+
+
+class Erased(Ok):
+    """``contracts`` were erased now; ``open`` are of executions that have not ended: left alone."""
+
+    contracts: int
+    open: int
+
+
+class Swept(Ok):
+    """``count`` events were dealt with; ``more`` says that some are left."""
+
+    count: int
+    more: bool
 
 
 class Conflict(msgspec.Struct):

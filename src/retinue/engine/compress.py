@@ -141,6 +141,7 @@ def _exchange(view: ContractView) -> dict[str, Any]:
     contract = view.contract
     asked = loads(contract.body) if contract.body is not None else {}
     answered = loads(view.answered) if view.answered is not None else None
+    erased = {"erased": True} if contract.body is None else {}
     told = {
         "contract_id": contract.id,
         "capability": contract.capability,
@@ -148,6 +149,7 @@ def _exchange(view: ContractView) -> dict[str, Any]:
         "status": view.state.value,
         "asked": _brief(asked.get("parameters")),
         "answered": _brief(answered),
+        **erased,
     }
     more = {name: _brief(asked[name]) for name in ("context", "intent") if name in asked}
     return told | more

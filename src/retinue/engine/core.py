@@ -27,6 +27,7 @@ from retinue.engine.outbox import Grown, Outbox
 from retinue.engine.outcome import Reply, failed, response, result_of
 from retinue.engine.queue import Queue
 from retinue.engine.registry import Entry, Registry
+from retinue.engine.retention import Policy, Retention
 from retinue.engine.roster import Roster
 from retinue.engine.scheduler import Recovered, Scheduler
 from retinue.engine.schema import check_answer
@@ -54,6 +55,8 @@ class Engine:
         memory: Memory | None = None,
         health_seconds: tuple[float, float] = (10.0, 5.0),
         signing_key: Callable[[], bytes] | None = None,
+        policy: Policy | None = None,
+        cleanup_interval: float = 60.0,
     ) -> None:
         """Put the parts together.
 
@@ -67,12 +70,15 @@ class Engine:
             signing_key: what agents' secrets are derived from; a fresh one unless given.
             sinks: what contracts are delivered to.
             memory: what compresses sessions; else it is done here.
+            policy: what is kept, and for how long.
+            cleanup_interval: seconds between two rounds of retention.
         """
         self.store = store
         store.sinks = tuple(sink.name for sink in sinks)
         self.outbox = Outbox(store, sinks)
         self.memory = memory
         self.memory_watch = Watch(memory) if memory is not None else None
+        self.retention = Retention(store, policy or Policy(), cleanup_interval)
         self.registry = Registry()
         self.journal = journal or Journal(store)
         self.queue = Queue(store, self.registry)
@@ -116,7 +122,13 @@ class Engine:
             signing_key=signing_key or _fresh_key(),
         )
         self.scheduler = Scheduler(
-            store, self.journal, self.queue, self.attempts, grown, self.roster.follow
+            store,
+            self.journal,
+            self.queue,
+            self.attempts,
+            grown,
+            follow=self.roster.follow,
+            retention=self.retention,
         )
         self.recovered = Recovered()
         self._drivers = drivers

@@ -13,8 +13,11 @@ from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 
-from retinue.domain.event import Event
+from retinue.domain.event import Event, EventType
 from retinue.domain.execution import TERMINAL
+from retinue.domain.ids import now_us
+from retinue.domain.retention import REMOVED
+from retinue.domain.strictjson import dumps
 from retinue.errors import NotFound
 from retinue.interfaces import Store, Watched
 
@@ -22,6 +25,16 @@ KEPT = 256
 PAGE = 1000
 PAGES_KEPT = 4
 PAGE_BYTES = 1 << 20
+
+
+def truncated(execution_id: str, after: int, last: int) -> Event:
+    """Return what a reader gets in place of the events from ``after`` to the ``last`` one.
+
+    It has the number of the last event, in whose place it stands: who comes back with that number
+    has seen everything there is.
+    """
+    data = {"removed": {"from": after + 1, "to": last}}
+    return Event(execution_id, last, EventType.TRUNCATED, now_us(), dumps(data))
 
 
 class _Channel:
@@ -118,6 +131,11 @@ class Journal:
                     events = channel.since(cursor)
                     if not events:
                         events = await self._page(execution_id, channel, cursor)
+                    if (not events or events[0].seq != cursor + 1) and await self._removed(
+                        execution_id
+                    ):
+                        yield [truncated(execution_id, cursor, channel.seq)]
+                        return
                     if events:
                         cursor = events[-1].seq
                         yield events
@@ -143,6 +161,11 @@ class Journal:
 
     async def _read(self, execution_id: str, cursor: int) -> list[Event]:
         return list(await self._store.events(execution_id, after=cursor, limit=PAGE))
+
+    async def _removed(self, execution_id: str) -> bool:
+        """Say whether retention has removed the events."""
+        marks = await self._store.marks_of([execution_id])
+        return any(mark.kind == REMOVED for mark in marks)
 
     async def wait(self, execution_id: str) -> None:
         """Return once the execution has ended, or this process stops.

@@ -22,6 +22,7 @@ from retinue.engine.attempts import Attempts
 from retinue.engine.journal import Journal
 from retinue.engine.outcome import End, failed, response
 from retinue.engine.queue import Queue
+from retinue.engine.retention import Retention
 from retinue.errors import Cancelled, RetinueError, Timeout, Unanswered, WorkerLost
 from retinue.interfaces import Store
 
@@ -50,7 +51,9 @@ class Scheduler:
         queue: Queue,
         attempts: Attempts,
         grown: set[tuple[str, str]],
+        *,
         follow: Callable[[], Awaitable[None]],
+        retention: Retention,
     ) -> None:
         self._store = store
         self._journal = journal
@@ -62,6 +65,8 @@ class Scheduler:
         self._grown = grown
         self._follow = follow
         self._anchor_due = 0.0
+        self._retention = retention
+        self._cleaning: asyncio.Task[None] | None = None
 
     def stop(self) -> None:
         """Make ``run`` return."""
@@ -81,6 +86,7 @@ class Scheduler:
         """Tick until stopped."""
         loop = asyncio.get_running_loop()
         self._anchor_due = loop.time() + ANCHOR_SECONDS
+        self._cleaning = asyncio.create_task(self._clean())
         while not self._stop.is_set():
             # Before the look: what rings during it may not be seen by it.
             self._bell.clear()
@@ -93,6 +99,19 @@ class Scheduler:
                 log.warning("the store is away: %s", error.message)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._bell.wait(), TICK_SECONDS)
+        self._cleaning.cancel()
+        await asyncio.wait({self._cleaning})
+
+    async def _clean(self) -> None:
+        """Have retention do its rounds, beside the loop: a long one holds up nothing else."""
+        while True:
+            try:
+                await self._retention.round()
+            except RetinueError as error:
+                log.warning("retention waits for the store: %s", error.message)
+            except Exception:
+                log.exception("a round of retention failed")
+            await asyncio.sleep(self._retention.interval)
 
     async def tick(self) -> None:
         """Do everything that is due."""

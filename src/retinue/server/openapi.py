@@ -77,8 +77,8 @@ def _responses(operation: Operation, schemas: Schemas) -> dict[str, Any]:
             content = {"application/json": {"schema": schemas.of(kind)}}
             responses[str(status)]["content"] = content
     if operation.gives_text is not None:
-        content = {operation.gives_text: {"schema": operation.text or {"type": "string"}}}
-        responses[str(operation.status)]["content"] = content
+        content = responses[str(operation.status)].setdefault("content", {})
+        content[operation.gives_text] = {"schema": operation.text or {"type": "string"}}
     for status in _failures(operation):
         if status not in good:
             responses[str(status)] = {

@@ -223,7 +223,7 @@ OPERATIONS = (
         tag="tasks",
         body=AwaitedTaskBody,
         gives=TaskReply,
-        errors=(404, 409, 429, 507),
+        errors=(410, 404, 409, 429, 507),
         headers=IDEMPOTENCY,
     ),
 )

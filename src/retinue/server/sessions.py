@@ -8,6 +8,7 @@ import msgspec
 
 from retinue.domain.ids import iso
 from retinue.domain.session import Session, check_session_id
+from retinue.server.executions import ErasedReply
 from retinue.server.records import Hash, Query, SessionId, Time
 from retinue.server.routing import Call, Operation, encode
 
@@ -92,6 +93,17 @@ async def get_session(call: Call) -> bytes:
     return encode(session_record(await call.orchestrator.session(session_id, call.principal)))
 
 
+async def erase_session(call: Call) -> bytes:
+    """Erase every exchange of a session that has ended. For admins.
+
+    Its contracts stay in their chain without bodies, its events without content; the audit says
+    who erased them. `open` counts what was left alone because its execution has not ended.
+    """
+    session_id = check_session_id(call.path_params["session_id"])
+    done = await call.orchestrator.erase_session(session_id, call.principal)
+    return encode(ErasedReply(contracts=done.contracts, open=done.open))
+
+
 async def compress(call: Call) -> bytes:
     """Compress a session into a memory block made from its contracts.
 
@@ -122,6 +134,14 @@ OPERATIONS = (
         endpoint=get_session,
         tag="record",
         gives=SessionRecord,
+    ),
+    Operation(
+        method="DELETE",
+        path="/v1/sessions/{session_id}/body",
+        endpoint=erase_session,
+        tag="administration",
+        gives=ErasedReply,
+        errors=(507,),
     ),
     Operation(
         method="POST",

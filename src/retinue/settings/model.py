@@ -274,6 +274,32 @@ class Settings(BaseModel):
         le=3600,
         description="seconds that running work gets to end when we stop",
     )
+    retention_days: float | None = Field(
+        default=None,
+        gt=0,
+        le=36_500,
+        description="days after its end from which an execution's events and contracts are removed;"
+        " unset: never",
+    )
+    retention_executions: int | None = Field(
+        default=None,
+        ge=1,
+        description="how many executions keep their events and contracts; of older ones that have"
+        " ended they are removed; unset: all",
+    )
+    retention_event_days: float | None = Field(
+        default=None,
+        gt=0,
+        le=36_500,
+        description="days after its end from which an execution's events are removed, though its"
+        " contracts stay; unset: as long as these",
+    )
+    cleanup_interval: float = Field(
+        default=60.0,
+        ge=0.01,
+        le=86_400,
+        description="seconds between two rounds of removing what is to be removed",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="the least important log line that is written"
     )

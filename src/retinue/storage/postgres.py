@@ -389,6 +389,13 @@ class PostgresStore(Reads, OutboxReads):
     def _among(column: str, values: Sequence[str]) -> tuple[str, Any]:
         return f"{column} = ANY(?::text[])", list(values)
 
+    @staticmethod
+    def _at_places(places: Sequence[tuple[str, str, int]]) -> tuple[str, list[Any]]:
+        return (
+            "(owner, session_id, n) IN (SELECT * FROM unnest(?::text[], ?::text[], ?::bigint[]))",
+            [list(column) for column in zip(*places, strict=True)],
+        )
+
     async def _fetch(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         if self._closed:
             raise StoreUnavailable("the store is closed")

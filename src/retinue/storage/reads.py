@@ -32,6 +32,7 @@ from retinue.interfaces import (
 )
 from retinue.storage.agents import AgentReads
 from retinue.storage.tables import TABLES, record_of
+from retinue.storage.walks import Walks
 
 R = TypeVar("R", bound=msgspec.Struct)
 _TERMINAL = "'completed', 'failed', 'cancelled', 'timed_out'"
@@ -87,7 +88,7 @@ class _Where:
         return " WHERE " + " AND ".join(self.parts) if self.parts else ""
 
 
-class Reads(AgentReads):
+class Reads(AgentReads, Walks):
     """Every read of the ``Store`` protocol; see there for the contracts."""
 
     worker: str
@@ -214,7 +215,9 @@ class Reads(AgentReads):
             sessions = _Where()
             sessions.equal(owner=where.owner, session_id=where.session_id)
             rows = await self._fetch(
-                f"SELECT coalesce(sum(n), 0) FROM session{sessions}", sessions.values
+                "SELECT coalesce(sum(n), 0)"
+                f" - (SELECT coalesce(sum(n), 0) FROM checkpoint{sessions}) FROM session{sessions}",
+                [*sessions.values, *sessions.values],
             )
         else:
             rows = await self._fetch(f"SELECT count(*){source}{query}", query.values)
@@ -251,7 +254,14 @@ class Reads(AgentReads):
             f" coalesce(sum(failed), 0), coalesce(sum(cancelled), 0) FROM session{query}",
             query.values,
         )
-        sessions, contracts, completed, failed, cancelled = (int(value) for value in rows[0])
+        removed = await self._fetch(
+            "SELECT 0, coalesce(sum(n), 0), coalesce(sum(completed), 0),"
+            f" coalesce(sum(failed), 0), coalesce(sum(cancelled), 0) FROM checkpoint{query}",
+            query.values,
+        )
+        sessions, contracts, completed, failed, cancelled = (
+            int(had) - int(lost) for had, lost in zip(rows[0], removed[0], strict=True)
+        )
         # Each answered exchange is two contracts of one status; what is left waits or runs.
         running = _Where()
         running.equal(owner=owner)

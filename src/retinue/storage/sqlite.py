@@ -331,6 +331,14 @@ class SqliteStore(Reads, OutboxReads):
     def _among(column: str, values: Sequence[str]) -> tuple[str, Any]:
         return f"{column} IN (SELECT value FROM json_each(?))", dumps(list(values)).decode()
 
+    @staticmethod
+    def _at_places(places: Sequence[tuple[str, str, int]]) -> tuple[str, list[Any]]:
+        return (
+            "(owner, session_id, n) IN (SELECT json_extract(value, '$[0]'),"
+            " json_extract(value, '$[1]'), json_extract(value, '$[2]') FROM json_each(?))",
+            [dumps([list(place) for place in places]).decode()],
+        )
+
     async def _fetch(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         if self._closed:
             raise StoreUnavailable("the store is closed")

@@ -19,6 +19,7 @@ from retinue.domain.outbox import Lane, Parked
 from retinue.domain.policy import Delivery
 from retinue.domain.principal import ApiKey, Role
 from retinue.domain.question import Question, QuestionKind, QuestionState
+from retinue.domain.retention import Checkpoint, Mark
 from retinue.domain.session import Session
 
 R = TypeVar("R", bound=msgspec.Struct)
@@ -36,12 +37,15 @@ _TYPES = {
     "data": "bytea",
     "fingerprint": "bytea",
     "definition": "bytea",
+    "answer_hash": "bytea",
+    "data_hash": "bytea",
 }
 _NUMBERS = frozenset(
     "priority attempt max_attempts last_seq deadline_at run_at cancel_requested_at created_at "
     "started_at finished_at request_n response_n depth seq at n updated_at completed failed "
     "cancelled expires_at revoked_at pid lease_until last_batch stopped_at count limit_ now "
-    "first_n last_n due_at tries failed_at revision removed_at".split()
+    "first_n last_n due_at tries failed_at revision removed_at closed_seq latest began audit_n "
+    "pending".split()
 )
 
 
@@ -65,6 +69,9 @@ TABLES: dict[str, tuple[str, ...]] = {
     "outbox": Lane.__struct_fields__,
     "parked": Parked.__struct_fields__,
     "agent_definition": StoredAgent.__struct_fields__,
+    "checkpoint": Checkpoint.__struct_fields__,
+    "mark": Mark.__struct_fields__,
+    "erased_event": ("execution_id", "seq", "data_hash"),
 }
 
 _ENUMS: dict[type[msgspec.Struct], dict[str, type]] = {

@@ -29,6 +29,7 @@ from retinue.domain.intent import (
 )
 from retinue.domain.principal import Role
 from retinue.domain.question import Question, QuestionKind, QuestionState
+from retinue.domain.seal import seal, seal_request
 from retinue.errors import IllegalTransition
 from retinue.interfaces import AgentTally, Page, Store
 from retinue.testing.store_samples import (
@@ -125,7 +126,8 @@ class RunRules:
         assert answered.status is ContractStatus.COMPLETED
         assert await store.bodies(stored) == (sent.body, b'{"result":[1,2]}')
         await verify_events(store, e)
-        assert answered.digest == stored.digest
+        assert answered.digest == seal(stored)
+        assert sent.digest == seal_request(stored)
 
     @pytest.mark.parametrize(
         ("state", "status"),

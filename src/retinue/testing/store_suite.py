@@ -43,6 +43,7 @@ from retinue.testing.store_lists import ListRules, WatchRules
 from retinue.testing.store_outbox import OutboxRules
 from retinue.testing.store_queue import IdempotencyRules, LeaseRules, SubmitRules
 from retinue.testing.store_records import AuditRules, ChainRules, audited, verify_audit
+from retinue.testing.store_retention import ErasureRules, RetentionRules
 from retinue.testing.store_runs import CancelRules, QuestionRules, RunRules, asked, question
 from retinue.testing.store_samples import (
     execution,
@@ -150,6 +151,8 @@ class StoreSuite(
     AgentRules,
     ListRules,
     WatchRules,
+    RetentionRules,
+    ErasureRules,
     ReopenRules,
     CloseRules,
 ):
