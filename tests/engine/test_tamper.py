@@ -24,10 +24,11 @@ from retinue.storage.tables import TABLES
 
 Sql = Callable[..., Awaitable[list[Any]]]
 TRIGGERS = {"contract_fixed": "contract", "event_fixed": "event", "audit_fixed": "audit"}
-QUEUES = {"outbox", "parked"}
-"""What is still to be done, not what was: no part of the record."""
+BESIDE = {"outbox", "parked", "agent_definition"}
+"""What is still to be done and what is set up, not what was done: no part of the record. (Who
+registered or removed an agent is in the audit.)"""
 TABLES_WATCHED = {
-    **{table: columns for table, columns in TABLES.items() if table not in QUEUES},
+    **{table: columns for table, columns in TABLES.items() if table not in BESIDE},
     "tally": ("agent_id", "completed", "failed"),
 }
 
