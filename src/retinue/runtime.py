@@ -125,6 +125,8 @@ class Runtime:
             max_result_bytes=self.settings.max_result_bytes,
             sinks=_sinks(self.settings),
             memory=_memory(self.settings),
+            max_running=self.settings.max_concurrent_executions,
+            step_us=int(self.settings.priority_step_seconds * 1_000_000),
         )
         self.orchestrator = Orchestrator(self.engine)
 

@@ -12,7 +12,7 @@ from retinue.storage.postgres import PostgresStore
 from retinue.testing.servers import PostgresServer
 
 # The suites of ``retinue.testing`` are tests too: their assertions explain themselves.
-for part in ("samples", "queue", "runs", "records", "lists", "outbox", "suite"):
+for part in ("samples", "queue", "waiting", "runs", "records", "lists", "outbox", "suite"):
     pytest.register_assert_rewrite(f"retinue.testing.store_{part}")
 
 _schema_numbers = itertools.count(1)

@@ -14,7 +14,7 @@ import msgspec
 from retinue.domain.audit import AuditDraft
 from retinue.domain.contract import Draft
 from retinue.domain.event import EventData, EventType, chain_event
-from retinue.domain.execution import ACTIVE, TERMINAL, Execution, State, advance
+from retinue.domain.execution import ACTIVE, TERMINAL, Execution, Hold, State, advance
 from retinue.domain.intent import (
     Answer,
     Append,
@@ -29,12 +29,14 @@ from retinue.domain.intent import (
     Fence,
     Finish,
     Ok,
+    Prioritize,
     PutKey,
     Refuse,
     Rejected,
     Requeue,
     Result,
 )
+from retinue.domain.policy import rank_of
 from retinue.domain.question import Question, QuestionState
 from retinue.domain.session import Session
 from retinue.domain.strictjson import dumps
@@ -69,6 +71,7 @@ class Batch:
         self.tally: dict[str, list[int]] = {}
         self.audits: list[tuple[AuditDraft, int]] = []
         self.keys: list[list[Any]] = []
+        self.early: dict[tuple[str, str], Session] | None = None  # heads locked before deciding
 
     def add_events(self, execution: Execution, events: Sequence[EventData], at: int) -> int:
         """Give the events numbers and chain them; return the first one's number."""
@@ -103,6 +106,7 @@ class Batch:
         execution.state = advance(execution.state, state)
         first = self.add_events(execution, events, at)
         execution.worker = None
+        execution.hold = Hold.NONE
         execution.finished_at = at
         execution.outcome = outcome
         execution.error_code = error_code
@@ -148,6 +152,7 @@ def _finish(batch: Batch, intent: Finish, locked: Locked, _: Asked) -> Result:
     execution = _fenced(locked, intent.fence)
     if isinstance(execution, Conflict):
         return execution
+    execution.reason = intent.reason
     return Appended(
         batch.end(
             execution,
@@ -170,6 +175,7 @@ def _requeue(batch: Batch, intent: Requeue, locked: Locked, _: Asked) -> Result:
     execution.state = advance(execution.state, State.QUEUED)
     execution.worker = None
     execution.run_at = intent.run_at
+    execution.hold = Hold.TIME if intent.run_at > intent.at else Hold.NONE
     batch.changed[execution.id] = execution
     return Ok()
 
@@ -211,6 +217,19 @@ def _expire(batch: Batch, intent: Expire, locked: Locked, _: Asked) -> Result:
         intent.error_code,
         "not_started",
     )
+    return Ok()
+
+
+def _prioritize(batch: Batch, intent: Prioritize, locked: Locked, _: Asked) -> Result:
+    execution = locked.get(intent.execution_id)
+    if execution is None or (intent.owner is not None and execution.owner != intent.owner):
+        return Rejected("not_found")
+    if execution.state not in {State.QUEUED, State.SCHEDULED}:
+        return Conflict("started", {"state": execution.state.value})
+    execution.priority = intent.priority
+    execution.rank = rank_of(execution.waits_since, intent.priority, intent.step_us)
+    batch.changed[execution.id] = execution
+    batch.audits.append((intent.audit, intent.at))
     return Ok()
 
 
@@ -313,6 +332,7 @@ DECIDE: dict[type, Callable[[Batch, Any, Locked, Asked], Result]] = {
     Requeue: _requeue,
     Cancel: _cancel,
     Expire: _expire,
+    Prioritize: _prioritize,
     Refuse: _refuse,
     Ask: _ask,
     Answer: _answer,
@@ -320,5 +340,4 @@ DECIDE: dict[type, Callable[[Batch, Any, Locked, Asked], Result]] = {
     PutKey: _put_key,
     Audit: _audit,
 }
-"""How each kind is decided. ``Submit``, ``Lease``, ``RevokeKey`` and what concerns the outbox need
-statements of their own."""
+"""How each kind is decided. Those that are not here need statements of their own."""

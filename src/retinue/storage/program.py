@@ -6,8 +6,11 @@ cannot differ in what they decide.
 
 Order within a batch: executions, then questions, then idempotency keys, then session heads, then
 lanes of the outbox, then the audit head, each locked in sorted order; so two writers cannot wait
-for each other. A program may be run again after its transaction was rolled back: it leaves nothing
-behind in its intents that a second run would mistake for a decision.
+for each other. (What is locked besides, a lease's rows or whose turn it is, is passed over when
+somebody else has it.) Heads are locked last, when the contracts get their places, unless a decision
+depends on who else is in a session (``turns``): then all at once, before it. A program may be run
+again after its transaction was rolled back: it leaves nothing behind in its intents that a second
+run would mistake for a decision.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from typing import Any
 from retinue.domain.audit import AuditRow, audit_hash
 from retinue.domain.contract import GENESIS, Contract, ContractStatus, Head, append
 from retinue.domain.execution import Execution
+from retinue.domain.ids import now_us
 from retinue.domain.intent import (
     Answer,
     Append,
@@ -29,7 +33,10 @@ from retinue.domain.intent import (
     Intent,
     Lease,
     Ok,
+    Prioritize,
+    Promote,
     Rejected,
+    Release,
     Requeue,
     Result,
     RevokeKey,
@@ -37,7 +44,7 @@ from retinue.domain.intent import (
 )
 from retinue.domain.question import Question
 from retinue.domain.session import Session
-from retinue.storage.admission import lease, submit
+from retinue.storage.admission import asking, claim, lease, submit
 from retinue.storage.decisions import DECIDE, Batch, Placed
 from retinue.storage.outbox import OUTBOX, outbox
 from retinue.storage.statements import (
@@ -51,6 +58,7 @@ from retinue.storage.statements import (
     Steps,
 )
 from retinue.storage.tables import changes_of, record_of, row_of
+from retinue.storage.turns import Turns, promote, waking
 
 
 def run(intents: Sequence[Intent], sinks: Sequence[str] = ()) -> Program:
@@ -61,31 +69,53 @@ def run(intents: Sequence[Intent], sinks: Sequence[str] = ()) -> Program:
     batch = Batch()
     results: list[Result] = [Ok()] * len(intents)
     locked, questions = yield from _lock(intents)
-    submits: list[tuple[int, Submit]] = []
-    leases: list[tuple[int, Lease]] = []
     lanes: list[tuple[int, Intent]] = []
+    later: dict[type[Intent], list[tuple[int, Any]]] = {}
     for i, intent in enumerate(intents):
         kind = type(intent)
-        if kind is Submit:
-            submits.append((i, intent))  # type: ignore[arg-type]
-        elif kind is Lease:
-            leases.append((i, intent))  # type: ignore[arg-type]
-        elif kind in OUTBOX:
+        if kind in OUTBOX:
             lanes.append((i, intent))
-        elif kind is not RevokeKey:
+        elif kind in DECIDE:
             results[i] = DECIDE[kind](batch, intent, locked, questions)
-    if submits:
-        yield from submit(batch, submits, results)
-    for i, wanted in leases:
+        else:
+            later.setdefault(kind, []).append((i, intent))
+    if later:
+        yield from _let_in(batch, later, locked, results)
+    for i, wanted in later.get(Lease, ()):
         results[i] = yield from lease(batch, wanted)
-    for i, intent in enumerate(intents):
-        if type(intent) is RevokeKey:
-            results[i] = yield from _revoke_key(batch, intent)
+    for i, revoked in later.get(RevokeKey, ()):
+        results[i] = yield from _revoke_key(batch, revoked)
     contracts = yield from _write_contracts(batch)
     if lanes or (sinks and contracts):
         yield from outbox(contracts, sinks, lanes, results)
     yield from _write(batch)
     return results
+
+
+def _let_in(
+    batch: Batch,
+    later: dict[type[Intent], list[tuple[int, Any]]],
+    locked: dict[str, Execution],
+    results: list[Result],
+) -> Steps[None]:
+    """Decide what lets executions into the queue: those that wait the longest come first."""
+    submits: list[tuple[int, Submit]] = later.get(Submit, [])
+    promotes: list[tuple[int, Promote]] = later.get(Promote, [])
+    releases: list[tuple[int, Release]] = later.get(Release, [])
+    fresh = (yield from claim(submits, results)) if submits else []
+    turns = Turns()
+    now = now_us()
+    asked = asking(fresh, now) | waking(locked, promotes)
+    asked.update((release.owner, release.session_id) for _, release in releases)
+    if asked:
+        others = {(s.execution.owner, s.execution.session_id) for _, s in fresh}
+        yield from turns.look(batch, asked, others, now)
+    for i, free in releases:
+        results[i] = yield from turns.release(batch, free)
+    for i, due in promotes:
+        results[i] = promote(batch, due, locked, turns)
+    if fresh:
+        yield from submit(batch, submits, fresh, results, turns, now)
 
 
 def _revoke_key(batch: Batch, intent: RevokeKey) -> Steps[Result]:
@@ -107,7 +137,7 @@ def _lock(intents: Sequence[Intent]) -> Steps[tuple[dict[str, Execution], dict[s
         kind = type(intent)
         if kind is Append or kind is Finish or kind is Requeue or kind is Ask:
             ids.add(intent.fence.execution_id)  # type: ignore[union-attr]
-        elif kind is Cancel or kind is Expire:
+        elif kind is Cancel or kind is Expire or kind is Promote or kind is Prioritize:
             ids.add(intent.execution_id)  # type: ignore[union-attr]
         elif kind is Answer or kind is CloseQuestion:
             asked.append(intent.question_id)  # type: ignore[union-attr]
@@ -170,7 +200,10 @@ def _write_contracts(batch: Batch) -> Steps[list[Contract]]:
     if not batch.placed:
         return []
     keys = sorted({(p.owner, p.session_id) for p in batch.placed})
-    batch.heads = yield Heads(keys, batch.placed[0].at)
+    if batch.early is None:
+        batch.heads = yield Heads(keys, batch.placed[0].at)
+    else:
+        batch.heads = {key: batch.early[key] for key in keys}
     contracts = _place(batch.heads, batch.placed)
     yield Insert("contract", [row_of(row) for row in contracts])
     yield Change(
@@ -184,6 +217,10 @@ def _write_contracts(batch: Batch) -> Steps[list[Contract]]:
 
 
 def _write(batch: Batch) -> Steps[None]:
+    # Heads made for a session whose only task was refused.
+    empty = sorted(key for key, s in (batch.early or {}).items() if not s.n)
+    if empty:
+        yield Change("drop_head", empty)
     if batch.new:
         yield Insert("execution", [row_of(execution) for execution in batch.new])
     if batch.changed:

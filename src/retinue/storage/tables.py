@@ -13,9 +13,9 @@ import msgspec
 from retinue.domain.audit import AuditRow
 from retinue.domain.contract import Contract, ContractStatus, ContractType
 from retinue.domain.event import Event, EventType
-from retinue.domain.execution import Execution, State
+from retinue.domain.execution import Execution, Hold, State
 from retinue.domain.outbox import Lane, Parked
-from retinue.domain.policy import Delivery
+from retinue.domain.policy import BusyPolicy, Delivery
 from retinue.domain.principal import ApiKey, Role
 from retinue.domain.question import Question, QuestionKind, QuestionState
 from retinue.domain.session import Session
@@ -39,7 +39,7 @@ _NUMBERS = frozenset(
     "priority attempt max_attempts last_seq deadline_at run_at cancel_requested_at created_at "
     "started_at finished_at request_n response_n depth seq at n updated_at completed failed "
     "cancelled expires_at revoked_at pid lease_until last_batch stopped_at count limit_ now "
-    "first_n last_n due_at tries failed_at".split()
+    "first_n last_n due_at tries failed_at rank".split()
 )
 
 
@@ -65,7 +65,7 @@ TABLES: dict[str, tuple[str, ...]] = {
 }
 
 _ENUMS: dict[type[msgspec.Struct], dict[str, type]] = {
-    Execution: {"state": State, "delivery": Delivery},
+    Execution: {"state": State, "delivery": Delivery, "hold": Hold, "on_busy": BusyPolicy},
     Event: {"type": EventType},
     Contract: {"type": ContractType, "status": ContractStatus},
     Question: {"state": QuestionState, "kind": QuestionKind, "role": Role},
@@ -112,6 +112,10 @@ UPDATED = (
     "cursor",
     "response_id",
     "response_n",
+    "priority",
+    "rank",
+    "hold",
+    "reason",
     "id",
 )
 """What ``update_execution`` sets, in its parameters' order; the id comes last."""
@@ -135,5 +139,9 @@ def changes_of(e: Execution) -> tuple[Any, ...]:
         e.cursor,
         e.response_id,
         e.response_n,
+        e.priority,
+        e.rank,
+        e.hold.value,
+        e.reason,
         e.id,
     )

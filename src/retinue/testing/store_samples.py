@@ -28,15 +28,17 @@ from retinue.domain.intent import (
     Idempotency,
     Lease,
     Leased,
+    Promote,
     Submit,
     Submitted,
     Want,
 )
-from retinue.domain.policy import Delivery
+from retinue.domain.policy import BusyPolicy, Delivery, rank_of
 from retinue.interfaces import Store
 
 T = TypeVar("T")
 SECOND = 1_000_000
+STEP = 60 * SECOND
 TOO_LATE = 30.0
 
 
@@ -50,6 +52,8 @@ def execution(
     agent_id: str | None = None,
     capability: str | None = "echo",
     deadline_at: int | None = None,
+    on_busy: BusyPolicy = BusyPolicy.PARALLEL,
+    parent_id: str | None = None,
 ) -> Execution:
     """Return a new execution that is due ``delay`` microseconds from now."""
     at = now_us()
@@ -83,8 +87,11 @@ def execution(
         request_n=0,
         response_id=None,
         response_n=None,
-        parent_id=None,
+        parent_id=parent_id,
         depth=0,
+        due_at=at + delay,
+        rank=rank_of(at + delay, priority, STEP),
+        on_busy=on_busy,
     )
 
 
@@ -157,6 +164,7 @@ def finish(
     *,
     events: tuple[EventData, ...] = (),
     body: bytes = b'{"result":1}',
+    reason: str | None = None,
 ) -> Finish:
     """Return the intent that ends a running execution."""
     failed = state is not State.COMPLETED
@@ -168,6 +176,7 @@ def finish(
         now_us(),
         "failed" if failed else None,
         "E_INTERNAL" if failed else None,
+        reason,
     )
 
 
@@ -179,6 +188,12 @@ def cancel(e: Execution, owner: str | None = None) -> Cancel:
 def expire(e: Execution, state: State = State.TIMED_OUT) -> Expire:
     """Return the intent that ends a queued execution."""
     return Expire(e.id, state, (last(state),), response(e, state), now_us(), "E_TIMEOUT")
+
+
+def promote(e: Execution, at: int | None = None) -> Promote:
+    """Return the intent that lets an execution into the queue whose time has come."""
+    state = State.FAILED
+    return Promote(e.id, at or e.run_at, (last(state),), response(e, state), "E_SESSION_BUSY")
 
 
 def want(key: str = "echo", count: int = 10, agent_id: str = "agent") -> Want:
