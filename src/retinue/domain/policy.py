@@ -69,6 +69,11 @@ class RatePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     burst: int | None = None
 
 
+MOST_PRIORITY = 1000
+MOST_DELAY_US = 3660 * 24 * 3600 * 1_000_000
+"""How urgent, and how far ahead (ten years), a task may be."""
+
+
 def rank_of(due_at: int, priority: int, step_us: int) -> int:
     """Return a place in the queue: the least one goes first.
 

@@ -40,8 +40,8 @@ def definition_of(agent: Agent) -> AgentDefinition:
         ),
         concurrency=given.concurrency or default.concurrency,
         timeout_us=int(given.timeout * 1_000_000) if given.timeout else default.timeout_us,
-        delivery=_one_of(Delivery, "delivery", given.delivery) or default.delivery,
-        on_busy=_one_of(BusyPolicy, "on_busy", given.on_busy) or default.on_busy,
+        delivery=word_of(Delivery, "delivery", given.delivery) or default.delivery,
+        on_busy=word_of(BusyPolicy, "on_busy", given.on_busy) or default.on_busy,
         retry=RetryPolicy(
             max_attempts=given.max_attempts or default.retry.max_attempts,
             waits_ms=(
@@ -57,7 +57,12 @@ def definition_of(agent: Agent) -> AgentDefinition:
     )
 
 
-def _one_of(words: type[E], option: str, given: str | None) -> E | None:
+def word_of(words: type[E], option: str, given: str | None) -> E | None:
+    """Return the one of ``words`` that is given, if any is.
+
+    Raises:
+        InvalidInput: it is none of them.
+    """
     try:
         return words(given) if given else None
     except ValueError:

@@ -31,7 +31,13 @@ from retinue.domain.intent import (
     Submit,
     Submitted,
 )
-from retinue.domain.policy import BusyPolicy, RatePolicy, rank_of
+from retinue.domain.policy import (
+    MOST_DELAY_US,
+    MOST_PRIORITY,
+    BusyPolicy,
+    RatePolicy,
+    rank_of,
+)
 from retinue.domain.principal import Authority
 from retinue.domain.question import Question, QuestionState
 from retinue.domain.session import check_session_id
@@ -180,6 +186,7 @@ class Intake:
             self._pace(authority)
         if authority.depth > MOST_DEPTH:
             raise InvalidInput(f"agents called agents more than {MOST_DEPTH} levels deep")
+        _check_place(task)
         body = _body(task)
         if task.idempotency_key is not None:
             # Before routing: what was done has its reply, whatever became of the agent since.
@@ -357,6 +364,17 @@ class Intake:
         await self._write(Refuse(authority.owner, task.session_id, request, answer, now_us()))
         error.details["contract_id"] = request.id
         return error
+
+
+def _check_place(task: Task) -> None:
+    """Check that a task's priority and time can be kept."""
+    if abs(task.priority) > MOST_PRIORITY:
+        raise InvalidInput(
+            f"the priority must lie between -{MOST_PRIORITY} and {MOST_PRIORITY}",
+            details={"path": "$.priority"},
+        )
+    if task.run_at is not None and task.run_at > now_us() + MOST_DELAY_US:
+        raise InvalidInput("run_at lies more than ten years ahead", details={"path": "$.run_at"})
 
 
 def _capability(task: Task, route: Route) -> str:
