@@ -3,6 +3,7 @@
 import asyncio
 import json
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -92,10 +93,10 @@ async def test_what_waits_survives_in_its_order(
         await rig.killed()
         await ask(rig.url, "POST", f"/v1/executions/{block['execution_id']}/cancel")
         for count in KILLS_AFTER:
-            await until(f"{count} are done", lambda n=count: _reached(rig, n))
+            await until(f"{count} are done", partial(_reached, rig, count))
             await rig.killed()
         last = [*ids, *(turn["execution_id"] for turn in turns), soon["execution_id"]]
-        shown = [await until("all have ended", lambda i=i: _ended(rig, i)) for i in last]
+        shown = [await until("all have ended", partial(_ended, rig, i)) for i in last]
         assert {one["state"] for one in shown} == {"completed"}
         expected = sorted(range(TASKS), key=lambda n: (-priorities[n], n))
         assert [m for m in rig.done("line") if m != "block"] == [f"t{n}" for n in expected]
@@ -112,6 +113,6 @@ async def _reached(rig: Line, count: int) -> bool:
     return len(rig.done("line")) > count
 
 
-async def _ended(rig: Line, execution_id: str) -> dict[str, Any] | None:
+async def _ended(rig: Line, execution_id: str) -> dict[str, Any]:
     found = await rig.show(execution_id)
-    return found if found["finished_at"] is not None else None
+    return found if found["finished_at"] is not None else {}

@@ -40,20 +40,15 @@ def submit(
     now: int,
 ) -> Steps[None]:
     """Accept what is ``fresh`` of the submits: the queue's bound, busy sessions, the fast path."""
-    bounds: dict[str, int] = {}
-    for _, intent in fresh:
-        key = intent.execution.queue_key
-        bounds[key] = max(bounds.get(key, 0), intent.bound)
-    rows = yield Query("queue_depth", [(k, n + 1) for k, n in sorted(bounds.items())])
-    depth = {key: (ready, ready + on_hold) for key, ready, on_hold in rows}
+    ready, waiting = yield from _depths(fresh, now)
     refused: dict[str, Rejected] = {}
     dropped: list[tuple[str, str]] = []
     for i, intent in fresh:
         execution = intent.execution
-        ready, waiting = depth.get(execution.queue_key, (0, 0))
+        key = execution.queue_key
         hold = Hold.TIME if _later(execution, now) else turns.hold_for(execution)
-        leased = intent.worker is not None and hold is Hold.NONE and not ready
-        if hold is None or (not leased and waiting >= intent.bound):
+        leased = intent.worker is not None and hold is Hold.NONE and key not in ready
+        if hold is None or (not leased and waiting[key] >= intent.bound):
             results[i] = refused[execution.id] = (
                 Rejected("session_busy", {"session_id": execution.session_id})
                 if hold is None
@@ -63,7 +58,9 @@ def submit(
                 dropped.append((execution.owner, intent.idempotency.key))
             continue
         if not leased:
-            depth[execution.queue_key] = (ready + (hold is Hold.NONE), waiting + 1)
+            waiting[key] += 1
+            if hold is Hold.NONE:
+                ready.add(key)
         turns.entered(execution, hold)
         batch.new.append(execution)
         batch.placed.append(_accept(intent, hold, leased=leased))
@@ -71,6 +68,31 @@ def submit(
     if dropped:
         yield Change("drop_idempotency", sorted(dropped))
         _refuse_joined(submits, results, refused)
+
+
+def _depths(fresh: list[tuple[int, Submit]], now: int) -> Steps[tuple[set[str], dict[str, int]]]:
+    """Return the keys with something ready, and how much waits where one of these may have to.
+
+    What finds a free slot is not in need of the count, which is long where much waits.
+    """
+    keys = sorted({intent.execution.queue_key for _, intent in fresh})
+    rows = yield Query("ready", [(key,) for key in keys])
+    ready = {row[0] for row in rows}
+    bounds: dict[str, int] = {}
+    for _, intent in fresh:
+        execution = intent.execution
+        key = execution.queue_key
+        if (
+            intent.worker is None
+            or key in ready
+            or execution.on_busy is not BusyPolicy.PARALLEL
+            or _later(execution, now)
+        ):
+            bounds[key] = max(bounds.get(key, 0), intent.bound)
+    if not bounds:
+        return ready, {}
+    rows = yield Query("queue_depth", [(k, n + 1) for k, n in sorted(bounds.items())])
+    return ready, dict(rows)
 
 
 def asking(fresh: list[tuple[int, Submit]], now: int) -> set[Key]:

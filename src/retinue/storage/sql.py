@@ -133,15 +133,21 @@ BATCH: dict[str, Statement] = {
         f" JOIN {_unnest(('owner', 'session_id'))} USING (owner, session_id)"
         " ORDER BY t.owner, t.session_id FOR UPDATE OF t",
     ),
+    "ready": Statement(
+        "SELECT ?1 WHERE EXISTS (SELECT 1 FROM execution"
+        " WHERE queue_key = ?1 AND state = 'queued' AND hold = 'none')",
+        f"SELECT p.key FROM {_unnest(('key',))} WHERE EXISTS (SELECT 1 FROM execution"
+        " WHERE queue_key = p.key AND state = 'queued' AND hold = 'none')",
+    ),
     # In order, so that PostgreSQL counts along the index and not through the table.
     "queue_depth": Statement(
         "SELECT ?1, (SELECT count(*) FROM (SELECT 1 FROM execution"
-        " WHERE queue_key = ?1 AND state = 'queued' AND hold = 'none' ORDER BY rank LIMIT ?2)),"
+        " WHERE queue_key = ?1 AND state = 'queued' AND hold = 'none' ORDER BY rank LIMIT ?2)) +"
         " (SELECT count(*) FROM (SELECT 1 FROM execution"
         " WHERE queue_key = ?1 AND hold <> 'none' ORDER BY hold LIMIT ?2))",
         "SELECT p.key, (SELECT count(*) FROM (SELECT 1 FROM execution"
         " WHERE queue_key = p.key AND state = 'queued' AND hold = 'none'"
-        " ORDER BY rank LIMIT p.limit_) q),"
+        " ORDER BY rank LIMIT p.limit_) q) +"
         " (SELECT count(*) FROM (SELECT 1 FROM execution"
         " WHERE queue_key = p.key AND hold <> 'none' ORDER BY hold LIMIT p.limit_) q)"
         f" FROM {_unnest(('key', 'limit_'))}",

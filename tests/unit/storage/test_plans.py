@@ -18,6 +18,7 @@ from retinue.storage.sqlite import SqliteStore
 # Which index; a walk over a partial index that holds only what is looked for is "all of it".
 STATEMENTS = {
     "lease": ({"execution_queue"}, 2),
+    "ready": ({"execution_queue"}, 1),
     "queue_depth": ({"execution_queue", "execution_on_hold"}, 2),
     "busy": ({"execution_busy"}, 3),
     "turn": ({"execution_turn"}, 2),
