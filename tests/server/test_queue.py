@@ -33,7 +33,7 @@ def accepted(client: httpx.Client, task: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_task_runs_when_it_is_due(client: httpx.Client, session: str) -> None:
-    moment = (datetime.now(UTC) + timedelta(seconds=0.3)).astimezone()
+    moment = (datetime.now(UTC) + timedelta(seconds=1)).astimezone()
     echo = {"session_id": session, "capability": "echo", "parameters": {"text": "x"}}
     later = accepted(client, {**echo, "run_at": moment.isoformat(), "timeout_ms": 5000})
     assert later["state"] == "scheduled"
