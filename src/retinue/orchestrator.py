@@ -16,6 +16,7 @@ import msgspec
 
 from retinue.agent import Agent
 from retinue.domain.audit import AuditDraft, AuditRow
+from retinue.domain.budget import Limit
 from retinue.domain.event import Event, EventType
 from retinue.domain.execution import Execution, State, Task
 from retinue.domain.ids import iso, microseconds, now_us
@@ -221,7 +222,7 @@ class Orchestrator:
     ) -> Accepted:
         """Submit again what ended without success: a new execution, which names the old one.
 
-        Same session, agent, input, priority and time allowed; it is due now.
+        Same session, agent, input, priority, budget and time allowed; it is due now.
 
         Raises:
             NotFound: there is none of this owner.
@@ -254,6 +255,7 @@ class Orchestrator:
             idempotency_key=idempotency_key,
             on_busy=execution.on_busy,
             retry_of=execution.id,
+            budget=msgspec.convert(sent["budget"], Limit) if "budget" in sent else None,
         )
         accepted = await self.submit(task, principal)
         await self._audit(principal, "execution.retry", execution_id)
