@@ -179,4 +179,28 @@ STAGES = Scenario(
     unit="/s",
 )
 
-SCENARIOS = (ECHO, POSTGRES, HTTP, SSE, STAGES, ROUTING, LOOKUP, STORE)
+BLOCKED = ("--count", "200000")
+QUEUE = Scenario(
+    name="queue",
+    title="lease one task: nothing else waits, or 200,000 others that cannot go (their agent is"
+    " busy, their hour has not come, their session is); submit and end are not in the latency",
+    contenders=(
+        Contender("empty", "bench.ours.queue"),
+        Contender("blocked", "bench.ours.queue", BLOCKED, patience=180),
+        Contender("long line", "bench.ours.queue", (*BLOCKED, "--blocked", "line"), patience=180),
+        Contender("empty, postgres", "bench.ours.queue", ("--store", "postgres")),
+        Contender(
+            "blocked, postgres",
+            "bench.ours.queue",
+            ("--store", "postgres", *BLOCKED),
+            patience=240,
+        ),
+    ),
+    targets=(
+        Target("blocked", 2, of="empty", metric="p50_ms", at_most=True),
+        Target("blocked, postgres", 2, of="empty, postgres", metric="p50_ms", at_most=True),
+    ),
+    unit="leases/s",
+)
+
+SCENARIOS = (ECHO, POSTGRES, HTTP, SSE, STAGES, ROUTING, LOOKUP, QUEUE, STORE)

@@ -14,6 +14,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 HOUR = 3600 * 1_000_000
+STEP = 60 * 1_000_000
+"""What a step of priority is worth of waiting."""
+WAITING = frozenset({"queued", "scheduled"})
 ACTIVE = ("running", "input_required")
 ENDS = ("completed", "failed", "timed_out", "cancelled")
 EVENTS = {
@@ -130,6 +133,9 @@ class Execution:
     attempt: int = 0
     worker: int | None = None
     cancelling: bool = False
+    held: bool = False
+    """Whether it waits for its hour: nobody lets it into the queue here."""
+    rank: int = 0
     error: str | None = None
     outcome: str | None = None
     events: list[str] = field(default_factory=list)
@@ -243,14 +249,10 @@ class Model:
         self.epoch += 1
         return [e.number for e in self.stored() if e.state in ACTIVE]
 
-    def backlog(self, now: int) -> dict[str, int | None]:
-        """Return the keys with queued work, and when it is due (None: now)."""
-        found: dict[str, int | None] = {}
-        for key in KEYS:
-            due = [e.run_at for e in self.stored() if e.key == key and e.state == "queued"]
-            if due:
-                found[key] = None if min(due) <= now else min(due)
-        return found
+    def backlog(self) -> list[str]:
+        """Return the keys with work that is ready."""
+        ready = {e.key for e in self.stored() if e.state == "queued" and not e.held}
+        return [key for key in KEYS if key in ready]
 
 
 def _at(made: Sequence[T | None], which: int) -> T | None:
@@ -275,7 +277,7 @@ class _Commit:
         self.numbers = numbers
         self.fences = fences
         self.asked = list(model.questions)
-        self.queued = [e for e in model.stored() if e.state == "queued"]
+        self.queued = [e for e in model.stored() if e.state in WAITING]
         self.changed: set[int] = set()
 
     def run(self, wave: list[tuple[int, Step]], answers: dict[int, Said]) -> None:
@@ -305,7 +307,7 @@ class _Commit:
             return self.attempt(held, step)
         if isinstance(step, Cancel):
             return self.cancel(execution, stranger=step.stranger)
-        if execution is None or execution.state != "queued":
+        if execution is None or execution.state not in WAITING:
             return ("conflict", "fenced")
         self.end(execution, "timed_out", "E_TIMEOUT", "not_started")
         return ("ok",)
@@ -334,6 +336,7 @@ class _Commit:
             self.lose(execution)
             execution.state, execution.worker = "queued", None
             execution.run_at = self.model.now + (HOUR if step.later else 0)
+            execution.held = step.later
             self.changed.add(execution.number)
             return ("ok",)
         self.changed.add(execution.number)
@@ -346,7 +349,7 @@ class _Commit:
         if execution.state in ACTIVE:
             execution.cancelling = True
             self.changed.add(execution.number)
-        elif execution.state == "queued":
+        elif execution.state in WAITING:
             execution.cancelling = True
             self.end(execution, "cancelled", "E_CANCELLED", "not_started")
         return ("cancelling", execution.state, worker)
@@ -403,7 +406,7 @@ class _Commit:
     def submit(self, submits: list[tuple[int, Submit]], answers: dict[int, Said]) -> None:
         keys = self.model.keys
         depth = {k: sum(e.key == k for e in self.queued) for k in KEYS}
-        due = {k: any(e.key == k and e.run_at <= self.model.now for e in self.queued) for k in KEYS}
+        due = {k: any(e.key == k and not e.held for e in self.queued) for k in KEYS}
         claimed: set[str] = set()
         full: dict[int, int] = {}
         joined: list[tuple[int, int]] = []
@@ -450,7 +453,9 @@ class _Commit:
             priority=step.priority,
             run_at=self.model.now + (HOUR if step.later else 0),
             deadline_at=self.model.now + HOUR if step.deadline else None,
-            state="running" if leased else "queued",
+            state="running" if leased else "scheduled" if step.later else "queued",
+            held=step.later,
+            rank=self.model.now + (HOUR if step.later else 0) - step.priority * STEP,
             attempt=1 if leased else 0,
             worker=self.model.epoch if leased else None,
         )
@@ -458,15 +463,14 @@ class _Commit:
         chain.append(("REQUEST", None, number, agent))
 
     def lease(self, step: Lease) -> Said:
-        at = self.model.now + (2 * HOUR if step.late else 0)
         taken: list[int] = []
         for key, count in sorted(step.wants):
             free = [
                 e
                 for e in self.queued
-                if e.key == key and e.run_at <= at and e.number not in self.changed
+                if e.key == key and not e.held and e.number not in self.changed
             ]
-            free.sort(key=lambda e: (-e.priority, e.number))
+            free.sort(key=lambda e: (e.rank, e.number))
             for execution in free[:count]:
                 execution.state = "running"
                 execution.attempt += 1

@@ -20,11 +20,12 @@ from retinue.domain.event import EventData, EventType
 from retinue.domain.execution import EDGES, Execution, State
 from retinue.domain.ids import now_us
 from retinue.domain.intent import Fence, Idempotency, Result, Want
+from retinue.domain.policy import rank_of
 from retinue.interfaces import ExecutionFilter, Page, Store
 from retinue.testing.store_samples import execution as sample
 from retinue.testing.store_samples import finish, request, response, verify_chain, verify_events
 from torture import model
-from torture.model import HOUR, KEYS, SESSIONS, Said, Step
+from torture.model import HOUR, KEYS, SESSIONS, STEP, Said, Step
 
 EVERYTHING = 1_000_000
 
@@ -109,10 +110,10 @@ class Performer:
         orphans = await self.store.orphans(EVERYTHING)
         return sorted(Ids.number(e.id) for e in orphans if e.owner == self.owner)
 
-    async def backlog(self, now: int) -> dict[str, int | None]:
-        """Return the keys with queued work."""
-        found = await self.store.backlog(now)
-        return {key: found[self.key(key)] for key in KEYS if self.key(key) in found}
+    async def backlog(self) -> list[str]:
+        """Return the keys with work that is ready."""
+        found = await self.store.backlog()
+        return [key for key in KEYS if self.key(key) in found]
 
     # -- steps become intents ----------------------------------------------------------------
 
@@ -176,7 +177,8 @@ class Performer:
         execution.id = self.ids.execution(number)
         execution.request_id = self._next()
         execution.created_at = now
-        execution.run_at = now + (HOUR if step.later else 0)
+        execution.due_at = execution.run_at = now + (HOUR if step.later else 0)
+        execution.rank = rank_of(execution.run_at, step.priority, STEP)
         key = None
         if step.idempotency is not None:
             until = now_us() + (-HOUR if step.expired else HOUR)

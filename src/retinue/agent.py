@@ -39,6 +39,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     ``max_attempts`` counts all attempts of one execution, ``retry_waits_ms`` the pauses between.
     ``rate_per_minute`` is how often it is called (more tasks wait), ``cache_seconds`` how long a
     result may stand for equal tasks of the same owner.
+    ``on_busy`` is what a task that does not say it does when its session is busy: ``parallel``,
+    ``reject``, ``enqueue`` or ``interrupt``.
     """
 
     concurrency: int | None = None
@@ -50,6 +52,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     reset_timeout_ms: int | None = None
     rate_per_minute: int | None = None
     cache_seconds: float | None = None
+    on_busy: str | None = None
     version: str = "1"
 
 

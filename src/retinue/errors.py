@@ -24,6 +24,7 @@
     ├── PeerRefused                  E_PEER_REFUSED
     ├── QueueFull                    E_QUEUE_FULL
     ├── RateLimited                  E_RATE_LIMITED
+    ├── SessionBusy                  E_SESSION_BUSY
     ├── SettingsError                E_SETTINGS
     ├── StoreLocked                  E_STORE_LOCKED
     ├── LedgerBroken                 E_LEDGER_BROKEN
@@ -230,6 +231,14 @@ class RateLimited(RetinueError):
 
     code = "E_RATE_LIMITED"
     kind = "rate_limit"
+    retryable = True
+    default_outcome = "not_started"
+
+
+class SessionBusy(RetinueError):
+    """The session is busy, and this task is not to wait; try again later."""
+
+    code = "E_SESSION_BUSY"
     retryable = True
     default_outcome = "not_started"
 

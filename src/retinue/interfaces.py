@@ -176,13 +176,15 @@ class Listing(msgspec.Struct, Generic[T], frozen=True):
 
 
 class ExecutionFilter(msgspec.Struct, frozen=True):
-    """Which executions; None means any."""
+    """Which executions; None means any, ``states`` any of these (none: any)."""
 
     owner: str | None = None
     session_id: str | None = None
     agent_id: str | None = None
     capability: str | None = None
     state: State | None = None
+    states: tuple[State, ...] = ()
+    reason: str | None = None
 
 
 class ContractFilter(msgspec.Struct, frozen=True):
@@ -235,6 +237,21 @@ class Backlog(msgspec.Struct, frozen=True):
     parked: int = 0
     error: str | None = None
     failed_at: int | None = None
+
+
+class QueueDepth(msgspec.Struct, frozen=True):
+    """How much waits under a queue key.
+
+    ``ready`` may be leased, ``in_turn`` waits for earlier ones of its session, ``scheduled`` for
+    its time. The oldest ones are the ids of what was accepted first.
+    """
+
+    key: str
+    ready: int
+    in_turn: int
+    scheduled: int
+    oldest_ready: str | None
+    oldest_in_turn: str | None
 
 
 class Watched(msgspec.Struct, frozen=True):
@@ -463,11 +480,32 @@ class Store(Archive, Protocol):
         """Return queued executions whose deadline has passed."""
         ...
 
-    async def backlog(self, now: int, /) -> dict[str, int | None]:
-        """Return the queue keys that hold due work, and those that do not yet: key → when due.
+    async def backlog(self) -> list[str]:
+        """Return the queue keys that hold something ready."""
+        ...
 
-        The value is None when something is due now, else the earliest ``run_at``.
-        """
+    async def due(self, now: int, limit: int, /) -> list[Execution]:
+        """Return what waited for a time that has come, the longest due first."""
+        ...
+
+    async def next_due(self) -> int | None:
+        """Return when the next one that waits for its time is due."""
+        ...
+
+    async def turns(self, after: tuple[str, str], limit: int, /) -> list[tuple[str, str]]:
+        """Return owner and id of sessions behind ``after`` that somebody waits for, in order."""
+        ...
+
+    async def interrupting(self, limit: int, /) -> list[Execution]:
+        """Return what waits for its session and has those before it cancelled."""
+        ...
+
+    async def ahead(self, execution: Execution, /) -> list[str]:
+        """Return what keeps an execution from its turn: the earlier ones of its session."""
+        ...
+
+    async def depths(self) -> list[QueueDepth]:
+        """Return how much waits under each queue key, by key."""
         ...
 
     async def outbox_due(self, sink: str, now: int, /) -> bool:

@@ -17,20 +17,22 @@ import msgspec
 from retinue.agent import Agent
 from retinue.domain.agent import AgentDefinition, HttpConfig, Registration, StoredAgent
 from retinue.domain.audit import AuditDraft, AuditRow
+from retinue.domain.budget import Limit
 from retinue.domain.event import Event
-from retinue.domain.execution import Execution, Task
-from retinue.domain.ids import iso, now_us
+from retinue.domain.execution import Execution, State, Task
+from retinue.domain.ids import iso, microseconds, now_us
 from retinue.domain.intent import Audit
 from retinue.domain.outbox import Parked
+from retinue.domain.policy import BusyPolicy
 from retinue.domain.principal import LOCAL, Authority, Principal, Role
 from retinue.domain.question import Question
 from retinue.domain.retention import REMOVED
 from retinue.domain.session import Session, check_session_id
-from retinue.domain.strictjson import loads
+from retinue.domain.strictjson import dumps, loads
 from retinue.engine.complete import complete
 from retinue.engine.compress import compress
 from retinue.engine.core import Engine
-from retinue.engine.definition import definition_of
+from retinue.engine.definition import definition_of, word_of
 from retinue.engine.erasure import Erasure, erase_execution, erase_session
 from retinue.engine.intake import Accepted
 from retinue.engine.journal import truncated
@@ -39,7 +41,7 @@ from retinue.engine.ledger import Anchor, Verdict, Verification
 from retinue.engine.outcome import Reply, reply_of
 from retinue.engine.registry import Entry, describe
 from retinue.engine.retention import Policy, Pruned
-from retinue.errors import Forbidden, Gone, InvalidInput, NotFound, RetinueError
+from retinue.errors import Conflict, Forbidden, Gone, InvalidInput, NotFound, RetinueError
 from retinue.interfaces import (
     Backlog,
     ContractFilter,
@@ -47,6 +49,7 @@ from retinue.interfaces import (
     ExecutionFilter,
     Listing,
     Page,
+    QueueDepth,
 )
 
 __all__ = [
@@ -63,6 +66,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+_TASK = frozenset("capability parameters context intent agent_id priority run_at on_busy".split())
 LOCAL_ADMIN = Principal("local", LOCAL, Role.ADMIN)
 
 
@@ -122,14 +126,16 @@ class Orchestrator:
     ) -> dict[str, Any]:
         """Have ``task`` (``capability``, ``parameters``, …) done and return the reply.
 
-        Specification 003's Python form; the reply is that of ``POST /v1/orchestrate``.
+        Specification 003's Python form; the reply is that of ``POST /v1/orchestrate``. ``run_at``
+        is a ``datetime`` with its time zone.
 
         Raises:
             RetinueError: it was not accepted.
         """
-        unknown = sorted(set(task) - {"capability", "parameters", "context", "intent", "agent_id"})
+        unknown = sorted(set(task) - _TASK)
         if unknown:
             raise InvalidInput(f"a task has no {', '.join(unknown)}")
+        run_at = task.get("run_at")
         wanted = Task(
             session_id=session_id,
             capability=task.get("capability"),
@@ -137,6 +143,9 @@ class Orchestrator:
             parameters=task.get("parameters", {}),
             context=task.get("context"),
             intent=task.get("intent"),
+            priority=task.get("priority", 0),
+            run_at=microseconds(run_at) if run_at is not None else None,
+            on_busy=word_of(BusyPolicy, "on_busy", task.get("on_busy")),
         )
         return reply_view(await self.perform(wanted, principal))
 
@@ -239,6 +248,73 @@ class Orchestrator:
         execution = await self._engine.cancel(execution_id, principal.owner, principal.name)
         await self._audit(principal, "execution.cancel", execution_id)
         return execution
+
+    async def prioritize(
+        self, execution_id: str, priority: int, principal: Principal = LOCAL_ADMIN
+    ) -> Execution:
+        """Give an execution that waits another priority and return it as it is now.
+
+        Raises:
+            NotFound: there is none of this owner.
+            Conflict: it does not wait any more.
+            Forbidden: the caller is only a viewer.
+        """
+        if not principal.role.covers(Role.OPERATOR):
+            await self._forbid(principal, "execution.prioritize", execution_id)
+        detail = dumps({"priority": priority})
+        audit = _audited(principal, "execution.prioritize", execution_id, detail=detail)
+        return await self._engine.prioritize(execution_id, principal.owner, priority, audit)
+
+    async def retry(
+        self,
+        execution_id: str,
+        principal: Principal = LOCAL_ADMIN,
+        idempotency_key: str | None = None,
+    ) -> Accepted:
+        """Submit again what ended without success: a new execution, which names the old one.
+
+        Same session, agent, input, priority, budget and time allowed; it is due now.
+
+        Raises:
+            NotFound: there is none of this owner.
+            Conflict: it has not ended, it succeeded, or its input was erased.
+            RetinueError: it was not accepted; see ``Intake.submit``.
+        """
+        if not principal.role.covers(Role.OPERATOR):
+            await self._forbid(principal, "execution.retry", execution_id)
+        execution = await self.execution(execution_id, principal)
+        if not execution.terminal or execution.state is State.COMPLETED:
+            raise Conflict(
+                f"execution {execution_id} is {execution.state}: only what ended without success"
+                " is done again",
+                details={"state": execution.state.value},
+            )
+        asked, _ = await self._store.bodies(execution)
+        if asked is None:
+            raise Conflict(f"the input of execution {execution_id} was erased")
+        sent = loads(asked)
+        bound = execution.queue_key.startswith("agent:")
+        task = Task(
+            session_id=execution.session_id,
+            capability=execution.capability,
+            agent_id=execution.queue_key.removeprefix("agent:") if bound else None,
+            parameters=sent.get("parameters"),
+            context=sent.get("context"),
+            intent=sent.get("intent"),
+            deadline_us=execution.allowed_us,
+            priority=execution.priority,
+            idempotency_key=idempotency_key,
+            on_busy=execution.on_busy,
+            retry_of=execution.id,
+            budget=msgspec.convert(sent["budget"], Limit) if "budget" in sent else None,
+        )
+        accepted = await self.submit(task, principal)
+        await self._audit(principal, "execution.retry", execution_id)
+        return accepted
+
+    async def queue(self) -> list[QueueDepth]:
+        """Return how much waits under each queue key, of all owners."""
+        return await self._store.depths()
 
     async def follow(
         self,
@@ -624,14 +700,21 @@ class Orchestrator:
     async def _audit(
         self, principal: Principal, action: str, target: str, outcome: str = "ok"
     ) -> None:
-        draft = AuditDraft(
-            owner=principal.owner,
-            actor=principal.name,
-            action=action,
-            target=target,
-            outcome=outcome,
-        )
+        draft = _audited(principal, action, target, outcome)
         await self._store.write(Audit(draft, now_us()))
+
+
+def _audited(
+    principal: Principal, action: str, target: str, outcome: str = "ok", detail: bytes = b"{}"
+) -> AuditDraft:
+    return AuditDraft(
+        owner=principal.owner,
+        actor=principal.name,
+        action=action,
+        target=target,
+        outcome=outcome,
+        detail=detail,
+    )
 
 
 def reply_view(reply: Reply) -> dict[str, Any]:

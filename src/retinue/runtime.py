@@ -198,6 +198,8 @@ class Runtime:
                 event_days=self.settings.retention_event_days,
             ),
             cleanup_interval=self.settings.cleanup_interval,
+            max_running=self.settings.max_concurrent_executions,
+            step_us=int(self.settings.priority_step_seconds * 1_000_000),
         )
         self.orchestrator = Orchestrator(self.engine)
 

@@ -8,7 +8,8 @@ from typing import Any, TypeAlias
 import asyncpg
 import pytest
 
-from retinue.domain.execution import Execution
+from retinue.domain.contract import ContractType
+from retinue.domain.execution import Execution, State
 from retinue.domain.ids import now_us
 from retinue.domain.intent import (
     Append,
@@ -21,8 +22,11 @@ from retinue.domain.intent import (
     Lease,
     Leased,
     Ok,
+    Release,
     Requeue,
+    Submitted,
 )
+from retinue.domain.policy import BusyPolicy
 from retinue.errors import StoreUnavailable, WorkerLost
 from retinue.storage.migrate import migrations
 from retinue.storage.postgres import PostgresStore
@@ -93,6 +97,62 @@ class TestSeveralProcesses:
         rows = [await verify_chain(stores[0], "ann", f"s{i}") for i in range(6)]
         assert sum(map(len, rows)) == 2 * 5 * 12 * 3
         assert postgres_server.log.count("deadlock detected") == before
+
+    async def test_a_session_has_one_turn_at_a_time_among_them_all(
+        self, opened: Open, postgres_server: PostgresServer
+    ) -> None:
+        stores = await asyncio.gather(*(opened() for _ in range(3)))
+        before = postgres_server.log.count("deadlock detected")
+        running: dict[str, str] = {}
+        waited = 0
+
+        async def go(store: PostgresStore, e: Execution) -> None:
+            assert running.setdefault(e.session_id, e.id) == e.id, "two at a time"
+            await store.write(Append(fence(e), (text(),), now_us()))
+            del running[e.session_id]
+            await store.write(finish(e))
+
+        async def caller(store: PostgresStore, i: int) -> None:
+            nonlocal waited
+            for turn in range(4):
+                e = execution(
+                    session_id=f"s{(i + turn) % 3}", key=f"k{i}", on_busy=BusyPolicy.ENQUEUE
+                )
+                await store.write(submit(e, worker=store.worker))
+                if e.state is State.QUEUED:
+                    waited += 1
+
+                    async def mine(e: Execution = e) -> list[Execution]:
+                        await store.write(Release("ann", e.session_id, now_us()))
+                        return await lease(store, want(e.queue_key, 1))
+
+                    (e,) = await until(mine)
+                await go(store, e)
+
+        callers = [caller(store, 10 * i + n) for n, store in enumerate(stores) for i in range(5)]
+        await asyncio.gather(*callers)
+        assert waited
+        for i in range(3):
+            rows = await verify_chain(stores[0], "ann", f"s{i}")
+            asked = [row.execution_id for row in rows if row.type is ContractType.REQUEST]
+            answered = [row.execution_id for row in rows if row.type is ContractType.RESPONSE]
+            assert asked == answered
+        assert postgres_server.log.count("deadlock detected") == before
+
+    async def test_of_many_that_would_not_wait_one_goes(self, opened: Open) -> None:
+        stores = await asyncio.gather(*(opened() for _ in range(3)))
+        for turn in range(5):
+            tried = [
+                execution(session_id=f"s{turn}", key=f"k{i}", on_busy=BusyPolicy.REJECT)
+                for i in range(9)
+            ]
+            results = await asyncio.gather(
+                *(
+                    store.write(submit(e, worker=store.worker))
+                    for e, store in zip(tried, stores * 3, strict=True)
+                )
+            )
+            assert sum(isinstance(result, Submitted) for result in results) == 1
 
     async def test_their_audit_is_one_chain(self, opened: Open) -> None:
         stores = await asyncio.gather(opened(), opened())

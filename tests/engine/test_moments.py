@@ -23,10 +23,10 @@ class Slow(SqliteStore):
         self.requeuing, self.requeue = asyncio.Event(), asyncio.Event()
         self.look.set()
 
-    async def backlog(self, now: int, /) -> dict[str, int | None]:
+    async def backlog(self) -> list[str]:
         self.looking.set()
         await self.look.wait()
-        return await super().backlog(now)
+        return await super().backlog()
 
     async def write(self, intent: Intent, /) -> Result:
         if isinstance(intent, Requeue):

@@ -37,6 +37,7 @@ EXPECTED = {
     "PeerRefused": 502,
     "QueueFull": 429,
     "RateLimited": 429,
+    "SessionBusy": 409,
     "SettingsError": 500,
     "StoreLocked": 500,
     "LedgerBroken": 500,

@@ -170,6 +170,16 @@ def _tasks(client: httpx.Client, fits: Fits) -> None:
         events = client.get(f"{one}/events", headers={"Last-Event-ID": last})
         fits("GET /v1/executions/{execution_id}/events", events)
     fits("POST /v1/executions/{execution_id}/cancel", client.post(f"{one}/cancel"))
+    again = f"/v1/executions/{failed['execution_id']}/retry"
+    for path in (f"{one}/retry", again):
+        fits("POST /v1/executions/{execution_id}/retry", client.post(path))
+    later = client.post("/v1/executions", json={**task, "run_at": "2030-01-01T00:00:00Z"})
+    waiting = fits("POST /v1/executions", later)
+    for execution in (waiting["execution_id"], good["execution_id"]):
+        path = f"/v1/executions/{execution}/priority"
+        ranked = client.post(path, json={"priority": 5})
+        fits("POST /v1/executions/{execution_id}/priority", ranked)
+    fits("GET /v1/queue", client.get("/v1/queue"))
 
 
 def _record(client: httpx.Client, fits: Fits) -> None:

@@ -119,6 +119,8 @@ def test_every_scalar_field_has_a_variable(tmp_path: Path) -> None:
         "entry_points": "0",
         "queue_bound": "5",
         "rate_limit_per_minute": "6",
+        "max_concurrent_executions": "7",
+        "priority_step_seconds": "0.5",
         "max_body_bytes": "2000",
         "max_result_bytes": "3000",
         "health_interval_seconds": "0.5",

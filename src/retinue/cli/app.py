@@ -19,6 +19,7 @@ from retinue.cli import (
     ledger,
     output,
     question,
+    queue,
     serve,
     session,
     task,
@@ -37,6 +38,7 @@ app.command()(serve.serve)
 app.command()(task.run)
 app.add_typer(agent.app, name="agent")
 app.add_typer(execution.app, name="execution")
+app.command()(queue.queue)
 app.add_typer(session.app, name="session")
 app.add_typer(question.app, name="question")
 app.add_typer(ledger.app, name="ledger")

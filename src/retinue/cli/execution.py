@@ -38,7 +38,12 @@ def list_executions(
     session: Annotated[str | None, Filter] = None,
     agent: Annotated[str | None, Filter] = None,
     capability: Annotated[str | None, Filter] = None,
-    state: Annotated[State | None, Filter] = None,
+    state: Annotated[
+        list[State] | None, typer.Option(help="May be repeated.", show_default=False)
+    ] = None,
+    dead_letter: Annotated[
+        bool, typer.Option("--dead-letter", help="Only those whose attempts were used up.")
+    ] = False,
     limit: Limit = 20,
     url: Url = None,
     config: Config = None,
@@ -51,7 +56,8 @@ def list_executions(
             session_id=session,
             agent_id=agent,
             capability=capability,
-            state=state,
+            state=",".join(state) if state else None,
+            dead_letter="true" if dead_letter else None,
             limit=limit,
         ),
         url=url,
@@ -93,6 +99,56 @@ def cancel(execution_id: Id, url: Url = None, config: Config = None, json: Json 
         output.say(f"{execution_id} is {answer['state']}")
         if answer["finished_at"] is None:
             output.note("whoever runs it is asked to stop; if nobody does, the next start ends it")
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def prioritize(
+    execution_id: Id,
+    priority: Annotated[
+        int, typer.Argument(min=-1000, max=1000, help="Higher ones go first.", show_default=False)
+    ],
+    url: Url = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Give an execution that waits another priority (-1000 to 1000)."""
+    answer = ask(
+        lambda client: client.post(
+            f"/v1/executions/{execution_id}/priority", {"priority": priority}
+        ),
+        url=url,
+        config=config,
+        power="change",
+    )
+    if json:
+        output.show(answer)
+    else:
+        output.say(f"{execution_id} is {answer['state']} with priority {answer['priority']}")
+
+
+@app.command()
+def retry(execution_id: Id, url: Url = None, config: Config = None, json: Json = False) -> None:
+    """Submit again what ended without success: a new execution with the same input.
+
+    Where no server runs it is performed here, to its end.
+    """
+
+    async def run(client: Client) -> tuple[dict[str, Any], str | None]:
+        accepted = await client.post(f"/v1/executions/{execution_id}/retry")
+        ended = None
+        if client.local:
+            async for event in client.events(accepted["execution_id"]):
+                ended = event["eventType"]
+            accepted = await client.get(f"/v1/executions/{accepted['execution_id']}")
+        return accepted, ended
+
+    answer, ended = ask(run, url=url, config=config, power="work")
+    if json:
+        output.show(answer)
+    else:
+        output.say(f"{answer['execution_id']} is {answer['state']}")
+    if ended not in {None, "completed"}:
+        raise typer.Exit(output.FAILED)
 
 
 @app.command()

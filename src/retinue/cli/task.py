@@ -10,6 +10,8 @@ import asyncio
 import contextlib
 import signal
 import sys
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,6 +25,15 @@ from retinue.errors import HumanInputRequired, InvalidInput, error_from
 if TYPE_CHECKING:
     from retinue.cli.client import Client
     from retinue.cli.parameters import Able
+
+
+class BusyPolicy(StrEnum):
+    """What a task does while an earlier one of its session has not ended."""
+
+    PARALLEL = "parallel"
+    REJECT = "reject"
+    ENQUEUE = "enqueue"
+    INTERRUPT = "interrupt"
 
 
 def run(
@@ -42,6 +53,23 @@ def run(
         float | None,
         typer.Option(min=0.001, help="Seconds it may take; else the agent's own limit."),
     ] = None,
+    at: Annotated[
+        str | None,
+        typer.Option(help="When it shall run, like 2030-01-31T06:00.", show_default=False),
+    ] = None,
+    delay: Annotated[
+        float | None, typer.Option("--in", min=0, help="Seconds until it shall run.")
+    ] = None,
+    priority: Annotated[
+        int, typer.Option(min=-1000, max=1000, help="Higher ones leave the queue first.")
+    ] = 0,
+    on_busy: Annotated[
+        BusyPolicy | None,
+        typer.Option(
+            help="What it does while its session is busy; else as the agent says.",
+            show_default=False,
+        ),
+    ] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Show its events as they come.")] = False,
     url: Url = None,
     config: Config = None,
@@ -51,9 +79,23 @@ def run(
 
     By the server that has the store open here or that is named; without one, in this process.
     Leaves with 0 when it succeeded, 1 when it failed, 2 when it was refused, 130 on Ctrl-C, which
-    cancels it.
+    cancels it. With --at or --in it is only accepted, unless --follow says to wait.
     """
-    errand = Errand(what, parameters or [], session, agent, timeout, follow=follow, as_json=json)
+    try:
+        run_at = _moment(at, delay)
+    except InvalidInput as error:
+        output.fail(error)
+    place: dict[str, Any] = {"priority": priority, "run_at": run_at, "on_busy": on_busy}
+    errand = Errand(
+        what,
+        parameters or [],
+        session,
+        agent,
+        timeout,
+        {name: value for name, value in place.items() if value},
+        follow=follow,
+        as_json=json,
+    )
 
     async def program() -> int:
         async with client_of(url, config, "work") as client:
@@ -62,6 +104,23 @@ def run(
     code = complete(program)
     if code:
         raise typer.Exit(code)
+
+
+def _moment(at: str | None, delay: float | None) -> str | None:
+    """Return when a task shall run, for the API; a time without a zone is this machine's."""
+    if delay is not None:
+        if at is not None:
+            raise InvalidInput("give --at or --in, not both")
+        try:
+            return (datetime.now(UTC) + timedelta(seconds=delay)).isoformat()
+        except OverflowError:
+            raise InvalidInput(f"--in {delay:g}: that is too far ahead") from None
+    if at is None:
+        return None
+    try:
+        return datetime.fromisoformat(at).astimezone().isoformat()
+    except (ValueError, OverflowError):
+        raise InvalidInput(f"--at {at}: write it like 2030-01-31T06:00") from None
 
 
 class Errand:
@@ -74,6 +133,7 @@ class Errand:
         session: str | None,
         agent: str | None,
         timeout: float | None,
+        place: dict[str, Any],
         *,
         follow: bool,
         as_json: bool,
@@ -83,6 +143,7 @@ class Errand:
         self._session = session
         self._agent = agent
         self._timeout = timeout
+        self._place = place
         self._follow = follow
         self._as_json = as_json
 
@@ -100,6 +161,8 @@ class Errand:
         except InvalidInput as error:
             output.fail(error, f"`retinue agent show {able.agent_id}` says what it takes")
         execution_id = accepted["execution_id"]
+        if accepted["state"] == "scheduled" and not self._follow:
+            return self._left(client, accepted)
         printer = Printer(as_json=self._as_json) if self._follow else None
         watching = asyncio.ensure_future(self._watch(client, execution_id, printer))
         if not await _unless_interrupted(watching):
@@ -121,7 +184,7 @@ class Errand:
         agents = (await client.get("/v1/agents"))["agents"]
         able = parameters.resolve(self._what, self._agent, agents)
         session = self._session or f"cli-{ulid()}"
-        task: dict[str, Any] = {"session_id": session, "capability": able.capability}
+        task = {"session_id": session, "capability": able.capability, **self._place}
         if able.bound:
             task["agent_id"] = able.agent_id
         if self._timeout is not None:
@@ -162,6 +225,16 @@ class Errand:
         typed = (await _line()).strip()
         value = typed.lower() in {"y", "yes", "true"} if approval else answer_of(typed)
         await client.post(f"/v1/questions/{event['question_id']}/answer", {"answer": value})
+
+    def _left(self, client: Client, accepted: dict[str, Any]) -> int:
+        """Say that it is accepted, and leave it."""
+        if self._as_json:
+            output.show(accepted)
+        else:
+            output.say(f"{accepted['execution_id']} is scheduled")
+        if client.local:
+            output.note("no server runs here: the next `retinue serve` performs it when it is due")
+        return 0
 
     def _reply(self, reply: dict[str, Any], *, local: bool) -> int:
         if self._as_json:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from retinue.domain.policy import BreakerPolicy, Delivery, RatePolicy, RetryPolicy
+from retinue.domain.policy import BreakerPolicy, BusyPolicy, Delivery, RatePolicy, RetryPolicy
 from retinue.errors import InvalidInput
 
 AGENT_ID_PATTERN = r"[A-Za-z0-9_.:-]{1,64}"
@@ -37,8 +37,8 @@ class AgentDefinition(msgspec.Struct, frozen=True, kw_only=True):
     """What the registry knows of an agent.
 
     ``concurrency`` bounds its running executions in this process; ``timeout_us`` is the deadline
-    of a task that brings none. ``rate`` bounds how often it is called; more tasks wait.
-    ``cache_seconds`` is how long its results may stand for equal tasks (0: not at all).
+    of a task that brings none, ``on_busy`` likewise. ``rate`` bounds how often it is called; more
+    tasks wait. ``cache_seconds`` is how long its results may stand for equal tasks (0: not at all).
     ``config`` is the driver's own.
     """
 
@@ -56,6 +56,7 @@ class AgentDefinition(msgspec.Struct, frozen=True, kw_only=True):
     breaker: BreakerPolicy = BreakerPolicy()
     rate: RatePolicy | None = None
     cache_seconds: float = 0.0
+    on_busy: BusyPolicy = BusyPolicy.PARALLEL
 
 
 class Registration(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,7 +3,7 @@
 ::
 
     scheduled ──► queued ──► running ──► completed | failed | cancelled | timed_out
-                    ▲  │       │  ▲
+     └► cancelled   ▲  │       │  ▲
                     │  │       │  └── (answer) ─┐
                     │  │       └► input_required ┴─► cancelled | timed_out | failed
                     │  └► cancelled | timed_out | failed
@@ -11,7 +11,7 @@
 
 The states on the right are terminal: exactly one, ever. A move that is not drawn raises.
 ``queued → failed`` is the one edge beyond the design's table: a breaker that opens while a task
-waits refuses it without starting it.
+waits refuses it without starting it, and so does a busy session.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from retinue.domain.budget import Limit
-from retinue.domain.policy import Delivery
+from retinue.domain.policy import BusyPolicy, Delivery
 from retinue.errors import IllegalTransition, Outcome
 
 
@@ -38,6 +38,21 @@ class State(StrEnum):
     CANCELLED = "cancelled"
     TIMED_OUT = "timed_out"
 
+
+class Hold(StrEnum):
+    """Why an execution that waits may not be leased yet.
+
+    ``TIME``: it is not due (scheduled, or between two attempts). ``SESSION``: earlier ones of its
+    session have not ended.
+    """
+
+    NONE = "none"
+    TIME = "time"
+    SESSION = "session"
+
+
+DEAD_LETTER = "dead_letter"
+"""The reason of an execution that failed because its attempts were used up."""
 
 TERMINAL = frozenset({State.COMPLETED, State.FAILED, State.CANCELLED, State.TIMED_OUT})
 ACTIVE = frozenset({State.RUNNING, State.INPUT_REQUIRED})
@@ -71,8 +86,10 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     """What a caller asks: a value, with no lifecycle of its own.
 
     Either ``capability`` or ``agent_id`` (or both) says who shall do it. ``deadline_us`` is the
-    time allowed in microseconds, from acceptance to the reply; None takes the agent's. ``budget``
-    is what it, and whatever it has others do, may spend.
+    time allowed in microseconds, from acceptance (or ``run_at``) to the reply; None takes the
+    agent's. ``run_at`` (microseconds UTC) is when it shall run, None or the past: now. ``on_busy``
+    None takes the agent's. ``retry_of`` is the execution that this one does again. ``budget`` is
+    what it, and whatever it has others do, may spend.
     """
 
     session_id: str
@@ -85,6 +102,9 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
     idempotency_key: str | None = None
     budget: Limit | None = None
+    run_at: int | None = None
+    on_busy: BusyPolicy | None = None
+    retry_of: str | None = None
 
 
 class Execution(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -93,6 +113,10 @@ class Execution(msgspec.Struct, kw_only=True, omit_defaults=True):
     ``worker`` is the epoch that runs it now, ``attempt`` counts starts, ``last_seq`` is the
     number of its last event, ``digest`` chains its events. Its input and its result are the
     bodies of its contracts (``request_n``, ``response_n`` within the session's chain).
+
+    ``due_at`` is from when it waits and its deadline counts, ``run_at`` when its next attempt may
+    start. ``rank`` is its place in the queue (``policy.rank_of``), ``hold`` why it may not be
+    leased though it waits, ``reason`` why it failed where the error does not say.
 
     Encoded, it is what its RESPONSE seals (``domain.seal``): a new column has a default and comes
     last, and leaves what was sealed before as it was.
@@ -129,6 +153,22 @@ class Execution(msgspec.Struct, kw_only=True, omit_defaults=True):
     response_n: int | None
     parent_id: str | None
     depth: int
+    due_at: int = 0
+    rank: int = 0
+    hold: Hold = Hold.NONE
+    on_busy: BusyPolicy = BusyPolicy.PARALLEL
+    retry_of: str | None = None
+    reason: str | None = None
+
+    @property
+    def waits_since(self) -> int:
+        """From when it waits; what an earlier version stored has no ``due_at``."""
+        return self.due_at or self.created_at
+
+    @property
+    def allowed_us(self) -> int | None:
+        """The time it was given."""
+        return None if self.deadline_at is None else self.deadline_at - self.waits_since
 
     @property
     def terminal(self) -> bool:

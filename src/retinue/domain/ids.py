@@ -10,8 +10,11 @@ import os
 import re
 import threading
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
+from retinue.errors import InvalidInput
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 # Two characters a lookup: a ULID is made for every execution and contract.
 _PAIRS = [a + b for a in _ALPHABET for b in _ALPHABET]
@@ -86,6 +89,14 @@ def is_ulid(text: str) -> bool:
     return _PATTERN.match(text) is not None
 
 
+def at_of(made: str) -> int:
+    """Return when a ULID was made, in microseconds since the epoch (to the millisecond)."""
+    at = 0
+    for character in made[:10]:
+        at = at << 5 | _ALPHABET.index(character)
+    return at * 1_000
+
+
 def now_us() -> int:
     """Return the time in integer microseconds since the epoch, UTC."""
     return time.time_ns() // 1_000
@@ -103,3 +114,14 @@ def ulid_after(at: int) -> str:
         head = _ALPHABET[left & 31] + head
         left >>= 5
     return head + "0" * 16
+
+
+def microseconds(moment: datetime) -> int:
+    """Return a moment that knows its time zone in microseconds since the epoch.
+
+    Raises:
+        InvalidInput: it does not know it.
+    """
+    if moment.tzinfo is None:
+        raise InvalidInput(f"{moment.isoformat()} does not say in which time zone it is")
+    return (moment - _EPOCH) // timedelta(microseconds=1)

@@ -15,7 +15,7 @@ from retinue.domain.agent import StoredAgent
 from retinue.domain.audit import AuditDraft
 from retinue.domain.contract import Draft
 from retinue.domain.event import EventData
-from retinue.domain.execution import Execution, State
+from retinue.domain.execution import Execution, Hold, State
 from retinue.domain.outbox import Lane, Parked
 from retinue.domain.principal import ApiKey, Role
 from retinue.domain.question import QuestionKind
@@ -43,11 +43,13 @@ class Submit(msgspec.Struct, frozen=True):
     """Store a new execution with its REQUEST contract.
 
     With ``worker`` set the caller holds a free slot: the execution is leased to it in the same
-    commit, unless something due is queued for its key already. ``bound`` is how many may be
-    queued for the key. ``bind`` says that ``agent_id`` was chosen by capability only because that
-    agent was free: an execution that is queued instead is stored unbound. Answers ``Submitted``;
-    ``Rejected`` when the queue is full; ``Conflict`` when the idempotency key stands for another
-    request.
+    commit, unless something is ready in the queue of its key already. ``bound`` is how many may
+    wait for the key, scheduled ones included. One that is not due is stored as scheduled. One
+    whose session is busy does as its ``on_busy`` says. ``bind`` says that ``agent_id`` was chosen
+    by capability only because that agent was free: an execution that is queued instead is stored
+    unbound. Answers ``Submitted``;
+    ``Rejected`` when the queue is full (``queue_full``) or the session busy (``session_busy``);
+    ``Conflict`` when the idempotency key stands for another request.
     """
 
     execution: Execution
@@ -89,6 +91,7 @@ class Finish(msgspec.Struct, frozen=True):
     at: int
     outcome: Outcome | None = None
     error_code: str | None = None
+    reason: str | None = None
 
 
 class Requeue(msgspec.Struct, frozen=True):
@@ -127,6 +130,45 @@ class Expire(msgspec.Struct, frozen=True):
     error_code: str
 
 
+class Promote(msgspec.Struct, frozen=True):
+    """Let an execution whose time has come into the queue. Answers ``Promoted``.
+
+    Its ``on_busy`` is decided now; ``events`` and ``response`` are the end of one whose busy
+    session refuses it.
+    """
+
+    execution_id: str
+    at: int
+    events: tuple[EventData, ...]
+    response: Draft
+    error_code: str
+
+
+class Release(msgspec.Struct, frozen=True):
+    """Let the first that waits for its session go on, if the session is free now.
+
+    Answers ``Released``.
+    """
+
+    owner: str
+    session_id: str
+    at: int
+
+
+class Prioritize(msgspec.Struct, frozen=True):
+    """Give an execution that waits another priority and rank. ``owner`` None means any.
+
+    Answers ``Conflict`` when it does not wait any more.
+    """
+
+    execution_id: str
+    owner: str | None
+    priority: int
+    step_us: int
+    audit: AuditDraft
+    at: int
+
+
 class Want(msgspec.Struct, frozen=True):
     """Up to ``count`` queued executions of ``key``, to be run by ``agent_id``."""
 
@@ -136,7 +178,7 @@ class Want(msgspec.Struct, frozen=True):
 
 
 class Lease(msgspec.Struct, frozen=True):
-    """Take queued executions: per key, highest priority first, then oldest. Answers ``Leased``."""
+    """Take queued executions: per key, the least rank first. Answers ``Leased``."""
 
     worker: str
     wants: tuple[Want, ...]
@@ -321,6 +363,9 @@ Intent = (
     | Requeue
     | Cancel
     | Expire
+    | Promote
+    | Release
+    | Prioritize
     | Lease
     | Ask
     | Answer
@@ -367,6 +412,19 @@ class Cancelling(Ok):
 
     state: State
     worker: str | None
+
+
+class Promoted(Ok):
+    """``state`` is ``queued``, or ``failed`` when its session refused it; ``hold`` as it is now."""
+
+    state: State
+    hold: Hold
+
+
+class Released(Ok):
+    """``execution`` goes on now; None: nobody could, or nobody waits."""
+
+    execution: Execution | None
 
 
 class Work(msgspec.Struct):
@@ -417,7 +475,7 @@ class Conflict(msgspec.Struct):
 
 
 class Rejected(msgspec.Struct):
-    """Refused: there is no such row (``not_found``), or no room (``queue_full``)."""
+    """Refused: no such row (``not_found``), no room (``queue_full``, ``session_busy``)."""
 
     reason: str
     details: dict[str, Any] = {}

@@ -21,6 +21,21 @@ class Delivery(StrEnum):
     IDEMPOTENT = "idempotent"
 
 
+class BusyPolicy(StrEnum):
+    """What a task does when its session is busy: when an earlier task of it has not ended yet.
+
+    ``PARALLEL`` runs beside it. ``REJECT`` is refused. ``ENQUEUE`` waits until all of the session
+    that came before have ended: one at a time, in the order they were accepted. ``INTERRUPT``
+    cancels them, and then goes. A task that waits for its time is decided about when that has
+    come. What an agent has others do belongs to its own task, and is never in its own way.
+    """
+
+    PARALLEL = "parallel"
+    REJECT = "reject"
+    ENQUEUE = "enqueue"
+    INTERRUPT = "interrupt"
+
+
 class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """When a failed attempt is followed by another (specification 000 §7.1).
 
@@ -54,14 +69,28 @@ class RatePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     burst: int | None = None
 
 
-def may_repeat(
-    delivery: Delivery, retry: RetryPolicy, *, attempt: int, kind: str, outcome: Outcome
-) -> bool:
-    """Say whether an attempt that ended so may be followed by another one.
+MOST_PRIORITY = 1000
+MOST_DELAY_US = 3660 * 24 * 3600 * 1_000_000
+"""How urgent, and how far ahead (ten years), a task may be."""
+
+
+def rank_of(due_at: int, priority: int, step_us: int) -> int:
+    """Return a place in the queue: the least one goes first.
+
+    It is the moment from which a task waits, put forward by ``step_us`` for every step of its
+    priority. So a task is overtaken only by what came less than that much later: waiting makes up
+    for a low priority, and nobody waits for ever. The number never changes while time passes (two
+    tasks age alike), so an index can keep the order, and a lease is one probe of it.
+    """
+    return due_at - priority * step_us
+
+
+def repeatable(delivery: Delivery, retry: RetryPolicy, *, kind: str, outcome: Outcome) -> bool:
+    """Say whether an attempt that ended so is to be followed by another one, while any are left.
 
     An ``at_most_once`` execution repeats only what never started: once the agent ran, a second
     run could double its effects.
     """
-    if attempt >= retry.max_attempts or kind not in retry.kinds:
+    if kind not in retry.kinds:
         return False
     return outcome == "not_started" or delivery is not Delivery.AT_MOST_ONCE

@@ -134,9 +134,9 @@ class Attempt:
 
 
 def _timeout(execution: Execution, outcome: Outcome = "unknown") -> Timeout:
-    allowed = ((execution.deadline_at or 0) - execution.created_at) // 1000
+    allowed = (execution.allowed_us or 0) // 1000
     return Timeout(
         f"Agent invocation timed out after {allowed}ms",
-        details={"elapsed_ms": (now_us() - execution.created_at) // 1000},
+        details={"elapsed_ms": (now_us() - execution.waits_since) // 1000},
         outcome=outcome,
     )

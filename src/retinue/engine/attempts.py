@@ -17,7 +17,7 @@ import msgspec
 
 from retinue.domain.budget import Budget, Limit, Usage
 from retinue.domain.event import EventData, EventType
-from retinue.domain.execution import Execution
+from retinue.domain.execution import DEAD_LETTER, Execution
 from retinue.domain.ids import now_us
 from retinue.domain.intent import (
     Append,
@@ -26,12 +26,22 @@ from retinue.domain.intent import (
     Finish,
     Requeue,
 )
-from retinue.domain.policy import Delivery, may_repeat
+from retinue.domain.policy import Delivery, repeatable
 from retinue.domain.strictjson import NotJson, TooMuch, encode, loads
 from retinue.engine.attempt import Attempt
 from retinue.engine.guard import Cache, cache_key
 from retinue.engine.journal import Journal
-from retinue.engine.outcome import End, Reply, completed, failed, ids_of, reply, report, response
+from retinue.engine.outcome import (
+    End,
+    Reply,
+    completed,
+    dead_letter,
+    failed,
+    ids_of,
+    reply,
+    report,
+    response,
+)
 from retinue.engine.pen import PATIENCE, Pen, publish
 from retinue.engine.questions import Questions
 from retinue.engine.registry import Entry, Registry
@@ -79,7 +89,8 @@ class Attempts:
         *,
         max_result_bytes: int,
         on_free: Callable[[Entry], None],
-        on_later: Callable[[str, int], None],
+        on_later: Callable[[Execution, int], None],
+        on_ended: Callable[[str, str], None],
         grown: set[tuple[str, str]],
     ) -> None:
         self._store = store
@@ -88,6 +99,7 @@ class Attempts:
         self._max_result = max_result_bytes
         self._on_free = on_free
         self._on_later = on_later
+        self._on_ended = on_ended
         self._grown = grown
         self.running: dict[str, Attempt] = {}
         self.broken: set[str] = set()
@@ -269,15 +281,20 @@ class Attempts:
         if isinstance(end.error, Fenced | WorkerLost):
             log.warning("fenced", extra=ids_of(execution))
             return None
-        if end.error is not None and self._again(attempt, end.error):
-            refused = await self._requeue(attempt, end.error, events)
-            if refused != "cancelled":
-                return None
-            end, events = failed(Cancelled(details={"by": "request"}, outcome="unknown")), ()
+        error = end.error
+        reason = None
+        if error is not None and self._repeatable(attempt, error):
+            if execution.attempt >= execution.max_attempts:
+                end, reason = dead_letter(error, execution.attempt), DEAD_LETTER
+            elif self._in_time(attempt):
+                refused = await self._requeue(attempt, error, events)
+                if refused != "cancelled":
+                    return None
+                error = Cancelled(details={"by": "request"}, outcome="unknown")
+                end, events = failed(error), ()
         at = now_us()
         events = (*events, end.event)
         draft = response(execution, end)
-        error = end.error
         result = await self.write(
             Finish(
                 attempt.fence,
@@ -287,6 +304,7 @@ class Attempts:
                 at,
                 error.outcome if error is not None else None,
                 error.code if error is not None else None,
+                reason,
             )
         )
         if not isinstance(result, Appended):
@@ -294,29 +312,33 @@ class Attempts:
             return None
         self._grown.add((execution.owner, execution.session_id))
         publish(self._journal, execution.id, result.first_seq, events, at)
+        self._on_ended(execution.owner, execution.session_id)
         return reply(execution, end)
 
     @staticmethod
-    def _again(attempt: Attempt, error: RetinueError) -> bool:
+    def _repeatable(attempt: Attempt, error: RetinueError) -> bool:
+        """Say whether this is an end to try again after, were there attempts left."""
         execution = attempt.execution
-        if execution.attempt >= execution.max_attempts:
-            return False
         if isinstance(attempt.stop, ShuttingDown):
             # No failure of the agent's: as after a crash, the delivery policy alone decides.
             return execution.delivery is not Delivery.AT_MOST_ONCE
         if attempt.stop is not None:
             return False
-        retry = attempt.entry.definition.retry
-        if not may_repeat(
+        return repeatable(
             execution.delivery,
-            retry,
-            attempt=execution.attempt,
+            attempt.entry.definition.retry,
             kind=error.kind,
             outcome=error.outcome,
-        ):
-            return False
-        due = now_us() + retry.wait_us(execution.attempt)
-        return execution.deadline_at is None or due < execution.deadline_at
+        )
+
+    @staticmethod
+    def _in_time(attempt: Attempt) -> bool:
+        """Say whether the next attempt could begin before the deadline."""
+        execution = attempt.execution
+        if isinstance(attempt.stop, ShuttingDown) or execution.deadline_at is None:
+            return True
+        wait = attempt.entry.definition.retry.wait_us(execution.attempt)
+        return now_us() + wait < execution.deadline_at
 
     async def _requeue(
         self, attempt: Attempt, error: RetinueError, events: tuple[EventData, ...]
@@ -339,7 +361,7 @@ class Attempts:
         result = await self.write(Requeue(attempt.fence, at + wait, at))
         if isinstance(result, Conflict):
             return result.reason
-        self._on_later(execution.queue_key, at + wait)
+        self._on_later(execution, at + wait)
         return None
 
     async def write(self, intent: Any) -> Any:

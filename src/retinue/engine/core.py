@@ -11,15 +11,17 @@ from typing import Any
 from msgspec.structs import replace
 
 from retinue.domain.agent import AgentDefinition, StoredAgent, check_agent_id
+from retinue.domain.audit import AuditDraft
 from retinue.domain.budget import tightest
-from retinue.domain.execution import Execution, Task
+from retinue.domain.execution import Execution, Hold, Task
 from retinue.domain.ids import now_us
-from retinue.domain.intent import Answer, Cancel, Cancelling, Conflict, Rejected
+from retinue.domain.intent import Answer, Cancel, Cancelling, Conflict, Prioritize, Rejected
 from retinue.domain.policy import RatePolicy
 from retinue.domain.principal import Authority
 from retinue.domain.strictjson import dumps, loads
 from retinue.engine.attempt import Attempt
 from retinue.engine.attempts import Attempts
+from retinue.engine.delays import Delays
 from retinue.engine.heartbeat import Heartbeat
 from retinue.engine.intake import Accepted, Intake
 from retinue.engine.journal import Journal
@@ -31,6 +33,7 @@ from retinue.engine.retention import Policy, Retention
 from retinue.engine.roster import Roster
 from retinue.engine.scheduler import Recovered, Scheduler
 from retinue.engine.schema import check_answer
+from retinue.engine.turns import Turns
 from retinue.engine.watch import Watch
 from retinue.errors import Cancelled, Fenced, NotFound, NotSupported, RetinueError, ShuttingDown
 from retinue.errors import Conflict as ConflictError
@@ -57,6 +60,8 @@ class Engine:
         signing_key: Callable[[], bytes] | None = None,
         policy: Policy | None = None,
         cleanup_interval: float = 60.0,
+        max_running: int | None = None,
+        step_us: int = 60_000_000,
     ) -> None:
         """Put the parts together.
 
@@ -72,25 +77,33 @@ class Engine:
             memory: what compresses sessions; else it is done here.
             policy: what is kept, and for how long.
             cleanup_interval: seconds between two rounds of retention.
+            max_running: executions at one time in this process; None: as agents allow.
+            step_us: how long a task has to wait to make up for one step of priority.
         """
         self.store = store
+        self.step_us = step_us
         store.sinks = tuple(sink.name for sink in sinks)
         self.outbox = Outbox(store, sinks)
         self.memory = memory
         self.memory_watch = Watch(memory) if memory is not None else None
         self.retention = Retention(store, policy or Policy(), cleanup_interval)
-        self.registry = Registry()
+        self.registry = Registry(max_running)
         self.journal = journal or Journal(store)
         self.queue = Queue(store, self.registry)
         grown: set[tuple[str, str]] = Grown(self.outbox) if sinks else set()
         self._grown = grown
+        self.turns = Turns(store, on_ready=self._ready, cancel=self.cancel, aside=self._aside)
+        self.delays = Delays(
+            store, self.journal, on_ready=self._ready, on_turn=self._in_turn, grown=grown
+        )
         self.attempts = Attempts(
             store,
             self.journal,
             self.registry,
             max_result_bytes=max_result_bytes,
             on_free=self.queue.freed,
-            on_later=self.queue.later,
+            on_later=self._later,
+            on_ended=self.turns.ended,
             grown=grown,
         )
         self.queue.attempts = self.attempts
@@ -101,7 +114,8 @@ class Engine:
             self.attempts,
             queue_bound=queue_bound,
             caller_rate=caller_rate,
-            on_queued=self._queued,
+            step_us=step_us,
+            on_waiting=self._waiting,
             grown=grown,
         )
         interval, timeout = health_seconds
@@ -126,6 +140,8 @@ class Engine:
             self.journal,
             self.queue,
             self.attempts,
+            self.delays,
+            self.turns,
             grown,
             follow=self.roster.follow,
             retention=self.retention,
@@ -136,10 +152,30 @@ class Engine:
         self._ticking: asyncio.Task[None] | None = None
         self._asides: set[asyncio.Task[Any]] = set()
 
-    def _queued(self, key: str, deadline_at: int | None) -> None:
-        self.queue.queued(key)
-        if deadline_at is not None:
-            self.scheduler.at(deadline_at)
+    def _waiting(self, execution: Execution) -> None:
+        """Take in that an execution was accepted that could not start at once."""
+        if execution.hold is Hold.TIME:
+            self.delays.at(execution.run_at)
+        elif execution.hold is Hold.SESSION:
+            self._in_turn(execution)
+        else:
+            self._ready(execution)
+
+    def _in_turn(self, execution: Execution) -> None:
+        self.turns.waits(execution)
+        if execution.deadline_at is not None:
+            self.scheduler.at(execution.deadline_at)
+
+    def _ready(self, execution: Execution) -> None:
+        self.queue.queued(execution.queue_key)
+        if execution.deadline_at is not None:
+            self.scheduler.at(execution.deadline_at)
+
+    def _later(self, execution: Execution, run_at: int) -> None:
+        if run_at > now_us():
+            self.delays.at(run_at)
+        else:
+            self.queue.queued(execution.queue_key)
 
     # -- starting and stopping -----------------------------------------------------------------
 
@@ -163,6 +199,7 @@ class Engine:
         """
         self.intake.closed = True
         self.queue.closed = True
+        self.turns.closed = True
         loop = asyncio.get_running_loop()
         until = loop.time() + grace
         for attempt in list(self.attempts.running.values()):
@@ -183,6 +220,7 @@ class Engine:
     async def stop(self) -> None:
         """Stop the loops and the instances; call ``drain`` first."""
         await self.heartbeat.stop()
+        await self.delays.close()
         if self._asides:
             await asyncio.wait(self._asides, timeout=5)
         self.journal.close()
@@ -353,7 +391,27 @@ class Engine:
                     await asyncio.wait({ended}, timeout=5)
                 else:
                     self._grown.add((execution.owner, execution.session_id))
+                self.turns.ended(execution.owner, execution.session_id)
             self.journal.heard(await self.store.watch([execution_id]))
+        return await self._known(execution_id, owner)
+
+    async def prioritize(
+        self, execution_id: str, owner: str | None, priority: int, audit: AuditDraft
+    ) -> Execution:
+        """Give an execution that waits another place in the queue; return it as it is now.
+
+        Raises:
+            NotFound: there is none.
+            Conflict: it does not wait any more.
+        """
+        result = await self.store.write(
+            Prioritize(execution_id, owner, priority, self.step_us, audit, now_us())
+        )
+        if isinstance(result, Conflict):
+            raise ConflictError(
+                f"execution {execution_id} is {result.details['state']}: it does not wait any more",
+                details=result.details,
+            )
         return await self._known(execution_id, owner)
 
     async def answer(self, question_id: str, owner: str | None, by: str, value: Any) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+from typing import TypeVar
+
 from retinue.agent import Agent
 from retinue.domain.agent import AgentDefinition, Capability
-from retinue.domain.policy import BreakerPolicy, Delivery, RatePolicy, RetryPolicy
+from retinue.domain.policy import BreakerPolicy, BusyPolicy, Delivery, RatePolicy, RetryPolicy
 from retinue.engine.schema import parameters_schema
 from retinue.errors import InvalidInput
+
+E = TypeVar("E", bound=StrEnum)
 
 
 def definition_of(agent: Agent) -> AgentDefinition:
@@ -19,11 +24,6 @@ def definition_of(agent: Agent) -> AgentDefinition:
         raise InvalidInput(f"{agent!r} is not an Agent: subclass retinue.Agent")
     default = AgentDefinition(agent_id=agent.agent_id, name=agent.name)
     given = agent.options
-    try:
-        delivery = Delivery(given.delivery or default.delivery)
-    except ValueError:
-        words = ", ".join(d.value for d in Delivery)
-        raise InvalidInput(f"delivery {given.delivery!r} is not one of {words}") from None
     return AgentDefinition(
         agent_id=agent.agent_id,
         name=agent.name,
@@ -40,7 +40,8 @@ def definition_of(agent: Agent) -> AgentDefinition:
         ),
         concurrency=given.concurrency or default.concurrency,
         timeout_us=int(given.timeout * 1_000_000) if given.timeout else default.timeout_us,
-        delivery=delivery,
+        delivery=word_of(Delivery, "delivery", given.delivery) or default.delivery,
+        on_busy=word_of(BusyPolicy, "on_busy", given.on_busy) or default.on_busy,
         retry=RetryPolicy(
             max_attempts=given.max_attempts or default.retry.max_attempts,
             waits_ms=(
@@ -54,3 +55,16 @@ def definition_of(agent: Agent) -> AgentDefinition:
         rate=RatePolicy(per_minute=given.rate_per_minute) if given.rate_per_minute else None,
         cache_seconds=given.cache_seconds or default.cache_seconds,
     )
+
+
+def word_of(words: type[E], option: str, given: str | None) -> E | None:
+    """Return the one of ``words`` that is given, if any is.
+
+    Raises:
+        InvalidInput: it is none of them.
+    """
+    try:
+        return words(given) if given else None
+    except ValueError:
+        known = ", ".join(word.value for word in words)
+        raise InvalidInput(f"{option} {given!r} is not one of {known}") from None

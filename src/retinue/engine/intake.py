@@ -31,7 +31,13 @@ from retinue.domain.intent import (
     Submit,
     Submitted,
 )
-from retinue.domain.policy import RatePolicy
+from retinue.domain.policy import (
+    MOST_DELAY_US,
+    MOST_PRIORITY,
+    BusyPolicy,
+    RatePolicy,
+    rank_of,
+)
 from retinue.domain.principal import Authority
 from retinue.domain.question import Question, QuestionState
 from retinue.domain.session import check_session_id
@@ -49,6 +55,7 @@ from retinue.errors import (
     QueueFull,
     RateLimited,
     RetinueError,
+    SessionBusy,
     ShuttingDown,
     StoreUnavailable,
     WorkerLost,
@@ -63,11 +70,12 @@ class Accepted(msgspec.Struct, frozen=True):
     """An accepted task.
 
     ``attempt`` is set when it runs here already; ``joined`` says that an idempotency key led to an
-    execution accepted earlier.
+    execution accepted earlier. ``state`` is how it stood when it was accepted, or found.
     """
 
     execution_id: str
     contract_id: str
+    state: State
     attempt: Attempt | None = None
     joined: bool = False
 
@@ -83,7 +91,8 @@ class Intake:
         attempts: Attempts,
         *,
         queue_bound: int,
-        on_queued: Callable[[str, int | None], None],
+        step_us: int,
+        on_waiting: Callable[[Execution], None],
         grown: set[tuple[str, str]],
         caller_rate: RatePolicy | None = None,
     ) -> None:
@@ -92,7 +101,8 @@ class Intake:
         self._registry = registry
         self._attempts = attempts
         self._bound = queue_bound
-        self._on_queued = on_queued
+        self._step_us = step_us
+        self._on_waiting = on_waiting
         self._grown = grown
         self._callers = Callers(caller_rate)
         self.closed = False
@@ -165,6 +175,7 @@ class Intake:
             Conflict: the idempotency key stands for another request.
             QueueFull: too much waits for that agent already.
             RateLimited: the caller submits more than it may.
+            SessionBusy: its session is, and it is not to wait.
             ShuttingDown, StoreUnavailable: nothing was accepted.
         """
         if self.closed and authority.parent_id not in self._attempts.running:
@@ -175,6 +186,7 @@ class Intake:
             self._pace(authority)
         if authority.depth > MOST_DEPTH:
             raise InvalidInput(f"agents called agents more than {MOST_DEPTH} levels deep")
+        _check_place(task)
         body = _body(task)
         if task.idempotency_key is not None:
             # Before routing: what was done has its reply, whatever became of the agent since.
@@ -202,7 +214,7 @@ class Intake:
     async def _store_it(
         self, task: Task, route: Route, execution: Execution, request: Draft
     ) -> Accepted:
-        entry = route.entry
+        entry = route.entry if execution.run_at <= execution.created_at else None
         call = 0
         if entry is not None:
             self._registry.take(entry)
@@ -227,16 +239,16 @@ class Intake:
             self._grown.add((execution.owner, execution.session_id))
         if isinstance(result, Submitted) and result.leased and entry is not None:
             attempt = self._attempts.start(execution, request.body, entry, call)
-            return Accepted(execution.id, execution.request_id, attempt)
+            return Accepted(execution.id, execution.request_id, execution.state, attempt)
         self._put_back(entry, call)
         if isinstance(result, Submitted):
-            return await self._waiting(result, route, execution)
+            return await self._waiting(result, execution)
         raise _refusal(result, task)
 
-    async def _waiting(self, result: Submitted, route: Route, execution: Execution) -> Accepted:
+    async def _waiting(self, result: Submitted, execution: Execution) -> Accepted:
         if not result.joined:
-            self._on_queued(route.key, execution.deadline_at)
-            return Accepted(execution.id, execution.request_id)
+            self._on_waiting(execution)
+            return Accepted(execution.id, execution.request_id, execution.state)
         return await self._joined(result.execution_id, execution.owner)
 
     async def _earlier(self, task: Task, authority: Authority, body: bytes) -> Accepted | None:
@@ -259,7 +271,7 @@ class Intake:
         if earlier is None:
             raise StoreUnavailable("the execution this key stands for is not to be found")
         running = self._attempts.running.get(earlier.id)
-        return Accepted(earlier.id, earlier.request_id, running, joined=True)
+        return Accepted(earlier.id, earlier.request_id, earlier.state, running, joined=True)
 
     async def _write(self, intent: Submit | Refuse) -> Result:
         try:
@@ -280,6 +292,7 @@ class Intake:
     ) -> tuple[Execution, Draft]:
         definition = route.template.definition
         at = now_us()
+        due_at = max(task.run_at or at, at)
         execution_id = ulid()
         request_id = ulid()
         agent_id = definition.agent_id if route.bound or route.entry is not None else None
@@ -301,8 +314,8 @@ class Intake:
             max_attempts=definition.retry.max_attempts,
             last_seq=0,
             digest=GENESIS,
-            deadline_at=at + allowed,
-            run_at=at,
+            deadline_at=due_at + allowed,
+            run_at=due_at,
             cancel_requested_at=None,
             created_at=at,
             started_at=None,
@@ -316,9 +329,19 @@ class Intake:
             response_n=None,
             parent_id=authority.parent_id,
             depth=authority.depth,
+            due_at=due_at,
+            rank=rank_of(due_at, task.priority, self._step_us),
+            on_busy=self._on_busy(task, authority, route),
+            retry_of=task.retry_of,
         )
         request = _request(request_id, task, authority, agent_id, capability, execution_id, body)
         return execution, request
+
+    @staticmethod
+    def _on_busy(task: Task, authority: Authority, route: Route) -> BusyPolicy:
+        if authority.parent_id is not None:
+            return BusyPolicy.PARALLEL  # a part of its parent's turn
+        return task.on_busy or route.template.definition.on_busy
 
     async def _refused(
         self, task: Task, authority: Authority, body: bytes, error: RetinueError
@@ -341,6 +364,17 @@ class Intake:
         await self._write(Refuse(authority.owner, task.session_id, request, answer, now_us()))
         error.details["contract_id"] = request.id
         return error
+
+
+def _check_place(task: Task) -> None:
+    """Check that a task's priority and time can be kept."""
+    if abs(task.priority) > MOST_PRIORITY:
+        raise InvalidInput(
+            f"the priority must lie between -{MOST_PRIORITY} and {MOST_PRIORITY}",
+            details={"path": "$.priority"},
+        )
+    if task.run_at is not None and task.run_at > now_us() + MOST_DELAY_US:
+        raise InvalidInput("run_at lies more than ten years ahead", details={"path": "$.run_at"})
 
 
 def _capability(task: Task, route: Route) -> str:
@@ -395,8 +429,11 @@ def _idempotency(task: Task, body: bytes, at: int) -> Idempotency | None:
 
 
 def _fingerprint(task: Task, body: bytes) -> bytes:
-    said = dumps([task.session_id, task.capability, task.agent_id, task.priority, task.deadline_us])
-    return hashlib.sha256(said + body).digest()
+    said = [task.session_id, task.capability, task.agent_id, task.priority, task.deadline_us]
+    more = [task.run_at, task.on_busy, task.retry_of]
+    if any(value is not None for value in more):
+        said += more
+    return hashlib.sha256(dumps(said) + body).digest()
 
 
 def _refusal(result: object, task: Task) -> RetinueError:
@@ -405,6 +442,8 @@ def _refusal(result: object, task: Task) -> RetinueError:
             f"{result.details['bound']} tasks wait for this agent already; try again later",
             details={"retry_after_ms": 1000, **result.details},
         )
+    if isinstance(result, Rejected) and result.reason == "session_busy":
+        return SessionBusy(details={"retry_after_ms": 1000, **result.details})
     if isinstance(result, Conflicted):
         return Conflict(
             f"the idempotency key {task.idempotency_key!r} was used for another request",

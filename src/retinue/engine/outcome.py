@@ -9,7 +9,7 @@ import msgspec
 
 from retinue.domain.contract import ContractType, Draft, status_of
 from retinue.domain.event import EventData, EventType
-from retinue.domain.execution import Execution, State
+from retinue.domain.execution import DEAD_LETTER, Execution, State
 from retinue.domain.ids import ulid
 from retinue.domain.question import Question
 from retinue.domain.strictjson import NotJson, check, dumps, loads
@@ -85,6 +85,12 @@ def failed(error: RetinueError) -> End:
         "details": error.details,
     }
     return End(state, EventData(EventType.FAILED, data), body, error)
+
+
+def dead_letter(error: RetinueError, attempts: int) -> End:
+    """Return the end of an execution that ``error`` would have repeated, were attempts left."""
+    error.details = {**error.details, "reason": DEAD_LETTER, "attempts": attempts}
+    return failed(error)
 
 
 def response(execution: Execution, end: End) -> Draft:

@@ -1,8 +1,12 @@
 """Hands queued executions to agents with free slots.
 
 The store is the queue; this is only the bell and the hands. ``backlog`` names the keys that may
-hold due work; a pass asks the store for as much as there are free slots, key by key. Slots are
+hold ready work; a pass asks the store for as much as there are free slots, key by key. Slots are
 taken before the store is asked, so that a lease never finds its slot gone.
+
+Keys take turns: one that got all it asked for goes to the end of the line, and where the process's
+own limit binds, a pass deals what is left of it out evenly. So a key with 200,000 tasks delays
+another one by a lease, not by 200,000. Within a key the rank alone decides.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable
 
 from retinue.domain.ids import now_us
 from retinue.domain.intent import Lease, Leased, Want
@@ -38,25 +42,21 @@ class Queue:
         self.closed = False
 
     def queued(self, key: str) -> None:
-        """Take in that something due may be waiting under ``key``."""
+        """Take in that something ready may be waiting under ``key``."""
         self._backlog[key] = None
         self._nudge()
 
-    def later(self, key: str, run_at: int) -> None:
-        """Something under ``key`` becomes due at ``run_at`` (microseconds UTC)."""
-        delay = max(run_at - now_us(), 0) / 1_000_000
-        asyncio.get_running_loop().call_later(delay, self.queued, key)
-
     def freed(self, entry: Entry) -> None:
         """Take in that a slot of ``entry`` is free."""
-        if self._backlog and any(key in self._backlog for key in entry.keys):
+        if self._backlog and (
+            self._registry.bounded or any(key in self._backlog for key in entry.keys)
+        ):
             self._nudge()
 
-    def found(self, backlog: Mapping[str, int | None]) -> None:
-        """Take in what a look at the store found: key → None (due) or when."""
-        for key, due in backlog.items():
-            if due is None:
-                self.queued(key)
+    def found(self, backlog: Iterable[str]) -> None:
+        """Take in what a look at the store found."""
+        for key in backlog:
+            self.queued(key)
 
     def _wake_when_rested(self, key: str, now: float) -> None:
         """Look at ``key`` again when an agent that is only resting may be called."""
@@ -96,6 +96,7 @@ class Queue:
         wants: list[tuple[Want, Entry, int]] = []
         now = time.monotonic()
         skipped = False
+        share = min(_PER_LEASE, max(self._registry.room // max(len(self._backlog), 1), 1))
         for key in list(self._backlog):
             entry = self._registry.free_for(key, now)
             if entry is None:
@@ -103,7 +104,7 @@ class Queue:
                 self._wake_when_rested(key, now)
                 continue
             probing = entry.breaker.circuit is not Circuit.CLOSED
-            count = 1 if probing else min(entry.at_once(now), _PER_LEASE)
+            count = 1 if probing else min(entry.at_once(now), share)
             self._registry.take(entry, count)
             call = entry.admit(now, count)
             wants.append((Want(key, entry.agent_id, count), entry, call))

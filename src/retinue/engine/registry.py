@@ -2,12 +2,17 @@
 
 Per capability the agents with a free slot stand in buckets by load, so that choosing the least
 loaded one costs the same among ten agents as among ten thousand.
+
+A slot is one of an agent's own, and, where the process has a limit, one of the process's too. A
+parent gives up both while it waits for what it has others do, and takes both again before any new
+task gets them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import heapq
+import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -208,9 +213,12 @@ class Route:
 
 
 class Registry:
-    """The agents of this process."""
+    """The agents of this process; ``limit`` bounds what all of them run together."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int | None = None) -> None:
+        self._limit = limit
+        self._running = 0
+        self._held_up: deque[tuple[Entry, asyncio.Future[None]]] = deque()
         self._agents: dict[str, Entry] = {}
         self._names: dict[str, list[str]] = {}
         self._pools: dict[str, _Pool] = {}
@@ -310,7 +318,7 @@ class Registry:
                     details={"capabilities": sorted(entry.capabilities)},
                 )
             self._refuse_unhealthy([entry], now, capability or entry.agent_id)
-            ready = entry if entry.free and entry.wait(now) == 0 else None
+            ready = entry if entry.free and entry.wait(now) == 0 and self.room else None
             return Route(agent_key(entry.agent_id), ready, entry, bound=True)
         pool = self._pools.get(capability or "")
         if pool is None or capability is None:
@@ -320,13 +328,16 @@ class Registry:
             )
         entry_free = pool.least_loaded(now)
         if entry_free is not None:
-            return Route(capability_key(capability), entry_free, entry_free, bound=False)
+            ready = entry_free if self.room else None
+            return Route(capability_key(capability), ready, entry_free, bound=False)
         self._refuse_unhealthy(pool.agents.values(), now, capability)
         template = next(iter(pool.agents.values()))
         return Route(capability_key(capability), None, template, bound=False)
 
     def free_for(self, key: str, now: float) -> Entry | None:
         """Return an agent that can take a task queued under ``key`` now."""
+        if not self.room:
+            return None
         kind, _, name = key.partition(":")
         if kind == "cap":
             pool = self._pools.get(name)
@@ -370,9 +381,22 @@ class Registry:
 
     # -- slots ---------------------------------------------------------------------------------
 
+    @property
+    def bounded(self) -> bool:
+        """Whether the process has a limit of its own."""
+        return self._limit is not None
+
+    @property
+    def room(self) -> int:
+        """How many more executions the process may run now, whatever the agents take."""
+        if self._limit is None:
+            return sys.maxsize
+        return 0 if self._held_up else max(self._limit - self._running, 0)
+
     def take(self, entry: Entry, count: int = 1) -> None:
         """Occupy slots."""
         entry.running += count
+        self._running += count
         self._moved(entry)
 
     def give(self, entry: Entry, count: int = 1) -> None:
@@ -383,15 +407,32 @@ class Registry:
                 waiter.set_result(None)
                 count -= 1
         entry.running -= count
+        self._running -= count
         self._moved(entry)
+        self._let_on()
+
+    def _let_on(self) -> None:
+        """Hand slots to parents that only the process's limit keeps from going on."""
+        while self._held_up and self._limit is not None and self._running < self._limit:
+            entry, waiter = self._held_up.popleft()
+            if waiter.done():
+                continue
+            if entry.running < entry.definition.concurrency:
+                self.take(entry)
+                waiter.set_result(None)
+            else:
+                entry.regaining.append(waiter)
 
     async def regain(self, entry: Entry) -> None:
         """Occupy a slot again, waiting for one in turn."""
-        if entry.running < entry.definition.concurrency and not entry.regaining:
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if entry.running >= entry.definition.concurrency or entry.regaining:
+            entry.regaining.append(waiter)
+        elif not self.room:
+            self._held_up.append((entry, waiter))
+        else:
             self.take(entry)
             return
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        entry.regaining.append(waiter)
         try:
             await waiter
         except asyncio.CancelledError:

@@ -1,4 +1,4 @@
-"""What happens by itself: deadlines, takeovers, polls, anchors.
+"""What happens by itself: deadlines, delays, turns, takeovers, polls, anchors.
 
 One loop, once a second; everything it does is also safe to do late or twice. Stored times are
 compared with stored times; waiting uses the monotonic clock.
@@ -12,17 +12,19 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from retinue.domain.audit import ANCHOR, AuditDraft
-from retinue.domain.execution import Execution
+from retinue.domain.execution import DEAD_LETTER, Execution
 from retinue.domain.ids import now_us
 from retinue.domain.intent import Audit, Conflict, Expire, Fence, Finish, Ok, Requeue
 from retinue.domain.policy import Delivery
 from retinue.domain.question import QuestionState
 from retinue.domain.strictjson import dumps, loads
 from retinue.engine.attempts import Attempts
+from retinue.engine.delays import Delays
 from retinue.engine.journal import Journal
-from retinue.engine.outcome import End, failed, response
+from retinue.engine.outcome import End, dead_letter, failed, response
 from retinue.engine.queue import Queue
 from retinue.engine.retention import Retention
+from retinue.engine.turns import Turns
 from retinue.errors import Cancelled, RetinueError, Timeout, Unanswered, WorkerLost
 from retinue.interfaces import Store
 
@@ -50,6 +52,8 @@ class Scheduler:
         journal: Journal,
         queue: Queue,
         attempts: Attempts,
+        delays: Delays,
+        turns: Turns,
         grown: set[tuple[str, str]],
         *,
         follow: Callable[[], Awaitable[None]],
@@ -58,6 +62,8 @@ class Scheduler:
         self._store = store
         self._journal = journal
         self._queue = queue
+        self._delays = delays
+        self._turns = turns
         self._attempts = attempts
         self._idle: set[Fence] = set()
         self._stop = asyncio.Event()
@@ -122,7 +128,9 @@ class Scheduler:
         await self.recover()
         if self._attempts.doubtful or self._idle:
             await self._give_back()
-        self._queue.found(await self._store.backlog(now_us()))
+        await self._delays.look()
+        await self._turns.look()
+        self._queue.found(await self._store.backlog())
         mine = list(self._attempts.running)
         watched = list({*self._journal.watched, *mine})
         await self._hear_answers()
@@ -145,11 +153,11 @@ class Scheduler:
             await self._attempts.questions.answered(question.execution_id, question.id, value)
 
     async def _expire(self, execution: Execution, now: int) -> None:
-        allowed = ((execution.deadline_at or 0) - execution.created_at) // 1000
+        allowed = (execution.allowed_us or 0) // 1000
         end = failed(
             Timeout(
                 f"Agent invocation timed out after {allowed}ms, still queued",
-                details={"elapsed_ms": (now - execution.created_at) // 1000},
+                details={"elapsed_ms": (now - execution.waits_since) // 1000},
                 outcome="not_started",
             )
         )
@@ -160,6 +168,7 @@ class Scheduler:
             )
         )
         self._journal.heard(await self._store.watch([execution.id]))
+        self._turns.ended(execution.owner, execution.session_id)
 
     async def _give_back(self) -> None:
         """Queue again what is leased to this process but was never started here.
@@ -213,11 +222,16 @@ class Scheduler:
             if isinstance(await self._store.write(Requeue(fence, now, now)), Ok):
                 found.requeued += 1
                 self._queue.queued(execution.queue_key)
+        elif execution.delivery is not Delivery.AT_MOST_ONCE:
+            end = dead_letter(WorkerLost(), execution.attempt)
+            found.failed += await self._end(execution, fence, end, now, DEAD_LETTER)
         else:
             error = WorkerLost(details={"attempt": execution.attempt})
             found.failed += await self._end(execution, fence, failed(error), now)
 
-    async def _end(self, execution: Execution, fence: Fence, end: End, now: int) -> bool:
+    async def _end(
+        self, execution: Execution, fence: Fence, end: End, now: int, reason: str | None = None
+    ) -> bool:
         assert end.error is not None
         self._grown.add((execution.owner, execution.session_id))
         result = await self._store.write(
@@ -229,9 +243,11 @@ class Scheduler:
                 now,
                 end.error.outcome,
                 end.error.code,
+                reason,
             )
         )
         self._journal.heard(await self._store.watch([execution.id]))
+        self._turns.ended(execution.owner, execution.session_id)
         return isinstance(result, Ok)
 
     async def resume(self) -> None:

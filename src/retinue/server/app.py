@@ -25,6 +25,7 @@ from retinue.server import (
     orchestrate,
     parked,
     questions,
+    queue,
     sessions,
 )
 from retinue.server.auth import Access
@@ -36,6 +37,7 @@ from retinue.settings import Settings
 OPERATIONS: tuple[Operation, ...] = (
     *orchestrate.OPERATIONS,
     *executions.OPERATIONS,
+    *queue.OPERATIONS,
     *info.OPERATIONS,
     *agents.OPERATIONS,
     *contracts.OPERATIONS,

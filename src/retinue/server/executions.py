@@ -7,15 +7,16 @@ from typing import Annotated
 import msgspec
 from starlette.responses import Response
 
-from retinue.domain.execution import Execution, State
+from retinue.domain.execution import DEAD_LETTER, Execution, Hold, State
 from retinue.domain.ids import iso
-from retinue.domain.policy import Delivery
+from retinue.domain.policy import MOST_PRIORITY, BusyPolicy, Delivery
 from retinue.domain.session import check_session_id
 from retinue.domain.strictjson import dumps
 from retinue.errors import InvalidInput
 from retinue.interfaces import ExecutionFilter
+from retinue.orchestrator import Accepted as Taken
 from retinue.server.errors import ErrorBody
-from retinue.server.orchestrate import IDEMPOTENCY, TaskBody, task_of
+from retinue.server.orchestrate import IDEMPOTENCY, TaskBody, idempotency_key, task_of
 from retinue.server.records import NULL, Query, SessionId, Time, Ulid, raw, when
 from retinue.server.routing import Call, Operation, encode
 from retinue.server.streams import EventStream
@@ -57,7 +58,12 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ExecutionRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """An execution. `contract_id` is its REQUEST's, `response_id` its RESPONSE's."""
+    """An execution. `contract_id` is its REQUEST's, `response_id` its RESPONSE's.
+
+    `rank` is its place among those that wait for the same queue key: the least goes first. `hold`
+    says why it may not go yet though it waits: for its `time`, or its turn in the `session`.
+    `reason` is `dead_letter` when its attempts were used up. `retry_of` is what it does again.
+    """
 
     execution_id: Ulid
     owner: str
@@ -89,6 +95,11 @@ class ExecutionRecord(msgspec.Struct, frozen=True, kw_only=True):
     response_n: int | None
     parent_id: Ulid | None
     depth: int
+    rank: int
+    hold: Hold
+    on_busy: BusyPolicy
+    retry_of: Ulid | None
+    reason: str | None
 
 
 class ExecutionDetail(ExecutionRecord, frozen=True, kw_only=True):
@@ -129,13 +140,35 @@ class ExecutionList(msgspec.Struct, frozen=True, kw_only=True):
     next_cursor: str | None
 
 
+_STATES = "|".join(state.value for state in State)
+
+
 class ExecutionQuery(Query, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which executions."""
 
     session_id: SessionId | None = None
     agent_id: str | None = None
     capability: str | None = None
-    state: State | None = None
+    state: (
+        Annotated[
+            str,
+            msgspec.Meta(
+                pattern=f"^({_STATES})(,({_STATES}))*$",
+                description="One state, or several separated by commas.",
+                examples=["queued,scheduled"],
+            ),
+        ]
+        | None
+    ) = None
+    dead_letter: Annotated[
+        bool, msgspec.Meta(description="Only those whose attempts were used up.")
+    ] = False
+
+
+class PriorityBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Another priority for an execution that waits."""
+
+    priority: Annotated[int, msgspec.Meta(ge=-MOST_PRIORITY, le=MOST_PRIORITY)]
 
 
 class EventQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -185,16 +218,14 @@ async def submit(call: Call) -> Response:
     202 once it is accepted, which is when it is durable; `Location` is the execution's.
     """
     task, _ = await task_of(call, TaskBody)
-    accepted = await call.orchestrator.submit(task, call.principal)
-    if accepted.joined:
-        known = await call.orchestrator.execution(accepted.execution_id, call.principal)
-        state = known.state
-    else:
-        state = State.RUNNING if accepted.attempt is not None else State.QUEUED
+    return _accepted(await call.orchestrator.submit(task, call.principal))
+
+
+def _accepted(accepted: Taken) -> Response:
     body = Accepted(
         execution_id=accepted.execution_id,
         contract_id=accepted.contract_id,
-        state=state,
+        state=accepted.state,
         joined=accepted.joined,
     )
     location = {"location": f"/v1/executions/{accepted.execution_id}"}
@@ -202,7 +233,7 @@ async def submit(call: Call) -> Response:
 
 
 async def list_executions(call: Call) -> bytes:
-    """List executions, newest first: of a session, an agent, a capability, in a state."""
+    """List executions, newest first: of a session, an agent, a capability, in some states."""
     query = call.query(ExecutionQuery)
     if query.session_id is not None:
         check_session_id(query.session_id)
@@ -210,7 +241,8 @@ async def list_executions(call: Call) -> bytes:
         session_id=query.session_id,
         agent_id=query.agent_id,
         capability=query.capability,
-        state=query.state,
+        states=tuple(State(word) for word in query.state.split(",")) if query.state else (),
+        reason=DEAD_LETTER if query.dead_letter else None,
     )
     listing = await call.orchestrator.executions(where, query.page, call.principal)
     return encode(
@@ -234,6 +266,28 @@ async def cancel(call: Call) -> bytes:
     """Cancel an execution; one that has ended stays as it is."""
     execution_id = call.ulid("execution_id", "execution")
     return await _detail(call, await call.orchestrator.cancel(execution_id, call.principal))
+
+
+async def prioritize(call: Call) -> bytes:
+    """Give an execution that waits another priority.
+
+    It goes where it would stand, had it been accepted with it. 409 when it does not wait any more.
+    """
+    execution_id = call.ulid("execution_id", "execution")
+    body = await call.record(PriorityBody)
+    execution = await call.orchestrator.prioritize(execution_id, body.priority, call.principal)
+    return await _detail(call, execution)
+
+
+async def retry(call: Call) -> Response:
+    """Submit again what ended without success.
+
+    A new execution with the same session, agent and input; its `retry_of` names the old one. 409
+    when that one succeeded or has not ended.
+    """
+    execution_id = call.ulid("execution_id", "execution")
+    key = idempotency_key(call)
+    return _accepted(await call.orchestrator.retry(execution_id, call.principal, key))
 
 
 async def events(call: Call) -> Response:
@@ -336,6 +390,25 @@ OPERATIONS = (
         tag="tasks",
         gives=ExecutionDetail,
         errors=(507,),
+    ),
+    Operation(
+        method="POST",
+        path="/v1/executions/{execution_id}/priority",
+        endpoint=prioritize,
+        tag="tasks",
+        body=PriorityBody,
+        gives=ExecutionDetail,
+        errors=(409, 507),
+    ),
+    Operation(
+        method="POST",
+        path="/v1/executions/{execution_id}/retry",
+        endpoint=retry,
+        tag="tasks",
+        gives=Accepted,
+        status=202,
+        errors=(409, 429, 507),
+        headers=IDEMPOTENCY,
     ),
     Operation(
         method="GET",

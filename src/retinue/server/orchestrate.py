@@ -6,13 +6,15 @@ The result's bytes go from the ledger's record into the answer as they are.
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import msgspec
 
 from retinue.domain.budget import Limit
 from retinue.domain.execution import Task
-from retinue.domain.ids import iso, now_us
+from retinue.domain.ids import iso, microseconds, now_us
+from retinue.domain.policy import MOST_PRIORITY, BusyPolicy
 from retinue.domain.session import SESSION_ID_PATTERN, check_session_id
 from retinue.domain.strictjson import decode
 from retinue.errors import InvalidInput
@@ -22,7 +24,6 @@ from retinue.server.records import NULL, SessionId, Time, Ulid, Word, raw
 from retinue.server.routing import Call, Operation, encode, record
 
 MOST_TIMEOUT_MS = 30 * 24 * 3600 * 1000
-MOST_PRIORITY = 1000
 
 _KEY = re.compile(r"[\x20-\x7e]{1,255}\Z")
 
@@ -76,7 +77,8 @@ class TaskBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             msgspec.Meta(
                 ge=1,
                 le=MOST_TIMEOUT_MS,
-                description="Milliseconds from acceptance to the reply; else the agent's own.",
+                description="Milliseconds from acceptance (or `run_at`) to the reply; else the"
+                " agent's own.",
             ),
         ]
         | None
@@ -91,9 +93,34 @@ class TaskBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     priority: Annotated[
         int,
         msgspec.Meta(
-            ge=-MOST_PRIORITY, le=MOST_PRIORITY, description="Higher ones leave the queue first."
+            ge=-MOST_PRIORITY,
+            le=MOST_PRIORITY,
+            description="Higher ones leave the queue first; waiting makes up for a low one.",
         ),
     ] = 0
+    run_at: (
+        Annotated[
+            datetime,
+            msgspec.Meta(
+                tz=True,
+                description="When it shall run, with a time zone; unset or past: now.",
+                examples=["2030-01-31T06:00:00Z"],
+            ),
+        ]
+        | None
+    ) = None
+    on_busy: (
+        Annotated[
+            BusyPolicy,
+            msgspec.Meta(
+                description="What it does while an earlier task of its session has not ended:"
+                " `parallel` runs beside it, `reject` is refused (409), `enqueue` waits until all"
+                " earlier ones have ended, `interrupt` cancels them first. Unset: as the agent"
+                " says, which is `parallel` unless it says otherwise.",
+            ),
+        ]
+        | None
+    ) = None
 
     def task(self, idempotency_key: str | None) -> Task:
         """Return the task.
@@ -118,6 +145,8 @@ class TaskBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             priority=self.priority,
             budget=self.budget,
             idempotency_key=idempotency_key,
+            run_at=microseconds(self.run_at) if self.run_at is not None else None,
+            on_busy=self.on_busy,
         )
 
 
@@ -157,14 +186,24 @@ async def task_of(call: Call, kind: type[B]) -> tuple[Task, B]:
     Raises:
         InvalidInput: it is not valid; the message says what and where.
     """
+    key = idempotency_key(call)
+    body = record(decode(await call.read()), kind)
+    return body.task(key), body
+
+
+def idempotency_key(call: Call) -> str | None:
+    """Return the key that a request carries.
+
+    Raises:
+        InvalidInput: it is not valid.
+    """
     key = call.header(b"idempotency-key")
     if key is not None and _KEY.match(key) is None:
         raise InvalidInput(
             "Idempotency-Key must be 1 to 255 printable ASCII characters",
             details={"path": "Idempotency-Key"},
         )
-    body = record(decode(await call.read()), kind)
-    return body.task(key), body
+    return key
 
 
 def reply_bytes(reply: Reply) -> bytes:

@@ -240,6 +240,18 @@ class Settings(BaseModel):
         ge=1,
         description="tasks that one caller may submit per minute; more are refused",
     )
+    max_concurrent_executions: int | None = Field(
+        default=None,
+        ge=1,
+        description="executions that this process runs at one time, whatever its agents take; more"
+        " wait. One that waits for what it has others do does not count. Unset: no such limit",
+    )
+    priority_step_seconds: float = Field(
+        default=60.0,
+        ge=0,
+        le=86_400,
+        description="how many seconds of waiting one step of priority is worth",
+    )
     max_body_bytes: int = Field(
         default=1 << 20, ge=1024, description="bytes that the body of a request may have"
     )

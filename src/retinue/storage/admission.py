@@ -1,4 +1,9 @@
-"""Submitting and leasing: how an execution comes into the queue, and out of it to a worker."""
+"""Submitting and leasing: how an execution comes into the queue, and out of it to a worker.
+
+The queue of a key is the index ``execution_queue``: what may be leased, by rank. What may not (it
+is not due, or its session is busy) is not in it, so a lease reads exactly the rows it takes,
+however many others wait.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,7 @@ from collections import Counter
 import msgspec
 
 from retinue.domain.event import EventData, EventType
-from retinue.domain.execution import Execution, State, advance
+from retinue.domain.execution import Execution, Hold, State, advance
 from retinue.domain.ids import now_us
 from retinue.domain.intent import (
     Conflict,
@@ -19,48 +24,92 @@ from retinue.domain.intent import (
     Submitted,
     Work,
 )
+from retinue.domain.policy import BusyPolicy
 from retinue.storage.decisions import Batch, Placed
 from retinue.storage.statements import Change, Query, Steps
 from retinue.storage.tables import record_of
+from retinue.storage.turns import Key, Turns
 
 
-def submit(batch: Batch, submits: list[tuple[int, Submit]], results: list[Result]) -> Steps[None]:
-    """Accept new executions: idempotency, the queue's bound, the fast path."""
-    fresh = yield from _claim(submits, results)
-    if not fresh:
-        return
-    bounds: dict[str, int] = {}
-    for _, intent in fresh:
-        key = intent.execution.queue_key
-        bounds[key] = max(bounds.get(key, 0), intent.bound)
-    now = now_us()
-    rows = yield Query("queue_depth", [(k, n + 1, now) for k, n in sorted(bounds.items())])
-    depth = {key: (queued, bool(due)) for key, queued, due in rows}
-    refused: dict[str, int] = {}
+def submit(
+    batch: Batch,
+    submits: list[tuple[int, Submit]],
+    fresh: list[tuple[int, Submit]],
+    results: list[Result],
+    turns: Turns,
+    now: int,
+) -> Steps[None]:
+    """Accept what is ``fresh`` of the submits: the queue's bound, busy sessions, the fast path."""
+    ready, waiting = yield from _depths(fresh, now)
+    refused: dict[str, Rejected] = {}
     dropped: list[tuple[str, str]] = []
     for i, intent in fresh:
         execution = intent.execution
-        queued, due = depth.get(execution.queue_key, (0, False))
-        is_due = execution.run_at <= max(now, execution.created_at)
-        leased = intent.worker is not None and is_due and not due
-        if not leased and queued >= intent.bound:
-            results[i] = Rejected("queue_full", {"bound": intent.bound})
-            refused[execution.id] = intent.bound
+        key = execution.queue_key
+        hold = Hold.TIME if _later(execution, now) else turns.hold_for(execution)
+        leased = intent.worker is not None and hold is Hold.NONE and key not in ready
+        if hold is None or (not leased and waiting[key] >= intent.bound):
+            results[i] = refused[execution.id] = (
+                Rejected("session_busy", {"session_id": execution.session_id})
+                if hold is None
+                else Rejected("queue_full", {"bound": intent.bound})
+            )
             if intent.idempotency is not None:
                 dropped.append((execution.owner, intent.idempotency.key))
             continue
         if not leased:
-            depth[execution.queue_key] = (queued + 1, due or is_due)
+            waiting[key] += 1
+            if hold is Hold.NONE:
+                ready.add(key)
+        turns.entered(execution, hold)
         batch.new.append(execution)
-        batch.placed.append(_accept(intent, leased=leased))
+        batch.placed.append(_accept(intent, hold, leased=leased))
         results[i] = Submitted(execution.id, leased=leased)
     if dropped:
         yield Change("drop_idempotency", sorted(dropped))
         _refuse_joined(submits, results, refused)
 
 
+def _depths(fresh: list[tuple[int, Submit]], now: int) -> Steps[tuple[set[str], dict[str, int]]]:
+    """Return the keys with something ready, and how much waits where one of these may have to.
+
+    What finds a free slot is not in need of the count, which is long where much waits.
+    """
+    keys = sorted({intent.execution.queue_key for _, intent in fresh})
+    rows = yield Query("ready", [(key,) for key in keys])
+    ready = {row[0] for row in rows}
+    bounds: dict[str, int] = {}
+    for _, intent in fresh:
+        execution = intent.execution
+        key = execution.queue_key
+        if (
+            intent.worker is None
+            or key in ready
+            or execution.on_busy is not BusyPolicy.PARALLEL
+            or _later(execution, now)
+        ):
+            bounds[key] = max(bounds.get(key, 0), intent.bound)
+    if not bounds:
+        return ready, {}
+    rows = yield Query("queue_depth", [(k, n + 1) for k, n in sorted(bounds.items())])
+    return ready, dict(rows)
+
+
+def asking(fresh: list[tuple[int, Submit]], now: int) -> set[Key]:
+    """Return the sessions that must be looked at before these are decided."""
+    return {
+        (e.owner, e.session_id)
+        for e in (intent.execution for _, intent in fresh)
+        if e.on_busy is not BusyPolicy.PARALLEL and not _later(e, now)
+    }
+
+
+def _later(execution: Execution, now: int) -> bool:
+    return execution.run_at > max(now, execution.created_at)
+
+
 def _refuse_joined(
-    submits: list[tuple[int, Submit]], results: list[Result], refused: dict[str, int]
+    submits: list[tuple[int, Submit]], results: list[Result], refused: dict[str, Rejected]
 ) -> None:
     """Refuse what met an idempotency key of this very batch whose own submit found no room."""
     for i, _ in submits:
@@ -72,18 +121,20 @@ def _refuse_joined(
         else:
             continue
         if holder in refused:
-            results[i] = Rejected("queue_full", {"bound": refused[holder]})
+            results[i] = refused[holder]
 
 
-def _accept(intent: Submit, *, leased: bool) -> Placed:
-    """Make the execution a running or a queued one; return its REQUEST.
+def _accept(intent: Submit, hold: Hold, *, leased: bool) -> Placed:
+    """Make the execution a running or a waiting one; return its REQUEST.
 
-    Sets every field that depends on ``leased``: an earlier run of this batch, rolled back since,
-    may have decided otherwise.
+    Sets every field that depends on what was decided: an earlier run of this batch, rolled back
+    since, may have decided otherwise.
     """
     execution = intent.execution
     request = intent.request
-    execution.state = State.RUNNING if leased else State.QUEUED
+    waiting = State.SCHEDULED if hold is Hold.TIME else State.QUEUED
+    execution.state = State.RUNNING if leased else waiting
+    execution.hold = hold
     execution.worker = intent.worker if leased else None
     execution.attempt = 1 if leased else 0
     execution.started_at = execution.created_at if leased else None
@@ -94,7 +145,7 @@ def _accept(intent: Submit, *, leased: bool) -> Placed:
     return Placed(execution.owner, execution.session_id, request, execution.created_at, execution)
 
 
-def _claim(
+def claim(
     submits: list[tuple[int, Submit]], results: list[Result]
 ) -> Steps[list[tuple[int, Submit]]]:
     """Settle idempotency keys; return the submits that are new."""
@@ -138,7 +189,7 @@ def lease(batch: Batch, intent: Lease) -> Steps[Result]:
     for execution in batch.changed.values():
         decided[execution.queue_key] += 1
     wants = {want.key: want for want in intent.wants}
-    asked = [(key, wants[key].count + decided[key], intent.at) for key in sorted(wants)]
+    asked = [(key, wants[key].count + decided[key]) for key in sorted(wants)]
     if not asked:
         return Leased([])
     rows = yield Query("lease", asked)

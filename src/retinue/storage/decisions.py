@@ -21,7 +21,7 @@ from retinue.domain.event import (
     chain_event,
     hash_data,
 )
-from retinue.domain.execution import ACTIVE, TERMINAL, Execution, State, advance
+from retinue.domain.execution import ACTIVE, TERMINAL, Execution, Hold, State, advance
 from retinue.domain.intent import (
     Answer,
     Append,
@@ -36,12 +36,14 @@ from retinue.domain.intent import (
     Fence,
     Finish,
     Ok,
+    Prioritize,
     PutKey,
     Refuse,
     Rejected,
     Requeue,
     Result,
 )
+from retinue.domain.policy import rank_of
 from retinue.domain.question import Question, QuestionState
 from retinue.domain.session import Session
 from retinue.domain.strictjson import dumps
@@ -77,6 +79,7 @@ class Batch:
         self.tally: dict[str, list[int]] = {}
         self.audits: list[tuple[AuditDraft, int]] = []
         self.keys: list[list[Any]] = []
+        self.early: dict[tuple[str, str], Session] | None = None  # heads locked before deciding
         self.witnessed: list[tuple[int, Callable[[int], Change]]] = []
 
     def witness(self, draft: AuditDraft, at: int, *changes: Callable[[int], Change]) -> None:
@@ -117,6 +120,7 @@ class Batch:
         execution.state = advance(execution.state, state)
         first = self.add_events(execution, events, at)
         execution.worker = None
+        execution.hold = Hold.NONE
         execution.finished_at = at
         execution.outcome = outcome
         execution.error_code = error_code
@@ -161,6 +165,7 @@ def _finish(batch: Batch, intent: Finish, locked: Locked, _: Asked) -> Result:
     execution = _fenced(locked, intent.fence)
     if isinstance(execution, Conflict):
         return execution
+    execution.reason = intent.reason
     return Appended(
         batch.end(
             execution,
@@ -185,6 +190,7 @@ def _requeue(batch: Batch, intent: Requeue, locked: Locked, _: Asked) -> Result:
     execution.state = advance(execution.state, State.QUEUED)
     execution.worker = None
     execution.run_at = intent.run_at
+    execution.hold = Hold.TIME if intent.run_at > intent.at else Hold.NONE
     batch.changed[execution.id] = execution
     return Ok()
 
@@ -226,6 +232,19 @@ def _expire(batch: Batch, intent: Expire, locked: Locked, _: Asked) -> Result:
         intent.error_code,
         "not_started",
     )
+    return Ok()
+
+
+def _prioritize(batch: Batch, intent: Prioritize, locked: Locked, _: Asked) -> Result:
+    execution = locked.get(intent.execution_id)
+    if execution is None or (intent.owner is not None and execution.owner != intent.owner):
+        return Rejected("not_found")
+    if execution.state not in {State.QUEUED, State.SCHEDULED}:
+        return Conflict("started", {"state": execution.state.value})
+    execution.priority = intent.priority
+    execution.rank = rank_of(execution.waits_since, intent.priority, intent.step_us)
+    batch.changed[execution.id] = execution
+    batch.audits.append((intent.audit, intent.at))
     return Ok()
 
 
@@ -338,6 +357,7 @@ DECIDE: dict[type, Callable[[Batch, Any, Locked, Asked], Result]] = {
     Requeue: _requeue,
     Cancel: _cancel,
     Expire: _expire,
+    Prioritize: _prioritize,
     Refuse: _refuse,
     Ask: _ask,
     Answer: _answer,
@@ -345,4 +365,4 @@ DECIDE: dict[type, Callable[[Batch, Any, Locked, Asked], Result]] = {
     PutKey: _put_key,
     Audit: _audit,
 }
-"""How each kind is decided. The kinds that are missing here need statements of their own."""
+"""How each kind is decided. Those that are not here need statements of their own."""

@@ -6,9 +6,12 @@ cannot differ in what they decide.
 
 Order within a batch: executions, then questions, then idempotency keys, then agents, then session
 heads, then lanes of the outbox, then the audit head, each locked in sorted order; so two writers
-cannot wait for each other. What is removed or erased comes after all other rows (``removal``),
-under the heads' locks. A program may be run again after its transaction was rolled back: it leaves
-nothing behind in its intents that a second run would mistake for a decision.
+cannot wait for each other. (What is locked besides, a lease's rows or whose turn it is, is passed
+over when somebody else has it.) Heads are locked last, when the contracts get their places, unless
+a decision depends on who else is in a session (``turns``): then all at once, before it. What is
+removed or erased comes after all other rows (``removal``), under the heads' locks. A program may be
+run again after its transaction was rolled back: it leaves nothing behind in its intents that a
+second run would mistake for a decision.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from typing import Any
 from retinue.domain.audit import AuditRow, audit_hash
 from retinue.domain.contract import GENESIS, Contract, ContractStatus, Head, append
 from retinue.domain.execution import Execution
+from retinue.domain.ids import now_us
 from retinue.domain.intent import (
     Answer,
     Append,
@@ -32,8 +36,11 @@ from retinue.domain.intent import (
     Intent,
     Lease,
     Ok,
+    Prioritize,
+    Promote,
     PutAgent,
     Rejected,
+    Release,
     RemoveAgent,
     Requeue,
     Result,
@@ -45,7 +52,7 @@ from retinue.domain.intent import (
 from retinue.domain.question import Question
 from retinue.domain.seal import seal, seal_request
 from retinue.domain.session import Session
-from retinue.storage.admission import lease, submit
+from retinue.storage.admission import asking, claim, lease, submit
 from retinue.storage.agents import put_or_remove
 from retinue.storage.decisions import DECIDE, Batch, Placed
 from retinue.storage.outbox import OUTBOX, outbox
@@ -61,6 +68,7 @@ from retinue.storage.statements import (
     Steps,
 )
 from retinue.storage.tables import changes_of, record_of, row_of
+from retinue.storage.turns import Turns, promote, waking
 
 
 def run(intents: Sequence[Intent], sinks: Sequence[str] = ()) -> Program:
@@ -71,45 +79,74 @@ def run(intents: Sequence[Intent], sinks: Sequence[str] = ()) -> Program:
     batch = Batch()
     results: list[Result] = [Ok()] * len(intents)
     locked, questions = yield from _lock(intents)
-    # Those that need statements of their own, by what they are about.
-    own: dict[str, list[Any]] = {}
+    # Those that need statements of their own, by their kind.
+    later: Later = {}
     for i, intent in enumerate(intents):
         kind = type(intent)
-        about = _OWN.get(kind)
-        if about is None:
+        if kind in DECIDE:
             results[i] = DECIDE[kind](batch, intent, locked, questions)
         else:
-            own.setdefault(about, []).append((i, intent))
-    if own:
-        yield from _decide_own(batch, own, results)
-    removals = own.get("removal", [])
+            later.setdefault(kind, []).append((i, intent))
+    if later:
+        yield from _decide_later(batch, later, locked, results)
+    removals = _of(later, _REMOVALS)
     contracts = yield from _write_contracts(batch, sessions_of(removals))
-    if "outbox" in own or (sinks and contracts):
-        yield from outbox(contracts, sinks, own.get("outbox", []), results)
+    lanes = _of(later, OUTBOX)
+    if lanes or (sinks and contracts):
+        yield from outbox(contracts, sinks, lanes, results)
     yield from _write(batch, removals, results)
     return results
 
 
-_OWN: dict[type, str] = {
-    Submit: "submit",
-    Lease: "lease",
-    RevokeKey: "key",
-    PutAgent: "agent",
-    RemoveAgent: "agent",
-    **dict.fromkeys(OUTBOX, "outbox"),
-    **dict.fromkeys((Retire, CutChain, Erase, Sweep), "removal"),
-}
+Later = dict[type[Intent], list[tuple[int, Any]]]
+_REMOVALS = frozenset({Retire, CutChain, Erase, Sweep})
+_AGENTS = frozenset({PutAgent, RemoveAgent})
 
 
-def _decide_own(batch: Batch, own: dict[str, list[Any]], results: list[Result]) -> Steps[None]:
-    if "submit" in own:
-        yield from submit(batch, own["submit"], results)
-    for i, wanted in own.get("lease", ()):
+def _of(later: Later, kinds: frozenset[type]) -> list[tuple[int, Any]]:
+    """Return the intents of these kinds, in order."""
+    if not later:
+        return []
+    return sorted(
+        (item for kind in kinds for item in later.get(kind, ())), key=lambda item: item[0]
+    )
+
+
+def _decide_later(
+    batch: Batch, later: Later, locked: dict[str, Execution], results: list[Result]
+) -> Steps[None]:
+    yield from _let_in(batch, later, locked, results)
+    for i, wanted in later.get(Lease, ()):
         results[i] = yield from lease(batch, wanted)
-    for i, revoked in own.get("key", ()):
+    for i, revoked in later.get(RevokeKey, ()):
         results[i] = yield from _revoke_key(batch, revoked)
-    if "agent" in own:
-        yield from put_or_remove(batch, own["agent"], results)
+    agents = _of(later, _AGENTS)
+    if agents:
+        yield from put_or_remove(batch, agents, results)
+
+
+def _let_in(
+    batch: Batch, later: Later, locked: dict[str, Execution], results: list[Result]
+) -> Steps[None]:
+    """Decide what lets executions into the queue: those that wait the longest come first."""
+    submits: list[tuple[int, Submit]] = later.get(Submit, [])
+    promotes: list[tuple[int, Promote]] = later.get(Promote, [])
+    releases: list[tuple[int, Release]] = later.get(Release, [])
+    fresh = (yield from claim(submits, results)) if submits else []
+    turns = Turns()
+    now = now_us()
+    asked = asking(fresh, now) | waking(locked, promotes)
+    asked.update((release.owner, release.session_id) for _, release in releases)
+    if asked:
+        others = {(s.execution.owner, s.execution.session_id) for _, s in fresh}
+        others |= sessions_of(_of(later, _REMOVALS))
+        yield from turns.look(batch, asked, others, now)
+    for i, free in releases:
+        results[i] = yield from turns.release(batch, free)
+    for i, due in promotes:
+        results[i] = promote(batch, due, locked, turns)
+    if fresh:
+        yield from submit(batch, submits, fresh, results, turns, now)
 
 
 def _revoke_key(batch: Batch, intent: RevokeKey) -> Steps[Result]:
@@ -131,7 +168,7 @@ def _lock(intents: Sequence[Intent]) -> Steps[tuple[dict[str, Execution], dict[s
         kind = type(intent)
         if kind is Append or kind is Finish or kind is Requeue or kind is Ask:
             ids.add(intent.fence.execution_id)  # type: ignore[union-attr]
-        elif kind is Cancel or kind is Expire:
+        elif kind is Cancel or kind is Expire or kind is Promote or kind is Prioritize:
             ids.add(intent.execution_id)  # type: ignore[union-attr]
         elif kind is Answer or kind is CloseQuestion:
             asked.append(intent.question_id)  # type: ignore[union-attr]
@@ -194,17 +231,26 @@ def _place(heads: dict[tuple[str, str], Session], placed: list[Placed]) -> list[
     return contracts
 
 
-def _write_contracts(batch: Batch, named: set[tuple[str, str]]) -> Steps[list[Contract]]:
-    """Write what waits for a place; lock the heads of the sessions ``named`` as well."""
-    grown = {(p.owner, p.session_id) for p in batch.placed}
+def _lock_heads(
+    grown: set[tuple[str, str]], named: set[tuple[str, str]], at: int
+) -> Steps[dict[tuple[str, str], Session]]:
     locked = sorted(grown)
     if others := sorted(named - grown):
         # What is not there is not made; a session's row is never deleted.
         rows = yield Query("known_head", others)
         locked = sorted([*grown, *((owner, session_id) for owner, session_id in rows)])
     if not locked:
-        return []
-    heads = yield Heads(locked, batch.placed[0].at if batch.placed else 0)
+        return {}
+    heads: dict[tuple[str, str], Session] = yield Heads(locked, at)
+    return heads
+
+
+def _write_contracts(batch: Batch, named: set[tuple[str, str]]) -> Steps[list[Contract]]:
+    """Write what waits for a place; lock the heads of the sessions ``named`` as well."""
+    grown = {(p.owner, p.session_id) for p in batch.placed}
+    heads = batch.early
+    if heads is None:
+        heads = yield from _lock_heads(grown, named, batch.placed[0].at if batch.placed else 0)
     if not grown:
         return []
     batch.heads = {key: heads[key] for key in sorted(grown)}
@@ -225,6 +271,10 @@ def _write_contracts(batch: Batch, named: set[tuple[str, str]]) -> Steps[list[Co
 
 
 def _write(batch: Batch, removals: list[tuple[int, Intent]], results: list[Result]) -> Steps[None]:
+    # Heads made for a session whose only task was refused.
+    empty = sorted(key for key, s in (batch.early or {}).items() if not s.n)
+    if empty:
+        yield Change("drop_head", empty)
     if batch.new:
         yield Insert("execution", [row_of(execution) for execution in batch.new])
     if batch.changed:

@@ -31,6 +31,7 @@ from retinue.interfaces import (
     Watched,
 )
 from retinue.storage.agents import AgentReads
+from retinue.storage.queue_reads import QueueReads
 from retinue.storage.tables import TABLES, record_of
 from retinue.storage.walks import Walks
 
@@ -88,7 +89,7 @@ class _Where:
         return " WHERE " + " AND ".join(self.parts) if self.parts else ""
 
 
-class Reads(AgentReads, Walks):
+class Reads(AgentReads, QueueReads, Walks):
     """Every read of the ``Store`` protocol; see there for the contracts."""
 
     worker: str
@@ -96,10 +97,6 @@ class Reads(AgentReads, Walks):
     @staticmethod
     def _among(column: str, values: Sequence[str]) -> tuple[str, Any]:
         """Return a condition that ``column`` is one of ``values``, with its one parameter."""
-        raise NotImplementedError
-
-    async def _fetch(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
-        """Run one query and return its rows. Each store brings its own."""
         raise NotImplementedError
 
     async def execution(self, execution_id: str, owner: str | None, /) -> Execution | None:
@@ -128,7 +125,11 @@ class Reads(AgentReads, Walks):
             agent_id=where.agent_id,
             capability=where.capability,
             state=where.state.value if where.state is not None else None,
+            reason=where.reason,
         )
+        if where.states:
+            marks = ", ".join("?" * len(where.states))
+            query.add(f"state IN ({marks})", *(state.value for state in where.states))
         if where.session_id is not None:
             # Through the session's chain, which has them in order already: no index of their own.
             chain = _Where()
@@ -301,32 +302,6 @@ class Reads(AgentReads, Walks):
             [self.worker],
         )
         return [Fence(*row) for row in rows]
-
-    async def overdue(self, now: int, limit: int, /) -> list[Execution]:
-        """Return queued executions whose deadline has passed."""
-        rows = await self._fetch(
-            f"SELECT {_columns('execution')} FROM execution WHERE state = 'queued'"
-            " AND deadline_at IS NOT NULL AND deadline_at <= ? ORDER BY deadline_at LIMIT ?",
-            [now, limit],
-        )
-        return [record_of(Execution, row) for row in rows]
-
-    async def backlog(self, now: int, /) -> dict[str, int | None]:
-        """Return the queue keys that hold work: key → None (due now) or when."""
-        # A loose walk over the index: one probe per key, not one per queued row.
-        rows = await self._fetch(
-            "WITH RECURSIVE keys(key) AS ("
-            " SELECT min(queue_key) FROM execution WHERE state = 'queued' UNION ALL"
-            " SELECT (SELECT min(queue_key) FROM execution WHERE state = 'queued'"
-            "  AND queue_key > keys.key) FROM keys WHERE keys.key IS NOT NULL)"
-            " SELECT key, EXISTS (SELECT 1 FROM execution WHERE state = 'queued'"
-            "  AND queue_key = key AND run_at <= ?),"
-            " (SELECT min(run_at) FROM (SELECT run_at FROM execution WHERE state = 'queued'"
-            "  AND queue_key = key ORDER BY priority DESC, id LIMIT 1000) first)"
-            " FROM keys WHERE key IS NOT NULL",
-            [now],
-        )
-        return {key: None if due else earliest for key, due, earliest in rows}
 
     async def questions(self, owner: str | None, page: Page, /) -> Listing[Question]:
         """List open questions, oldest first."""

@@ -227,6 +227,11 @@ RETENTION: dict[str, Statement] = {
 }
 """What retention and erasure do."""
 
+BUSY = (
+    "state IN ('queued', 'running', 'input_required') AND hold <> 'session' AND parent_id IS NULL"
+)
+"""What keeps a session busy; in the words of the index ``execution_busy``, so that it is used."""
+
 BATCH: dict[str, Statement] = {
     "find_question": Statement(
         "SELECT execution_id FROM question WHERE id = ?1",
@@ -256,15 +261,54 @@ BATCH: dict[str, Statement] = {
         f" JOIN {_unnest(('owner', 'session_id'))} USING (owner, session_id)"
         " ORDER BY t.owner, t.session_id FOR UPDATE OF t",
     ),
+    "ready": Statement(
+        "SELECT ?1 WHERE EXISTS (SELECT 1 FROM execution"
+        " WHERE queue_key = ?1 AND state = 'queued' AND hold = 'none')",
+        f"SELECT p.key FROM {_unnest(('key',))} WHERE EXISTS (SELECT 1 FROM execution"
+        " WHERE queue_key = p.key AND state = 'queued' AND hold = 'none')",
+    ),
+    # In order, so that PostgreSQL counts along the index and not through the table.
     "queue_depth": Statement(
         "SELECT ?1, (SELECT count(*) FROM (SELECT 1 FROM execution"
-        " WHERE queue_key = ?1 AND state = 'queued' LIMIT ?2)),"
-        " EXISTS (SELECT 1 FROM execution WHERE queue_key = ?1 AND state = 'queued'"
-        " AND run_at <= ?3)",
+        " WHERE queue_key = ?1 AND state = 'queued' AND hold = 'none' ORDER BY rank LIMIT ?2)) +"
+        " (SELECT count(*) FROM (SELECT 1 FROM execution"
+        " WHERE queue_key = ?1 AND hold <> 'none' ORDER BY hold LIMIT ?2))",
         "SELECT p.key, (SELECT count(*) FROM (SELECT 1 FROM execution"
-        " WHERE queue_key = p.key AND state = 'queued' LIMIT p.limit_) q),"
-        " EXISTS (SELECT 1 FROM execution WHERE queue_key = p.key AND state = 'queued'"
-        f" AND run_at <= p.now) FROM {_unnest(('key', 'limit_', 'now'))}",
+        " WHERE queue_key = p.key AND state = 'queued' AND hold = 'none'"
+        " ORDER BY rank LIMIT p.limit_) q) +"
+        " (SELECT count(*) FROM (SELECT 1 FROM execution"
+        " WHERE queue_key = p.key AND hold <> 'none' ORDER BY hold LIMIT p.limit_) q)"
+        f" FROM {_unnest(('key', 'limit_'))}",
+    ),
+    # Some of what keeps a session busy: enough to tell whether more than this batch ends does.
+    "busy": Statement(
+        f"SELECT owner, session_id, id FROM execution WHERE owner = ?1 AND session_id = ?2"
+        f" AND {BUSY} LIMIT ?3",
+        "SELECT e.owner, e.session_id, e.id FROM"
+        f" {_unnest(('owner', 'session_id', 'limit_'))} CROSS JOIN LATERAL"
+        " (SELECT owner, session_id, id FROM execution"
+        f" WHERE owner = p.owner AND session_id = p.session_id AND {BUSY} LIMIT p.limit_) e",
+    ),
+    "turn": Statement(
+        "SELECT ?1, ?2 WHERE EXISTS (SELECT 1 FROM execution"
+        " WHERE owner = ?1 AND session_id = ?2 AND hold = 'session')",
+        f"SELECT p.owner, p.session_id FROM {_unnest(('owner', 'session_id'))}"
+        " WHERE EXISTS (SELECT 1 FROM execution e WHERE e.owner = p.owner"
+        " AND e.session_id = p.session_id AND e.hold = 'session')",
+    ),
+    # The first one, or nobody: the second must not go because somebody has locked the first.
+    "next_turn": Statement(
+        f"SELECT {_columns('execution')} FROM execution WHERE owner = ?1 AND session_id = ?2"
+        " AND hold = 'session' ORDER BY request_n LIMIT 1",
+        f"SELECT {_columns('execution', 'e.')} FROM {_unnest(('owner', 'session_id'))}"
+        " CROSS JOIN LATERAL (SELECT * FROM execution WHERE id = (SELECT id FROM execution"
+        " WHERE owner = p.owner AND session_id = p.session_id AND hold = 'session'"
+        " ORDER BY request_n LIMIT 1) FOR UPDATE SKIP LOCKED) e",
+    ),
+    "drop_head": Statement(
+        "DELETE FROM session WHERE owner = ?1 AND session_id = ?2 AND n = 0",
+        f"DELETE FROM session t USING {_unnest(('owner', 'session_id'))}"
+        " WHERE t.owner = p.owner AND t.session_id = p.session_id AND t.n = 0",
     ),
     "claim_idempotency": Statement(
         "INSERT INTO idempotency VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (owner, key) DO UPDATE"
@@ -292,12 +336,12 @@ BATCH: dict[str, Statement] = {
     ),
     "lease": Statement(
         f"SELECT {_columns('execution', 'e.')}, {LEASE_BODY} FROM execution e"
-        " WHERE queue_key = ?1 AND state = 'queued' AND run_at <= ?3"
-        " ORDER BY priority DESC, id LIMIT ?2",
+        " WHERE queue_key = ?1 AND state = 'queued' AND hold = 'none'"
+        " ORDER BY rank, id LIMIT ?2",
         f"SELECT {_columns('execution', 'e.')}, {LEASE_BODY} FROM"
-        f" {_unnest(('key', 'count', 'now'))} CROSS JOIN LATERAL"
+        f" {_unnest(('key', 'count'))} CROSS JOIN LATERAL"
         " (SELECT * FROM execution WHERE queue_key = p.key AND state = 'queued'"
-        " AND run_at <= p.now ORDER BY priority DESC, id LIMIT p.count"
+        " AND hold = 'none' ORDER BY rank, id LIMIT p.count"
         " FOR UPDATE SKIP LOCKED) e",
     ),
     **{name: _update(*parts) for name, parts in UPDATES.items()},

@@ -14,9 +14,9 @@ from retinue.domain.agent import StoredAgent
 from retinue.domain.audit import AuditRow
 from retinue.domain.contract import Contract, ContractStatus, ContractType
 from retinue.domain.event import Event, EventType
-from retinue.domain.execution import Execution, State
+from retinue.domain.execution import Execution, Hold, State
 from retinue.domain.outbox import Lane, Parked
-from retinue.domain.policy import Delivery
+from retinue.domain.policy import BusyPolicy, Delivery
 from retinue.domain.principal import ApiKey, Role
 from retinue.domain.question import Question, QuestionKind, QuestionState
 from retinue.domain.retention import Checkpoint, Mark
@@ -45,7 +45,7 @@ _NUMBERS = frozenset(
     "started_at finished_at request_n response_n depth seq at n updated_at completed failed "
     "cancelled expires_at revoked_at pid lease_until last_batch stopped_at count limit_ now "
     "first_n last_n due_at tries failed_at revision removed_at closed_seq latest began audit_n "
-    "pending".split()
+    "pending rank".split()
 )
 
 
@@ -75,7 +75,7 @@ TABLES: dict[str, tuple[str, ...]] = {
 }
 
 _ENUMS: dict[type[msgspec.Struct], dict[str, type]] = {
-    Execution: {"state": State, "delivery": Delivery},
+    Execution: {"state": State, "delivery": Delivery, "hold": Hold, "on_busy": BusyPolicy},
     Event: {"type": EventType},
     Contract: {"type": ContractType, "status": ContractStatus},
     Question: {"state": QuestionState, "kind": QuestionKind, "role": Role},
@@ -122,6 +122,10 @@ UPDATED = (
     "cursor",
     "response_id",
     "response_n",
+    "priority",
+    "rank",
+    "hold",
+    "reason",
     "id",
 )
 """What ``update_execution`` sets, in its parameters' order; the id comes last."""
@@ -145,5 +149,9 @@ def changes_of(e: Execution) -> tuple[Any, ...]:
         e.cursor,
         e.response_id,
         e.response_n,
+        e.priority,
+        e.rank,
+        e.hold.value,
+        e.reason,
         e.id,
     )

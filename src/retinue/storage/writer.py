@@ -22,6 +22,8 @@ from retinue.domain.intent import (
     Expire,
     Finish,
     Intent,
+    Prioritize,
+    Promote,
     Requeue,
     Result,
     Submit,
@@ -87,7 +89,7 @@ def _touched(intent: Intent) -> str | None:
     kind = type(intent)
     if kind is Append or kind is Finish or kind is Requeue or kind is Ask:
         return intent.fence.execution_id  # type: ignore[union-attr]
-    if kind is Cancel or kind is Expire:
+    if kind is Cancel or kind is Expire or kind is Promote or kind is Prioritize:
         return intent.execution_id  # type: ignore[union-attr]
     if kind is Answer or kind is CloseQuestion:
         return intent.question_id  # type: ignore[union-attr]

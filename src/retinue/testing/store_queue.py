@@ -8,13 +8,14 @@ import asyncio
 
 from retinue.domain.contract import ContractType
 from retinue.domain.event import EventType
-from retinue.domain.execution import State
+from retinue.domain.execution import Hold, State
 from retinue.domain.ids import now_us
 from retinue.domain.intent import (
     Cancelling,
     Conflict,
     Lease,
     Leased,
+    Promoted,
     Rejected,
     Requeue,
     Submitted,
@@ -28,10 +29,10 @@ from retinue.testing.store_samples import (
     finish,
     lease,
     load,
+    promote,
     queue,
     run,
     submit,
-    until,
     verify_chain,
     verify_events,
     want,
@@ -81,9 +82,11 @@ class SubmitRules:
         await queue(store, execution(key="other"))
         await run(store)
 
-    async def test_a_delayed_execution_is_not_leased(self, store: Store) -> None:
+    async def test_a_delayed_execution_is_scheduled(self, store: Store) -> None:
         e = execution(delay=3600 * SECOND)
         assert await store.write(submit(e, worker=store.worker)) == Submitted(e.id)
+        stored = await load(store, e)
+        assert (stored.state, stored.hold, stored.worker) == (State.SCHEDULED, Hold.TIME, None)
         assert await lease(store) == []
 
     async def test_an_agent_that_was_only_free_is_bound_only_when_it_runs(
@@ -217,16 +220,6 @@ class LeaseRules:
         assert (work.execution.worker, work.execution.started_at) == (store.worker, at)
         assert await store.events(e.id) == []
 
-    async def test_what_is_not_due_stays(self, store: Store) -> None:
-        later = await queue(store, execution(delay=3600 * SECOND, priority=9))
-        soon = await queue(store, execution(delay=SECOND // 20))
-        assert await lease(store) == []
-        (got,) = await until(lambda: lease(store))
-        assert got.id == soon.id
-        result = await store.write(Lease(store.worker, (want(),), later.run_at))
-        assert isinstance(result, Leased)
-        assert [work.execution.id for work in result.work] == [later.id]
-
     async def test_no_execution_is_leased_twice(self, store: Store) -> None:
         queued = [execution(session_id=f"s{i % 5}") for i in range(50)]
         await asyncio.gather(*(store.write(submit(e)) for e in queued))
@@ -261,10 +254,10 @@ class LeaseRules:
         await store.write(Requeue(fence(e), at + 3600 * SECOND, at))
         waiting = await load(store, e)
         assert (waiting.state, waiting.worker, waiting.attempt) == (State.QUEUED, None, 1)
+        assert waiting.hold is Hold.TIME
         assert await lease(store) == []
-        result = await store.write(Lease(store.worker, (want(),), at + 3600 * SECOND))
-        assert isinstance(result, Leased)
-        (again,) = (work.execution for work in result.work)
+        assert await store.write(promote(waiting)) == Promoted(State.QUEUED, Hold.NONE)
+        (again,) = await lease(store)
         assert (again.id, again.attempt, again.started_at) == (e.id, 2, e.started_at)
         (event,) = await verify_events(store, e)
         assert event.type is EventType.ATTEMPT_STARTED

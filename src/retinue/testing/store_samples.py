@@ -17,7 +17,7 @@ from retinue.domain.contract import (
     chain_hash,
     status_of,
 )
-from retinue.domain.event import Event, EventData, EventType, chain_event
+from retinue.domain.event import Event, EventData, EventType, chain_answer, chain_event, hash_data
 from retinue.domain.execution import Execution, State
 from retinue.domain.ids import now_us, ulid
 from retinue.domain.intent import (
@@ -28,15 +28,18 @@ from retinue.domain.intent import (
     Idempotency,
     Lease,
     Leased,
+    Promote,
     Submit,
     Submitted,
     Want,
 )
-from retinue.domain.policy import Delivery
+from retinue.domain.policy import BusyPolicy, Delivery, rank_of
+from retinue.domain.question import Question
 from retinue.interfaces import Store
 
 T = TypeVar("T")
 SECOND = 1_000_000
+STEP = 60 * SECOND
 TOO_LATE = 30.0
 
 
@@ -50,6 +53,8 @@ def execution(
     agent_id: str | None = None,
     capability: str | None = "echo",
     deadline_at: int | None = None,
+    on_busy: BusyPolicy = BusyPolicy.PARALLEL,
+    parent_id: str | None = None,
 ) -> Execution:
     """Return a new execution that is due ``delay`` microseconds from now."""
     at = now_us()
@@ -83,8 +88,11 @@ def execution(
         request_n=0,
         response_id=None,
         response_n=None,
-        parent_id=None,
+        parent_id=parent_id,
         depth=0,
+        due_at=at + delay,
+        rank=rank_of(at + delay, priority, STEP),
+        on_busy=on_busy,
     )
 
 
@@ -157,6 +165,7 @@ def finish(
     *,
     events: tuple[EventData, ...] = (),
     body: bytes = b'{"result":1}',
+    reason: str | None = None,
 ) -> Finish:
     """Return the intent that ends a running execution."""
     failed = state is not State.COMPLETED
@@ -168,6 +177,7 @@ def finish(
         now_us(),
         "failed" if failed else None,
         "E_INTERNAL" if failed else None,
+        reason,
     )
 
 
@@ -179,6 +189,12 @@ def cancel(e: Execution, owner: str | None = None) -> Cancel:
 def expire(e: Execution, state: State = State.TIMED_OUT) -> Expire:
     """Return the intent that ends a queued execution."""
     return Expire(e.id, state, (last(state),), response(e, state), now_us(), "E_TIMEOUT")
+
+
+def promote(e: Execution, at: int | None = None) -> Promote:
+    """Return the intent that lets an execution into the queue whose time has come."""
+    state = State.FAILED
+    return Promote(e.id, at or e.run_at, (last(state),), response(e, state), "E_SESSION_BUSY")
 
 
 def want(key: str = "echo", count: int = 10, agent_id: str = "agent") -> Want:
@@ -251,10 +267,17 @@ async def verify_events(store: Store, e: Execution) -> list[Event]:
     """Check that an execution's events are gap-free and chain to its digest; return them."""
     events = list(await store.events(e.id))
     stored = await load(store, e)
+    closed: dict[int, list[Question]] = {}
+    for question in await store.questions_of([e.id]):
+        if question.closed_seq is not None:
+            closed.setdefault(question.closed_seq, []).append(question)
     digest = GENESIS
     for number, event in enumerate(events, 1):
         assert event.seq == number
         digest = chain_event(digest, event)
+        for q in closed.get(number, ()):
+            said = hash_data(q.answer) if q.answer is not None else q.answer_hash
+            digest = chain_answer(digest, q.id, q.state.value, q.answered_by, said)
     assert stored.last_seq == len(events)
     assert stored.digest == digest
     assert [event.seq for event in events if event.terminal] == (

@@ -35,6 +35,7 @@ from retinue.domain.intent import (
     Requeue,
     Submitted,
 )
+from retinue.domain.policy import BusyPolicy
 from retinue.domain.question import QuestionState
 from retinue.errors import StoreUnavailable
 from retinue.interfaces import Store
@@ -46,6 +47,7 @@ from retinue.testing.store_records import AuditRules, ChainRules, audited, verif
 from retinue.testing.store_retention import ErasureRules, RetentionRules
 from retinue.testing.store_runs import CancelRules, QuestionRules, RunRules, asked, question
 from retinue.testing.store_samples import (
+    SECOND,
     execution,
     fence,
     finish,
@@ -58,6 +60,7 @@ from retinue.testing.store_samples import (
     verify_chain,
     verify_events,
 )
+from retinue.testing.store_waiting import DelayRules, DepthRules, PriorityRules, TurnRules
 
 Reopen: TypeAlias = Callable[[], Awaitable[Store]]
 
@@ -83,6 +86,21 @@ class ReopenRules:
         assert joined == Submitted(queued.id, joined=True)
         await again.write(finish(await run(again, execution(key="third"))))
         assert len(await verify_chain(again, "ann", "s1")) == 6
+
+    async def test_what_waits_waits_on_in_its_order(self, store: Store, reopen: Reopen) -> None:
+        ranked = [await queue(store, execution(priority=p)) for p in (0, 3, -1, 3)]
+        later = await queue(store, execution(delay=3600 * SECOND))
+        turns = [
+            await queue(store, execution(key="turn", on_busy=BusyPolicy.ENQUEUE)) for _ in range(2)
+        ]
+        again = await reopen()
+        assert [e.id for e in await lease(again)] == [ranked[i].id for i in (1, 3, 0, 2)]
+        assert await again.next_due() == later.run_at
+        assert (await load(again, later)).state is State.SCHEDULED
+        assert await again.turns(("", ""), 10) == [("ann", "s1")]
+        assert await again.ahead(await load(again, turns[1])) == sorted(
+            [*(e.id for e in ranked), turns[0].id]
+        )
 
     async def test_what_ran_is_taken_over_once(self, store: Store, reopen: Reopen) -> None:
         runs = [await run(store) for _ in range(3)]
@@ -142,6 +160,10 @@ class StoreSuite(
     SubmitRules,
     IdempotencyRules,
     LeaseRules,
+    DelayRules,
+    PriorityRules,
+    TurnRules,
+    DepthRules,
     RunRules,
     CancelRules,
     QuestionRules,

@@ -22,7 +22,7 @@ from retinue.domain.contract import (
 from retinue.domain.event import Event, EventType
 from retinue.domain.execution import EDGES, TERMINAL, State, advance
 from retinue.domain.ids import is_ulid, iso, now_us, ulid
-from retinue.domain.policy import Delivery, RetryPolicy, may_repeat
+from retinue.domain.policy import Delivery, RetryPolicy, rank_of, repeatable
 from retinue.domain.principal import Role
 from retinue.domain.session import check_session_id
 from retinue.domain.strictjson import MAX_DEPTH, NotJson, TooMuch, check, decode, encode
@@ -198,9 +198,16 @@ def test_bad_session_ids(session_id: str) -> None:
 def test_what_may_be_repeated(delivery: Delivery, outcome: Any, repeats: bool) -> None:
     policy = RetryPolicy()
     asked = {"kind": "internal", "outcome": outcome}
-    assert may_repeat(delivery, policy, attempt=1, **asked) is repeats
-    assert may_repeat(delivery, policy, attempt=3, **asked) is False
-    assert not may_repeat(delivery, policy, attempt=1, kind="validation", outcome=outcome)
+    assert repeatable(delivery, policy, **asked) is repeats
+    assert not repeatable(delivery, policy, kind="validation", outcome=outcome)
+
+
+def test_waiting_makes_up_for_a_low_priority() -> None:
+    minute = 60_000_000
+    ranks = {p: rank_of(1_000 * minute, p, minute) for p in (-2, 0, 5)}
+    assert ranks[5] < ranks[0] < ranks[-2]
+    assert rank_of(1_001 * minute, 0, minute) < ranks[-2] < rank_of(1_003 * minute, 0, minute)
+    assert rank_of(1_000 * minute, 5, 0) == rank_of(1_000 * minute, 0, 0)
 
 
 def test_events_on_the_wire() -> None:
