@@ -28,8 +28,16 @@ class Server:
     """A server with its own log in ``directory``; every start of it is a new process."""
 
     def __init__(
-        self, name: str, directory: Path, config: Path, environment: dict[str, str], *, hasty: bool
+        self,
+        name: str,
+        directory: Path,
+        config: Path,
+        environment: dict[str, str],
+        *,
+        hasty: bool,
+        prefix: tuple[str, ...] = (),
     ) -> None:
+        """Prepare a server; its command begins with ``prefix``, which must become the server."""
         self.name = name
         self.url = ""
         self.ready_seconds: list[float] = []
@@ -37,6 +45,7 @@ class Server:
         self._config = config
         self._environment = environment
         self._hasty = hasty
+        self._prefix = prefix
         self._starts = 0
         self._started = 0.0
         self._process: subprocess.Popen[bytes] | None = None
@@ -53,6 +62,12 @@ class Server:
         return self._process is not None and self._process.poll() is None
 
     @property
+    def memory(self) -> int:
+        """How many bytes of its memory are its own and resident."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return next(int(x.split()[1]) for x in status.splitlines() if x[:6] == "VmRSS:") * 1024
+
+    @property
     def log(self) -> str:
         """All that its processes have said."""
         path = self._directory / f"{self.name}.log"
@@ -66,7 +81,14 @@ class Server:
         """Start a process, in a group of its own; do not wait until it serves."""
         self._starts += 1
         self._started = time.monotonic()
-        command = [sys.executable, "-m", "torture.serve", "--config", str(self._config)]
+        command = [
+            *self._prefix,
+            sys.executable,
+            "-m",
+            "torture.serve",
+            "--config",
+            str(self._config),
+        ]
         command += ["--ready", str(self._ready), "--parent", str(os.getpid())]
         if self._hasty:
             command.append("--hasty")

@@ -15,7 +15,7 @@ import msgspec
 
 from retinue.agent import Agent
 from retinue.domain.audit import AuditDraft, AuditRow
-from retinue.domain.event import Event, EventType
+from retinue.domain.event import Event, EventType, Piece
 from retinue.domain.execution import Execution, Task
 from retinue.domain.ids import iso, now_us
 from retinue.domain.intent import Audit
@@ -30,6 +30,7 @@ from retinue.engine.intake import Accepted
 from retinue.engine.keys import Keys
 from retinue.engine.ledger import Verdict, Verification
 from retinue.engine.outcome import Reply, reply_of
+from retinue.engine.pieces import Results, in_pieces
 from retinue.engine.registry import Entry, describe
 from retinue.errors import Forbidden, InvalidInput, NotFound, RetinueError
 from retinue.interfaces import ContractFilter, ContractView, ExecutionFilter, Listing, Page
@@ -73,6 +74,7 @@ class Orchestrator:
         self._engine = engine
         self._store = engine.store
         self.keys = Keys(engine.store)
+        self._results = Results(engine.store)
         self._registered: dict[str, int] = {}
         self.started_at = now_us()
 
@@ -197,6 +199,25 @@ class Orchestrator:
                 if events and events[-1].type is EventType.COMPLETED:
                     events[-1] = await self._with_result(events[-1])
                 yield events
+
+    async def stream(
+        self,
+        execution_id: str,
+        *,
+        after: int = 0,
+        heartbeat: float | None = None,
+        principal: Principal = LOCAL_ADMIN,
+    ) -> AsyncGenerator[list[Piece], None]:
+        """Yield what ``follow`` does as every streaming door sends it, in bounded pieces.
+
+        Raises:
+            NotFound: there is none of this owner.
+        """
+        await self.execution(execution_id, principal)
+        batches = self._engine.journal.follow(execution_id, after=after, heartbeat=heartbeat)
+        async with aclosing(in_pieces(self._results, batches)) as pieces:
+            async for some in pieces:
+                yield some
 
     async def _with_result(self, event: Event) -> Event:
         """Complete the terminal event at the door: the ledger keeps the result only once."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from typing import Any
 
 from retinue.domain.contract import ContractType
@@ -22,39 +22,66 @@ async def compress(store: Store, owner: str, session_id: str, intent: str | None
         InvalidInput: the session has no contracts.
     """
     where = ContractFilter(owner=owner, session_id=session_id)
-    views: list[ContractView] = []
+    block = _Block()
     page = Page(limit=1000)
     while True:
         listing = await store.contracts(where, page)
-        views.extend(listing.items)
+        for view in listing.items:
+            block.add(view)
         if listing.next_cursor is None:
             break
         page = Page(limit=1000, cursor=listing.next_cursor)
-    if not views:
+    if not block.contracts:
         raise InvalidInput(f"session {session_id} has no contracts")
-    return memory_block(session_id, intent, views)
+    return block.done(session_id, intent)
 
 
-def memory_block(session_id: str, intent: str | None, views: list[ContractView]) -> dict[str, Any]:
-    """Return the memory block of these contracts, in chain order. Pure."""
-    requests = [v for v in views if v.contract.type is ContractType.REQUEST]
-    agents = sorted({v.agent_id for v in requests if v.agent_id is not None})
-    capabilities = Counter(v.contract.capability for v in requests)
-    outcomes = Counter(v.state.value for v in requests)
-    told = ", ".join(f"{n} {word}" for word, n in sorted(outcomes.items()))
-    return {
-        "session_id": session_id,
-        "intent": intent,
-        "created_by": "retinue (local, extractive)",
-        "summary": f"{len(requests)} tasks ({told}) by {', '.join(agents) or 'nobody'}",
-        "capabilities": {str(name): n for name, n in sorted(capabilities.items(), key=str)},
-        "agents": agents,
-        "outcomes": dict(sorted(outcomes.items())),
-        "from": iso(views[0].contract.at),
-        "to": iso(views[-1].contract.at),
-        "contracts": len(views),
-        "exchanges": [_exchange(view) for view in requests[-MOST_EXCHANGES:]],
-    }
+class _Block:
+    """Takes a session's contracts one by one, in chain order, and keeps what is told of them."""
+
+    def __init__(self) -> None:
+        self.contracts = 0
+        self._requests = 0
+        self._agents: set[str] = set()
+        self._capabilities: Counter[str | None] = Counter()
+        self._outcomes: Counter[str] = Counter()
+        self._first = self._last = 0
+        self._exchanges: deque[dict[str, Any]] = deque(maxlen=MOST_EXCHANGES)
+
+    def add(self, view: ContractView) -> None:
+        """Take one contract."""
+        self._first = self._first if self.contracts else view.contract.at
+        self._last = view.contract.at
+        self.contracts += 1
+        if view.contract.type is not ContractType.REQUEST:
+            return
+        self._requests += 1
+        if view.agent_id is not None:
+            self._agents.add(view.agent_id)
+        self._capabilities[view.contract.capability] += 1
+        self._outcomes[view.state.value] += 1
+        self._exchanges.append(_exchange(view))
+
+    def done(self, session_id: str, intent: str | None) -> dict[str, Any]:
+        """Return the memory block."""
+        agents = sorted(self._agents)
+        outcomes = sorted(self._outcomes.items())
+        told = ", ".join(f"{n} {word}" for word, n in outcomes)
+        return {
+            "session_id": session_id,
+            "intent": intent,
+            "created_by": "retinue (local, extractive)",
+            "summary": f"{self._requests} tasks ({told}) by {', '.join(agents) or 'nobody'}",
+            "capabilities": {
+                str(name): n for name, n in sorted(self._capabilities.items(), key=str)
+            },
+            "agents": agents,
+            "outcomes": dict(outcomes),
+            "from": iso(self._first),
+            "to": iso(self._last),
+            "contracts": self.contracts,
+            "exchanges": list(self._exchanges),
+        }
 
 
 def _exchange(view: ContractView) -> dict[str, Any]:

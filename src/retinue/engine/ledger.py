@@ -188,9 +188,8 @@ class Verification:
                 events = await self._store.events_of(some, _AHEAD_EVENTS)
             except _UNREADABLE:
                 continue
-            if len(events) < _AHEAD_EVENTS:
-                for event in events:
-                    self._read.setdefault(event.execution_id, []).append(event)
+            for event in events or ():
+                self._read.setdefault(event.execution_id, []).append(event)
 
     async def _events(self, name: str, row: Contract) -> None:
         assert row.execution_id is not None
@@ -202,17 +201,14 @@ class Verification:
             )
         ahead = self._read.pop(row.execution_id, None)
         while True:
-            self._at, limit = (name_of_events, seq + 1, row.id), _PAGE
+            self._at = (name_of_events, seq + 1, row.id)
             try:
                 if ahead is not None:
                     events: Sequence[Event] = ahead
-                    ahead = None
-                    limit = len(events) + 1
                 else:
-                    events = await self._store.events(row.execution_id, after=seq, limit=limit)
+                    events = await self._store.events(row.execution_id, after=seq, limit=_PAGE)
             except _UNREADABLE:
-                limit = 1
-                events = await self._store.events(row.execution_id, after=seq, limit=limit)
+                events = await self._store.events(row.execution_id, after=seq, limit=1)
             for event in events:
                 seq += 1
                 self._at = (name_of_events, seq, row.id)
@@ -220,7 +216,7 @@ class Verification:
                     raise _Broken(Fault(name_of_events, seq, f"event {seq} is missing"))
                 digest = chain_event(digest, seq, event.type.value, _bytes(event.data))
                 self.events += 1
-            if len(events) < limit:
+            if ahead is not None or not events:
                 break
         if row.digest is None or digest != _bytes(row.digest):
             raise _Broken(

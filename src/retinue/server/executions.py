@@ -212,10 +212,10 @@ async def events(call: Call) -> Response:
     if execution.terminal and after == execution.last_seq:
         return Response(status_code=204)
     patience = call.door.patience
-    batches = call.orchestrator.follow(
+    batches = call.orchestrator.stream(
         execution_id, after=after, heartbeat=patience.heartbeat, principal=call.principal
     )
-    return EventStream(batches, send_seconds=patience.send)
+    return EventStream(batches)
 
 
 def _after(call: Call) -> tuple[int, str]:

@@ -36,15 +36,16 @@ T = TypeVar("T", bound=msgspec.Struct)
 encode = msgspec.json.Encoder().encode
 
 _MOST_PARAMETERS = 32
+_PIECE_BYTES = 64 * 1024
 _AT = re.compile(r" - at `(?P<path>[^`]*)`\Z")
 _MISSING = re.compile(r"missing required field `(?P<field>[^`]*)`")
 
 
 class Patience(msgspec.Struct, frozen=True, kw_only=True):
-    """How long streams wait, in seconds.
+    """How long we wait, in seconds.
 
-    ``heartbeat``: between two signs of life on a silent stream. ``send``: for a reader of a
-    stream to take anything.
+    ``heartbeat``: between two signs of life on a silent stream. ``send``: for a reader to take
+    anything of what it is sent.
     """
 
     heartbeat: float = 15.0
@@ -211,9 +212,22 @@ def _serving(endpoint: Endpoint, status: int) -> ASGIApp:
             (b"content-length", b"%d" % len(answer)),
         ]
         await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": answer})
+        if len(answer) > _PIECE_BYTES:
+            await _send_in_pieces(send, answer)
+        else:
+            await send({"type": "http.response.body", "body": answer})
 
     return app
+
+
+async def _send_in_pieces(send: Send, answer: bytes) -> None:
+    """Send a large body piece by piece: what its reader does not take is not copied."""
+    view = memoryview(answer)
+    last = (len(answer) - 1) // _PIECE_BYTES * _PIECE_BYTES
+    for at in range(0, last, _PIECE_BYTES):
+        body = bytes(view[at : at + _PIECE_BYTES])
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+    await send({"type": "http.response.body", "body": bytes(view[last:])})
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):

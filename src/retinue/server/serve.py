@@ -32,6 +32,7 @@ from retinue.settings import Settings
 log = logging.getLogger(__name__)
 
 BACKLOG = 2048
+SEND_BUFFER = 256 * 1024
 CLOSE_SECONDS = 5
 YOUNG_OBJECTS = 10_000
 KEEP_ALIVE_SECONDS = 65
@@ -72,6 +73,9 @@ def bind(settings: Settings) -> socket.socket:
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Connections inherit it. The kernel's own growing buffers would keep megabytes for each
+        # reader that takes nothing.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         listener.bind(address)
         listener.listen(BACKLOG)
         listener.setblocking(False)
@@ -179,7 +183,7 @@ async def serve(
             )
             if stop is None:
                 _spare_the_collector()
-            server = _Server(_config(app))
+            server = _Server(_config(app, patience or Patience()))
             serving = asyncio.create_task(server.serve([listener]))
             await _first(serving, server.listening)
             if ready is not None and not serving.done():
@@ -220,10 +224,13 @@ async def _first(serving: asyncio.Task[None], event: asyncio.Event) -> None:
     waiting.cancel()
 
 
-def _config(app: object) -> uvicorn.Config:
+def _config(app: object, patience: Patience) -> uvicorn.Config:
+    class Protocol(BoundedProtocol):
+        send_seconds = patience.send
+
     return uvicorn.Config(
         app,  # type: ignore[arg-type]
-        http=BoundedProtocol,
+        http=Protocol,
         ws="none",
         lifespan="off",
         interface="asgi3",

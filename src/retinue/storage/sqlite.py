@@ -47,6 +47,7 @@ from retinue.storage.writer import Answered, Waiting, settle, take
 
 _STATEMENTS = {name: statement.sqlite for name, statement in BATCH.items()}
 _HEADS_KEPT = 20_000
+_READER_CACHE_KIB = 16 * 1024  # the writer knows its rows; who reads a large body needs it once
 GATHER_SECONDS = 0.001
 _CALL_STOP = "stop"
 # What fails a whole batch; anything else is the fault of one intent in it.
@@ -352,6 +353,7 @@ class SqliteStore(Reads):
         if db is None:
             db = self._local.db = self._connect()
             db.execute("PRAGMA query_only = ON")
+            db.execute(f"PRAGMA cache_size = -{_READER_CACHE_KIB}")
         return db.execute(sql, values).fetchall()
 
     async def _on_writer(self, work: Callable[[], list[Any]]) -> list[Any]:

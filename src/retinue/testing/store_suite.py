@@ -38,7 +38,7 @@ from retinue.domain.intent import (
 from retinue.domain.question import QuestionState
 from retinue.errors import StoreUnavailable
 from retinue.interfaces import Store
-from retinue.testing.store_lists import ListRules, WatchRules
+from retinue.testing.store_lists import BodyRules, ListRules, WatchRules
 from retinue.testing.store_queue import IdempotencyRules, LeaseRules, SubmitRules
 from retinue.testing.store_records import AuditRules, ChainRules, audited, verify_audit
 from retinue.testing.store_runs import CancelRules, QuestionRules, RunRules, asked, question
@@ -145,6 +145,7 @@ class StoreSuite(
     ChainRules,
     AuditRules,
     ListRules,
+    BodyRules,
     WatchRules,
     ReopenRules,
     CloseRules,
