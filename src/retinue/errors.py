@@ -16,12 +16,14 @@
     ├── Unavailable                  E_UNAVAILABLE
     │   ├── AgentUnavailable         E_AGENT_UNAVAILABLE
     │   ├── StoreUnavailable         E_STORE_UNAVAILABLE
+    │   │   └── StoreBroken          E_STORE_BROKEN
     │   ├── StoreFull                E_STORE_FULL
     │   └── ShuttingDown             E_SHUTTING_DOWN
     ├── QueueFull                    E_QUEUE_FULL
     ├── RateLimited                  E_RATE_LIMITED
     ├── SettingsError                E_SETTINGS
     ├── StoreLocked                  E_STORE_LOCKED
+    ├── StoreDamaged                 E_STORE_DAMAGED
     ├── LedgerBroken                 E_LEDGER_BROKEN
     └── ExecutionError               E_INTERNAL
         ├── AgentFailed              E_INTERNAL
@@ -171,6 +173,12 @@ class StoreUnavailable(Unavailable):
     code = "E_STORE_UNAVAILABLE"
 
 
+class StoreBroken(StoreUnavailable):
+    """The disk failed under the store; nothing more is acknowledged."""
+
+    code = "E_STORE_BROKEN"
+
+
 class StoreFull(Unavailable):
     """The disk is full; nothing was acknowledged. Free space and try again."""
 
@@ -211,6 +219,12 @@ class StoreLocked(RetinueError):
     """Another process has the store open."""
 
     code = "E_STORE_LOCKED"
+
+
+class StoreDamaged(RetinueError):
+    """The store's file is damaged."""
+
+    code = "E_STORE_DAMAGED"
 
 
 class LedgerBroken(RetinueError):

@@ -5,6 +5,7 @@ Started in order, stopped in reverse: store, engine, agents, orchestrator.
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import importlib.metadata
 import logging
@@ -17,7 +18,7 @@ from retinue.agent import Agent, FunctionAgent
 from retinue.domain.policy import RatePolicy
 from retinue.drivers.python import PythonDriver
 from retinue.engine.core import Engine
-from retinue.errors import SettingsError
+from retinue.errors import SettingsError, StoreBroken
 from retinue.interfaces import Store
 from retinue.orchestrator import Orchestrator
 from retinue.settings import Settings
@@ -29,17 +30,22 @@ ENTRY_POINTS = "retinue.agents"
 
 
 def open_store(
-    settings: Settings, *, url: str | None = None, on_lost: Callable[[], None] | None = None
+    settings: Settings,
+    *,
+    url: str | None = None,
+    on_lost: Callable[[], None] | None = None,
+    on_broken: Callable[[StoreBroken], None] | None = None,
 ) -> Store:
     """Return the store that the settings name, not opened yet.
 
     ``database_url`` is ``sqlite:///path``, ``sqlite://`` (in memory) or ``postgresql://…``; unset
     it is ``retinue.db`` in the data directory. ``url`` is where this process will serve;
-    ``on_lost`` is called when others may take over what it runs (PostgreSQL only).
+    ``on_lost`` is called when others may take over what it runs (PostgreSQL only), ``on_broken``
+    when the disk failed and the store cannot go on (SQLite only).
     """
     address = settings.database_url
     if address is None or address.startswith("sqlite:"):
-        return SqliteStore(store_file(settings), url=url)
+        return SqliteStore(store_file(settings), url=url, on_broken=on_broken)
     from retinue.storage.postgres import PostgresStore  # noqa: PLC0415 asyncpg only when used
 
     return PostgresStore(address, lease_seconds=settings.lease_seconds, on_lost=on_lost)
@@ -99,7 +105,11 @@ class Runtime:
         store: Store | None = None,
     ) -> None:
         self.settings = settings or Settings(database_url="sqlite://", examples=False)
-        self.store = store or open_store(self.settings, url=url, on_lost=self._lost)
+        self._failure: StoreBroken | None = None
+        self._failed = asyncio.Event()
+        self.store = store or open_store(
+            self.settings, url=url, on_lost=self._lost, on_broken=self._broken
+        )
         rate = self.settings.rate_limit_per_minute
         self.engine = Engine(
             self.store,
@@ -112,6 +122,18 @@ class Runtime:
 
     def _lost(self) -> None:
         self.engine.lost()
+
+    def _broken(self, failure: StoreBroken) -> None:
+        self._failure = failure
+        self._failed.set()
+        # Nothing that runs can be recorded any more; the next start says what became of it.
+        self.engine.lost()
+
+    async def failed(self) -> StoreBroken:
+        """Return once the store has failed for good: the process should end."""
+        await self._failed.wait()
+        assert self._failure is not None
+        return self._failure
 
     async def start(self) -> Orchestrator:
         """Open the store, load the agents, take over what earlier processes left.

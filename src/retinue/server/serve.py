@@ -18,11 +18,11 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import uvicorn
 
-from retinue.errors import SettingsError
+from retinue.errors import RetinueError, SettingsError
 from retinue.orchestrator import Orchestrator
 from retinue.server.app import create_app
 from retinue.server.protocol import BoundedProtocol
@@ -43,6 +43,10 @@ class Startable(Protocol):
 
     async def start(self) -> Orchestrator:
         """Start the system."""
+        ...
+
+    async def failed(self) -> RetinueError:
+        """Return once it cannot go on: why."""
         ...
 
     async def stop(self, grace: float | None = None) -> bool:
@@ -162,11 +166,12 @@ async def serve(
 
     Raises:
         SettingsError: the address can be reached from elsewhere and there is no API key.
-        RetinueError: the system cannot be started.
+        RetinueError: the system cannot be started, or cannot go on.
     """
     asking = contextlib.nullcontext(stop) if stop is not None else _signals()
     with contextlib.closing(listener), asking as asked:
         orchestrator = await runtime.start()
+        failing = asyncio.create_task(runtime.failed())
         try:
             loopback = is_loopback(listener)
             if not loopback and not await orchestrator.keys.active():
@@ -188,12 +193,18 @@ async def serve(
             await _first(serving, server.listening)
             if ready is not None and not serving.done():
                 ready(orchestrator, url_of(listener))
-            await _first(serving, asked)
-            if not serving.done():
+            await _first(serving, asked, failing)
+            if failing.done():
+                log.critical("stopping: %s", failing.result().message)
+                orchestrator.close_streams()
+            elif not serving.done():
                 await _drain(orchestrator, settings.grace_seconds)
             server.should_exit = True
             await serving
+            if failing.done():
+                raise failing.result()
         finally:
+            failing.cancel()
             await runtime.stop(0)
 
 
@@ -217,10 +228,12 @@ async def _drain(orchestrator: Orchestrator, grace: float) -> None:
     orchestrator.close_streams()
 
 
-async def _first(serving: asyncio.Task[None], event: asyncio.Event) -> None:
-    """Return when ``event`` is set, or the server has ended."""
+async def _first(
+    serving: asyncio.Task[None], event: asyncio.Event, *others: asyncio.Task[Any]
+) -> None:
+    """Return when ``event`` is set, or the server or another task has ended."""
     waiting = asyncio.create_task(event.wait())
-    await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({serving, waiting, *others}, return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from retinue.domain.ids import now_us
 from retinue.domain.intent import Requeue
-from retinue.errors import StoreFull, StoreLocked, StoreUnavailable
+from retinue.errors import StoreDamaged, StoreFull, StoreLocked, StoreUnavailable
 from retinue.storage.lockfile import Holder, LockFile, read_holder
 from retinue.storage.migrate import migrations
 from retinue.storage.sqlite import SqliteStore
@@ -77,7 +77,7 @@ class TestLock:
         path = tmp_path / "ledger.db"
         path.write_bytes(b"this is not a database, whatever its name says" * 100)
         for _ in range(2):
-            with pytest.raises(StoreUnavailable, match="cannot open the store"):
+            with pytest.raises(StoreDamaged, match=r"the store .*ledger\.db is damaged"):
                 await SqliteStore(path).open()
         assert read_holder(path.with_suffix(".lock")) is None
 
