@@ -105,7 +105,12 @@ def _holds(scenario: Scenario, report: Report) -> bool:
 def _row(scenario: Scenario, report: Report | None, ok: bool) -> tuple[str, ...]:
     if report is None:
         return (scenario.name, *[""] * (len(_HEADINGS) - 2), "broke off")
-    blows = ((report.kills, "killed"), (report.freezes, "frozen"), (report.drains, "drained"))
+    blows = (
+        (report.kills, "killed"),
+        (report.freezes, "frozen"),
+        (report.drains, "drained"),
+        (report.outages, "outages"),
+    )
     verdict = "ok" if ok else "FAILED"
     if scenario.control:
         verdict = "ok: caught" if ok else "FAILED: not caught"

@@ -67,6 +67,7 @@ class Report:
     kills: int
     freezes: int
     drains: int
+    outages: int
     seconds: float
     sends: int
     acknowledged: int
@@ -114,6 +115,7 @@ class Rig:
         self.kills: list[int] = []
         self.freezes = 0
         self.drains = 0
+        self.outages = 0
         self.answered: list[float] = []
         self.doors = Doors()
         self._random = Random(plan.seed)
@@ -330,13 +332,14 @@ class Rig:
             effects=effects,
             ledger=found,
             fault=fault,
-            orderly=not self.kills and not self.freezes,
+            orderly=not (self.kills or self.freezes or self.outages),
         )
         return Report(
             seed=self.plan.seed,
             kills=len(self.kills),
             freezes=self.freezes,
             drains=self.drains,
+            outages=self.outages,
             seconds=time.monotonic() - self._started,
             sends=len(exchanges),
             acknowledged=sum(exchange.acknowledged for exchange in exchanges),

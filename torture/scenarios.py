@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
+from retinue.testing.servers import PostgresServer
 from torture import zombie
 from torture.callers import Wish
 from torture.checker import Violation
+from torture.outage import Outages
 from torture.rig import Plan, Report, Rig
 
 ENDLESS_MS = 60_000
@@ -31,11 +34,28 @@ class Profile:
     freezes: int
     drains: int
     poisons: int
+    outages: int
 
 
-QUICK = Profile(callers=8, kills=6, kills_shared=4, kills_hasty=4, freezes=2, drains=2, poisons=1)
+QUICK = Profile(
+    callers=8,
+    kills=6,
+    kills_shared=4,
+    kills_hasty=4,
+    freezes=2,
+    drains=2,
+    poisons=1,
+    outages=4,
+)
 FULL = Profile(
-    callers=20, kills=100, kills_shared=40, kills_hasty=5, freezes=20, drains=15, poisons=5
+    callers=20,
+    kills=100,
+    kills_shared=40,
+    kills_hasty=5,
+    freezes=20,
+    drains=15,
+    poisons=5,
+    outages=40,
 )
 
 
@@ -120,6 +140,31 @@ async def tell(directory: Path, plan: Plan, _: Profile) -> Report:
     return story.report
 
 
+async def outages(directory: Path, plan: Plan, profile: Profile) -> Report:
+    """Kill a database under its servers, cut its connections, make it read-only."""
+    postgres = PostgresServer()
+    try:
+        await asyncio.to_thread(postgres.start)
+        database = await asyncio.to_thread(postgres.create_database, "outages")
+        async with Rig(directory, replace(plan, database=database)) as rig:
+            away = Outages(rig, postgres, Random(plan.seed))
+            rig.load.start()
+            for blow in (away.killed, away.storm, away.read_only):
+                await rig.pause()
+                rig.outages += 1
+                await blow()
+            while rig.outages < profile.outages:
+                await rig.pause()
+                rig.outages += 1
+                await away.any()()
+            report = await rig.finish()
+    finally:
+        await asyncio.to_thread(postgres.close)
+    report.answered = away.recovered
+    report.violations += away.violations
+    return report
+
+
 SCENARIOS = (
     Scenario(name="kill", run=kill),
     Scenario(name="kill-postgres", run=kill, shared=True),
@@ -129,5 +174,7 @@ SCENARIOS = (
     Scenario(name="poison", run=poison),
     Scenario(name="drain", run=drain),
     Scenario(name="drain-one-of-two", run=drain, shared=True, servers=2),
+    Scenario(name="outages", run=outages),
+    Scenario(name="outages-of-two", run=outages, servers=2),
     Scenario(name="control", run=hasty, control=True),
 )

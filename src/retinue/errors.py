@@ -15,6 +15,7 @@
     ├── NotSupported                 E_NOT_SUPPORTED
     ├── Unavailable                  E_UNAVAILABLE
     │   ├── AgentUnavailable         E_AGENT_UNAVAILABLE
+    │   ├── Overloaded               E_OVERLOADED
     │   ├── StoreUnavailable         E_STORE_UNAVAILABLE
     │   │   └── StoreBroken          E_STORE_BROKEN
     │   ├── StoreFull                E_STORE_FULL
@@ -165,6 +166,12 @@ class AgentUnavailable(Unavailable):
     """No healthy agent is available right now; try again."""
 
     code = "E_AGENT_UNAVAILABLE"
+
+
+class Overloaded(Unavailable):
+    """As much is in progress as this server can hold; try again later."""
+
+    code = "E_OVERLOADED"
 
 
 class StoreUnavailable(Unavailable):

@@ -130,6 +130,16 @@ class Orchestrator:
         authority = await self._authority(principal)
         return await self._engine.submit(task, authority)
 
+    async def reply(self, accepted: Accepted, *, until_asked: bool = False) -> Reply:
+        """Return the reply of an accepted task once it has ended, or (asked for) asks a person.
+
+        Raises:
+            ShuttingDown: this process stops first; the execution is kept.
+        """
+        if until_asked:
+            return await self._engine.intake.reply_or_question(accepted.execution_id)
+        return await self._engine.intake.answer(accepted)
+
     async def _authority(self, principal: Principal) -> Authority:
         if not principal.role.covers(Role.OPERATOR):
             await self._forbid(principal, "execution.submit", "")

@@ -14,6 +14,7 @@ from retinue.domain.session import check_session_id
 from retinue.domain.strictjson import dumps
 from retinue.errors import InvalidInput
 from retinue.interfaces import ExecutionFilter
+from retinue.server.admission import share_of
 from retinue.server.errors import ErrorBody
 from retinue.server.orchestrate import IDEMPOTENCY, TaskBody, task_of
 from retinue.server.records import NULL, Hash, Query, Time, Ulid, raw, when
@@ -211,6 +212,7 @@ async def events(call: Call) -> Response:
         )
     if execution.terminal and after == execution.last_seq:
         return Response(status_code=204)
+    share_of(call.scope).become_stream()
     patience = call.door.patience
     batches = call.orchestrator.stream(
         execution_id, after=after, heartbeat=patience.heartbeat, principal=call.principal

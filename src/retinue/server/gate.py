@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from retinue.domain.strictjson import body_within
 from retinue.errors import Forbidden, InvalidInput, RetinueError, UnsupportedMedia
+from retinue.server.admission import Admission
 from retinue.server.errors import (
     Refused,
     from_router,
@@ -53,8 +54,10 @@ class Gate:
         hosts: Iterable[str],
         origins: Iterable[str],
         most_bytes: int,
+        admission: Admission,
     ) -> None:
         self._app = app
+        self._admission = admission
         self._hosts = {host.lower() for host in (*LOOPBACK_NAMES, *hosts)}
         self._origins = {origin.lower().rstrip("/") for origin in origins}
         self._most_bytes = most_bytes
@@ -71,7 +74,8 @@ class Gate:
             if len(headers) != len(raw):
                 _check_repeated(raw)
             self._check(scope, headers)
-            await self._app(scope, receive, send)
+            with self._admission.admit(scope):
+                await self._app(scope, receive, send)
         except RetinueError as error:
             await _refuse(scope, send, error, None)
         except Refused as refused:

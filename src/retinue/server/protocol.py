@@ -21,7 +21,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from retinue.errors import InvalidInput, Timeout
 from retinue.server.errors import error_messages
-from retinue.server.streams import ABORT
+from retinue.server.streams import ABORT, LEFT
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +77,12 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stop_timer()
         self._stop_watching()
         super().connection_lost(exc)
+        cycle: Any = self.cycle  # None before the first request
+        if cycle is not None and not cycle.response_complete:
+            scope = cycle.scope
+            leave, scope[LEFT] = scope.get(LEFT), True
+            if callable(leave):
+                leave()
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; while a request is incomplete its time runs."""

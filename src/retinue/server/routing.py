@@ -8,9 +8,10 @@ fields.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from http import HTTPStatus
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
@@ -26,12 +27,15 @@ from retinue.domain.principal import Principal
 from retinue.domain.strictjson import NotJson, body_within, check, decode
 from retinue.errors import InvalidInput, NotFound
 from retinue.orchestrator import Orchestrator
+from retinue.server.admission import share_of
 from retinue.server.auth import Access
 from retinue.server.errors import Refused
 from retinue.server.gate import ANSWERED, HEADERS
+from retinue.server.streams import LEFT
 from retinue.settings import Settings
 
 T = TypeVar("T", bound=msgspec.Struct)
+R = TypeVar("R")
 
 encode = msgspec.json.Encoder().encode
 
@@ -87,9 +91,11 @@ class Call(Request):
 
         Raises:
             TooLarge: it goes past the limit.
+            Overloaded: too many bytes are held already.
             Refused: it ended early. (The time it has is the protocol's to bound.)
         """
         limit = self.door.settings.max_body_bytes
+        share = share_of(self.scope)
         parts: list[bytes] = []
         total = 0
         while True:
@@ -99,9 +105,38 @@ class Call(Request):
             part: bytes = message.get("body", b"")
             total += len(part)
             body_within(total, limit)
+            share.hold(len(part))
             if not message.get("more_body", False):
                 return part if not parts else b"".join((*parts, part))
             parts.append(part)
+
+    async def while_there(self, work: Coroutine[Any, Any, R]) -> R | None:
+        """Return what ``work`` returns; None when the client left first: then it is stopped.
+
+        For waiting only. Who waits for somebody that left holds a place that others need.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        left = False
+
+        def leave() -> None:
+            nonlocal left
+            left = True
+            task.cancel()
+
+        if self.scope.get(LEFT):
+            work.close()
+            return None
+        self.scope[LEFT] = leave
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if not left:
+                raise
+            task.uncancel()
+            return None
+        finally:
+            self.scope.pop(LEFT, None)
 
     async def record(self, kind: type[T]) -> T:
         """Return the body as a record.
@@ -203,6 +238,12 @@ class Route(APIRoute):
 def _serving(endpoint: Endpoint, status: int) -> ASGIApp:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         answer = await endpoint(Call(scope, receive))
+        if isinstance(answer, bytes):
+            share = share_of(scope)
+            if scope["method"] == "GET" and len(answer) > _PIECE_BYTES:
+                share.hold(len(answer))  # what is only read can be read again
+            else:
+                share.hold_anyway(len(answer))
         scope[ANSWERED] = True
         if not isinstance(answer, bytes):
             await answer(scope, receive, send)

@@ -24,6 +24,9 @@ HEARTBEAT = b":\n\n"
 ABORT = "retinue.abort"
 """The scope's key for cutting the connection at once, unsent bytes and all."""
 
+LEFT = "retinue.left"
+"""The scope's key for what the protocol calls when the client is gone; True once it is."""
+
 _CUT_SECONDS = 1.0
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
