@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from retinue.domain.audit import ANCHOR, AuditDraft
 from retinue.domain.execution import Execution
-from retinue.domain.ids import now_us
+from retinue.domain.ids import follow_clock, now_us
 from retinue.domain.intent import Audit, Expire, Fence, Finish, Ok, Requeue
 from retinue.domain.policy import Delivery
 from retinue.domain.question import QuestionState
@@ -27,6 +27,7 @@ from retinue.interfaces import Store
 log = logging.getLogger(__name__)
 TICK_SECONDS = 1.0
 ANCHOR_SECONDS = 60.0
+JUMP_SECONDS = 2.0
 _PAGE = 500
 
 
@@ -59,6 +60,7 @@ class Scheduler:
         self._bell = asyncio.Event()
         self._grown = grown
         self._anchor_due = 0.0
+        self._jumped = False
 
     def stop(self) -> None:
         """Make ``run`` return."""
@@ -92,6 +94,7 @@ class Scheduler:
 
     async def tick(self) -> None:
         """Do everything that is due."""
+        self._look_at_the_clock()
         now = now_us()
         for execution in await self._store.overdue(now, _PAGE):
             await self._expire(execution, now)
@@ -108,6 +111,16 @@ class Scheduler:
             for one in seen:
                 if one.cancel_requested:
                     self._attempts.cancel(one.id, "request")
+
+    def _look_at_the_clock(self) -> None:
+        ahead = follow_clock()
+        jumped, self._jumped = self._jumped, abs(ahead) > JUMP_SECONDS
+        if self._jumped and not jumped:
+            log.warning(
+                "the system's clock was set: it is %+.0f s off; recorded times go on steadily and"
+                " take it over at the next start",
+                ahead,
+            )
 
     async def _hear_answers(self) -> None:
         """Hand in the answers to questions asked here that were given through other processes."""

@@ -19,7 +19,7 @@ from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from retinue.errors import InvalidInput, Timeout
+from retinue.errors import InvalidInput, Overloaded, RetinueError, Timeout
 from retinue.server.errors import error_messages
 from retinue.server.streams import ABORT, LEFT
 
@@ -34,8 +34,8 @@ UNSENT_BYTES = 32 * 1024
 _CHUNKING = 8  # bytes around one byte of a body that comes in chunks of one
 
 
-class _HeadTooLarge(Exception):
-    """Raised inside the parser to stop it."""
+class _Stop(Exception):
+    """Raised inside the parser to stop it: the head is too large, or there is no room."""
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -43,13 +43,18 @@ class BoundedProtocol(HttpToolsProtocol):
 
     A head has ``head_seconds`` to arrive and a body ``body_seconds``. The rest of a body that was
     answered already is read and dropped for ``linger_seconds``, so that the answer reaches a
-    client that is still sending. Who takes nothing of an answer for ``send_seconds`` is cut.
+    client that is still sending. Who takes nothing of an answer for ``send_seconds`` is cut. Beyond
+    ``most_connections`` a connection gets one answer, 503, if it asks within ``crowded_seconds``;
+    ``most_refused`` beyond those it is closed at once.
     """
 
     head_seconds = 30.0
     body_seconds = 30.0
     linger_seconds = 5.0
     send_seconds = 30.0
+    crowded_seconds = 2.0
+    most_connections = 1 << 20
+    most_refused = 64
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -63,6 +68,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._watch: asyncio.TimerHandle | None = None
         self._unsent = 0
         self._taken_at = 0.0
+        self._crowded = False
 
     # -- connection ----------------------------------------------------------------------------
 
@@ -70,7 +76,12 @@ class BoundedProtocol(HttpToolsProtocol):
         """Begin: the first request's head may take ``head_seconds``."""
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=UNSENT_BYTES)
-        self._start_timer(self.head_seconds, self._late)
+        beyond = len(self.connections) - self.most_connections
+        if beyond > self.most_refused:
+            transport.abort()
+            return
+        self._crowded = beyond > 0
+        self._start_timer(self.crowded_seconds if self._crowded else self.head_seconds, self._late)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
@@ -132,11 +143,13 @@ class BoundedProtocol(HttpToolsProtocol):
     def _count(self, length: int) -> None:
         self._named_bytes += length
         if self._named_bytes > MOST_HEAD_BYTES:
-            raise _HeadTooLarge
+            raise _Stop
 
     def on_headers_complete(self) -> None:
         """End the head; the request starts."""
         self._in_head = False
+        if self._crowded:
+            raise _Stop
         self._head_ended = True
         self._in_body = True
         self._stop_timer()
@@ -214,7 +227,11 @@ class BoundedProtocol(HttpToolsProtocol):
     # -- refusals ------------------------------------------------------------------------------
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is not HTTP, or too large a head."""
+        """Refuse what is not HTTP, too large a head, or anything when there is no room."""
+        if self._crowded:
+            full = Overloaded("as many connections are open as may be; try again later")
+            self._refuse(full, HTTPStatus.SERVICE_UNAVAILABLE)
+            return
         if self._named_bytes > MOST_HEAD_BYTES:
             self._refuse_head() if self._in_head else self._refuse_trailers()
             return
@@ -255,7 +272,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.cycle.disconnected = True
         self.cycle.message_event.set()
 
-    def _refuse(self, error: InvalidInput | Timeout, status: int) -> None:
+    def _refuse(self, error: RetinueError, status: int) -> None:
         self._stop_timer()
         if self.transport.is_closing():
             return

@@ -24,6 +24,7 @@ import uvicorn
 
 from retinue.errors import RetinueError, SettingsError
 from retinue.orchestrator import Orchestrator
+from retinue.server import files
 from retinue.server.app import create_app
 from retinue.server.protocol import BoundedProtocol
 from retinue.server.routing import Patience
@@ -169,6 +170,8 @@ async def serve(
         RetinueError: the system cannot be started, or cannot go on.
     """
     asking = contextlib.nullcontext(stop) if stop is not None else _signals()
+    if stop is None:
+        files.raise_limit()
     with contextlib.closing(listener), asking as asked:
         orchestrator = await runtime.start()
         failing = asyncio.create_task(runtime.failed())
@@ -240,6 +243,8 @@ async def _first(
 def _config(app: object, patience: Patience) -> uvicorn.Config:
     class Protocol(BoundedProtocol):
         send_seconds = patience.send
+        most_connections = files.connections()
+        most_refused = files.spare()
 
     return uvicorn.Config(
         app,  # type: ignore[arg-type]
