@@ -10,6 +10,7 @@ from random import Random
 from typing import Any
 
 from retinue.testing.servers import PostgresServer
+from torture import subscribers as following
 from torture import zombie
 from torture.callers import Wish
 from torture.checker import Violation
@@ -35,6 +36,7 @@ class Profile:
     drains: int
     poisons: int
     outages: int
+    subscribers: int
 
 
 QUICK = Profile(
@@ -46,6 +48,7 @@ QUICK = Profile(
     drains=2,
     poisons=1,
     outages=4,
+    subscribers=60,
 )
 FULL = Profile(
     callers=20,
@@ -56,6 +59,7 @@ FULL = Profile(
     drains=15,
     poisons=5,
     outages=40,
+    subscribers=500,
 )
 
 
@@ -165,6 +169,17 @@ async def outages(directory: Path, plan: Plan, profile: Profile) -> Report:
     return report
 
 
+async def subscribers(directory: Path, plan: Plan, profile: Profile) -> Report:
+    """Kill a server under subscribers that drop and come back all the time."""
+    async with Rig(directory, plan) as rig:
+        found = await following.sweep(
+            rig, subscribers=profile.subscribers, kills=2, random=Random(plan.seed)
+        )
+        report = await rig.finish()
+    report.violations += found
+    return report
+
+
 SCENARIOS = (
     Scenario(name="kill", run=kill),
     Scenario(name="kill-postgres", run=kill, shared=True),
@@ -176,5 +191,6 @@ SCENARIOS = (
     Scenario(name="drain-one-of-two", run=drain, shared=True, servers=2),
     Scenario(name="outages", run=outages),
     Scenario(name="outages-of-two", run=outages, servers=2),
+    Scenario(name="subscribers", run=subscribers),
     Scenario(name="control", run=hasty, control=True),
 )

@@ -137,6 +137,12 @@ def test_chunks_within_the_limit_are_put_together(client: httpx.Client) -> None:
         ("nonsense\r\n\r\n", 400),
         ("GET / HTTP/9.9\r\n\r\n", 400),
         ("GET /v1/health HTTP/1.1\r\n\r\n", 421),
+        ("GET /v1/health HTTP/1.1\r\nHost: localhost:80.evil.com\r\n\r\n", 421),
+        ("GET /v1/health HTTP/1.1\r\nHost: localhost:80@evil.com\r\n\r\n", 421),
+        ("GET /v1/health HTTP/1.1\r\nHost: [::1].evil.com\r\n\r\n", 421),
+        ("GET /v1/health HTTP/1.1\r\nHost: localhost:123456\r\n\r\n", 421),
+        ("GET /v1/health HTTP/1.1\r\nHost: LOCALHOST:80\r\n\r\n", 200),
+        ("GET /v1/health HTTP/1.1\r\nHost: [::1]:80\r\n\r\n", 200),
         ("GET /v1/health HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n", 400),
         ("GET /v1/health HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer a\r\n"
          "Authorization: Bearer b\r\n\r\n", 400),
@@ -151,7 +157,8 @@ def test_chunks_within_the_limit_are_put_together(client: httpx.Client) -> None:
         ("GET /v1/health HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
          "Connection: Upgrade\r\n\r\n", 200),
     ],
-    ids=["nonsense", "version", "no host", "two hosts", "two credentials", "101 headers",
+    ids=["nonsense", "version", "no host", "no port", "no user", "no address", "long port",
+         "upper case", "IPv6", "two hosts", "two credentials", "101 headers",
          "one header 101 times", "long header", "long URL", "long head in one read",
          "two lengths", "upgrade"],
 )  # fmt: skip

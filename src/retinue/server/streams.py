@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from retinue.domain.event import Piece
 from retinue.errors import RetinueError
+from retinue.server.gate import HEAD
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,9 @@ class EventStream(Response):
         async with aclosing(self._batches) as batches:
             try:
                 await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+                if scope.get(HEAD):
+                    await send({"type": "http.response.body", "body": b""})
+                    return True
                 async for pieces in batches:
                     body = frame(pieces)
                     pieces.clear()  # what waits to be sent is held once

@@ -79,7 +79,7 @@ class SqliteStore(Reads):
         self._url = url
         self._on_broken = on_broken
         self._broken: StoreBroken | None = None
-        self._lock = LockFile(path.with_suffix(".lock")) if path is not None else None
+        self._lock = LockFile(path.with_suffix(".lock"), path) if path is not None else None
         self._reserve = Reserve(path.with_suffix(".reserve")) if path is not None else None
         self._full = False
         self._waiting: deque[Waiting] = deque()
@@ -104,7 +104,6 @@ class SqliteStore(Reads):
                 # What people have agents do is nobody else's business on this machine.
                 self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 self._lock.acquire(self._url)
-                self.path.touch(mode=0o600, exist_ok=True)
             except OSError as error:
                 raise StoreUnavailable(f"cannot open the store {self.path}: {error}") from error
         self._loop = asyncio.get_running_loop()

@@ -3,6 +3,8 @@
 import asyncio
 import os
 import sqlite3
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
@@ -51,7 +53,7 @@ class TestLock:
     def test_the_file_names_who_holds_it(self, tmp_path: Path) -> None:
         path = tmp_path / "a.lock"
         assert read_holder(path) is None
-        lock = LockFile(path)
+        lock = LockFile(path, path.with_suffix(".db"))
         lock.acquire("http://127.0.0.1:1")
         assert read_holder(path) == Holder(os.getpid(), "http://127.0.0.1:1")
         lock.describe("http://127.0.0.1:22")
@@ -65,13 +67,31 @@ class TestLock:
 
     def test_a_lock_without_a_readable_holder_holds_all_the_same(self, tmp_path: Path) -> None:
         path = tmp_path / "a.lock"
-        lock = LockFile(path)
+        lock = LockFile(path, path.with_suffix(".db"))
         lock.acquire(None)
         path.write_bytes(b"not json")
         assert read_holder(path) is None
         with pytest.raises(StoreLocked, match="another process"):
-            LockFile(path).acquire(None)
+            LockFile(path, path.with_suffix(".db")).acquire(None)
         lock.release()
+
+    async def test_a_removed_lock_file_lets_nobody_in(
+        self, store: SqliteStore, tmp_path: Path
+    ) -> None:
+        assert store.path is not None
+        store.path.with_suffix(".lock").unlink()
+        for _ in range(2):  # the second one finds the file that the first one made
+            # From another process: closing a file takes this one's own locks on it.
+            script = (
+                "import asyncio, sys; from pathlib import Path\n"
+                "from retinue.storage.sqlite import SqliteStore\n"
+                "asyncio.run(SqliteStore(Path(sys.argv[1])).open())"
+            )
+            command = [sys.executable, "-c", script, str(store.path)]
+            done = await asyncio.to_thread(_run, command)
+            assert done.returncode
+            assert "StoreLocked" in done.stderr
+        await run(store)
 
     async def test_a_failed_open_gives_the_lock_up(self, tmp_path: Path) -> None:
         path = tmp_path / "ledger.db"
@@ -159,3 +179,7 @@ async def test_only_the_owner_may_read_the_store(tmp_path: Path) -> None:
         assert {file.stat().st_mode & 0o077 for file in [tmp_path / "data", *files]} == {0}
     finally:
         await store.close()
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False)
