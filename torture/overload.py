@@ -8,6 +8,7 @@ what is measured is the server and not the machine.
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -16,7 +17,9 @@ from urllib.parse import urlsplit
 from torture.servers import Server
 
 TIMES = 5
-_BODY = b'{"session_id":"s%d","capability":"busy","parameters":{"milliseconds":20}}'
+MOST_GROWN = 64 << 20
+BUSY = '{"session_id":"s%d","capability":"busy","parameters":{"milliseconds":20}}'
+"""A task of 20 ms in one of many sessions."""
 
 
 @dataclass(kw_only=True)
@@ -48,23 +51,26 @@ class Pressure:
         return sorted(self.took)[int(len(self.took) * 0.99)]
 
 
-async def press(server: Server, *, callers: int, seconds: float, pause: float = 0.0) -> Pressure:
+async def press(
+    server: Server, *, callers: int, seconds: float, pause: float = 0.0, task: str = BUSY
+) -> Pressure:
     """Have ``callers`` send for ``seconds``, each one request every ``pause`` at most."""
     found = Pressure()
     until = time.monotonic() + seconds
-    await asyncio.gather(*(_call(server, n, pause, until, found) for n in range(callers)))
+    await asyncio.gather(
+        *(_call(server, (task % (n % 50)).encode(), pause, until, found) for n in range(callers))
+    )
     found.seconds = seconds
     return found
 
 
-async def _call(server: Server, number: int, pause: float, until: float, found: Pressure) -> None:
+async def _call(server: Server, body: bytes, pause: float, until: float, found: Pressure) -> None:
     place = urlsplit(server.url)
-    body = _BODY % (number % 50)
     request = (
         "POST /v1/orchestrate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"
     ).encode() + body
-    await asyncio.sleep(pause * (number % 97) / 97)
+    await asyncio.sleep(random.uniform(0, pause))
     reader, writer = await asyncio.open_connection(place.hostname, place.port)
     while (began := time.monotonic()) < until:
         writer.write(request)
@@ -83,3 +89,23 @@ async def _call(server: Server, number: int, pause: float, until: float, found: 
         if pause:
             await asyncio.sleep(max(pause - took, 0))
     writer.close()
+
+
+def broken(peak: Pressure, over: Pressure, grown: int) -> list[str]:
+    """Return what an overload that followed a peak shows to be wrong."""
+    rules = (
+        (set(over.statuses) <= {200, 429, 503}, f"answers were {dict(over.statuses)}"),
+        (over.unsaid == 0, f"{over.unsaid} refusals do not say when to come back"),
+        (over.failed == 0, f"{over.failed} accepted tasks failed"),
+        (over.offered >= 3 * peak.goodput, f"only {over.offered:.0f} requests/s were offered"),
+        (
+            over.goodput >= 0.8 * peak.goodput,
+            f"{over.goodput:.0f} tasks/s were done, {peak.goodput:.0f} at the peak",
+        ),
+        (
+            over.p99() <= 2 * peak.p99() + 0.1,
+            f"the p99 of what was accepted is {over.p99():.3f} s, {peak.p99():.3f} s at the peak",
+        ),
+        (grown <= MOST_GROWN, f"the server grew by {grown >> 20} MiB"),
+    )
+    return [said for holds, said in rules if not holds]

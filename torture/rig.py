@@ -57,6 +57,8 @@ class Plan:
     lease_seconds: float = 1.5
     grace_seconds: float = 10.0
     hasty: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
+    """More of the servers' settings."""
 
 
 @dataclass(kw_only=True)
@@ -156,6 +158,7 @@ class Rig:
                 recorder("same", effects, "idempotent", max_attempts=5),
                 recorder("delegate", effects, "at_least_once", kind="Delegate"),
             ],
+            **self.plan.settings,
         }
         (self.directory / "retinue.yaml").write_text(json.dumps(settings))
 

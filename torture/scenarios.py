@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,11 +12,12 @@ from random import Random
 from typing import Any
 
 from retinue.testing.servers import PostgresServer
+from torture import ledger, zombie
 from torture import subscribers as following
-from torture import zombie
 from torture.callers import Wish
 from torture.checker import Violation
 from torture.outage import Outages
+from torture.overload import TIMES, broken, press
 from torture.rig import Plan, Report, Rig
 
 ENDLESS_MS = 60_000
@@ -37,6 +40,7 @@ class Profile:
     poisons: int
     outages: int
     subscribers: int
+    overload_seconds: float
 
 
 QUICK = Profile(
@@ -49,6 +53,7 @@ QUICK = Profile(
     poisons=1,
     outages=4,
     subscribers=60,
+    overload_seconds=8.0,
 )
 FULL = Profile(
     callers=20,
@@ -60,6 +65,7 @@ FULL = Profile(
     poisons=5,
     outages=40,
     subscribers=500,
+    overload_seconds=60.0,
 )
 
 
@@ -180,6 +186,53 @@ async def subscribers(directory: Path, plan: Plan, profile: Profile) -> Report:
     return report
 
 
+async def overload(directory: Path, plan: Plan, profile: Profile) -> Report:
+    """Ask five times as much as a server can do."""
+    # The agent takes six at once, of 20 ms each.
+    task = json.dumps({
+        "session_id": "s%d",
+        "capability": "once",
+        "parameters": {"marker": "overload", "delay_ms": 20},
+    })  # fmt: skip
+    settings = {"max_requests": 48, "queue_bound": 40}
+    began = time.monotonic()
+    async with Rig(directory, replace(plan, settings=settings)) as rig:
+        (server,) = rig.servers
+        await press(server, callers=40, seconds=1, task=task)
+        peak = await press(server, callers=40, seconds=profile.overload_seconds / 2, task=task)
+        before = server.memory
+        over = await press(
+            server,
+            callers=400,
+            seconds=profile.overload_seconds,
+            pause=400 / (peak.goodput * TIMES),
+            task=task,
+        )
+        said = broken(peak, over, server.memory - before)
+        await rig.settle()
+        violations = await rig.stop(server)
+        fault = await ledger.verify(rig.database)
+        found = await ledger.read(rig.database)
+    said += [fault] if fault else []
+    if any(e.state != "completed" for e in found.executions.values()):
+        said.append("not all that was accepted completed")
+    return Report(
+        seed=plan.seed,
+        kills=0,
+        freezes=0,
+        drains=0,
+        outages=0,
+        seconds=time.monotonic() - began,
+        sends=peak.statuses.total() + over.statuses.total(),
+        acknowledged=peak.statuses[200] + over.statuses[200],
+        executions=len(found.executions),
+        effects=len(found.executions),
+        retaken=0,
+        violations=[*violations, *(Violation("overload", server.name, text) for text in said)],
+        directory=directory,
+    )
+
+
 SCENARIOS = (
     Scenario(name="kill", run=kill),
     Scenario(name="kill-postgres", run=kill, shared=True),
@@ -191,6 +244,7 @@ SCENARIOS = (
     Scenario(name="drain-one-of-two", run=drain, shared=True, servers=2),
     Scenario(name="outages", run=outages),
     Scenario(name="outages-of-two", run=outages, servers=2),
+    Scenario(name="overload", run=overload),
     Scenario(name="subscribers", run=subscribers),
     Scenario(name="control", run=hasty, control=True),
 )
