@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -58,6 +59,11 @@ async def latencies(server: Server, count: int) -> list[float]:
     return sorted(took)
 
 
+async def p99(server: Server) -> float:
+    """Return the usual p99 of several rounds: one alone differs twofold on a busy machine."""
+    return median([(await latencies(server, 300))[-4] for _ in range(3)])
+
+
 async def settled(server: Server) -> int:
     """Return the server's memory once it does not grow any more."""
     before, same = 0, 0
@@ -85,15 +91,16 @@ async def test_two_hundred_that_never_read_cost_little(start: Start, kind: str) 
         assert len(await reader.read()) > 3_000_000
         writer.close()
     await latencies(server, 200)
-    calm = await latencies(server, 300)
+    calm = await p99(server)
     before = await settled(server)
     readers = [deaf(server, f"{paths[n % len(paths)]}/events") for n in range(READERS)]
     began = time.monotonic()
     try:
         grown = await settled(server) - before
         assert grown <= MOST_BYTES, f"{grown / (1 << 20):.1f} MiB"
-        during = await latencies(server, 300)
-        assert during[-4] <= 2 * calm[-4] + NOISE_SECONDS, (calm[-4], during[-4])
+        # Once they are stuck. While they all arrive, others do wait longer than that.
+        during = await p99(server)
+        assert during <= 2 * calm + NOISE_SECONDS, (calm, during)
         if kind == "results":
             async with asyncio.timeout(DROPPED_SECONDS * 2):
                 while server.log.count("dropped a connection") < READERS:
