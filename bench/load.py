@@ -103,6 +103,7 @@ def arguments(description: str, *more: Callable[[argparse.ArgumentParser], objec
     parser.add_argument("--seconds", type=float, default=3.0, help="seconds that are counted")
     parser.add_argument("--callers", type=int, default=CALLERS, help="concurrent callers")
     parser.add_argument("--directory", type=Path, help="where the databases are made")
+    parser.add_argument("--database", help="an empty PostgreSQL database, where one is needed")
     for add in more:
         add(parser)
     given = parser.parse_args()

@@ -6,18 +6,20 @@ minute: whatever slows one contender slows its neighbours of the same round too.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bench import environment
 from bench.scenarios import Contender, Scenario
+from retinue.testing.servers import PostgresServer
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,15 @@ class Results:
 
 def run(scenario: Scenario, plan: Plan, say: Callable[[str], None]) -> Results:
     """Run every round of ``scenario``."""
+    if not scenario.postgres:
+        return _run(scenario, plan, say, None)
+    with PostgresServer(settings={"max_connections": "200"}) as server:
+        return _run(scenario, plan, say, server)
+
+
+def _run(
+    scenario: Scenario, plan: Plan, say: Callable[[str], None], server: PostgresServer | None
+) -> Results:
     results = Results()
     for contender in scenario.contenders:
         if contender.peer and not plan.peers:
@@ -52,7 +63,8 @@ def run(scenario: Scenario, plan: Plan, say: Callable[[str], None]) -> Results:
             name = contender.name
             if name in results.skipped or name in results.failed:
                 continue
-            line = start(contender, plan)
+            with _database(server) as database:
+                line = start(contender, plan, database)
             if "skipped" in line:
                 results.skipped[name] = line["skipped"]
             elif "failed" in line:
@@ -70,12 +82,24 @@ def _brief(line: dict[str, Any]) -> str:
     return f"{line['per_second']:,.0f}/s"
 
 
-def start(contender: Contender, plan: Plan) -> dict[str, Any]:
+@contextlib.contextmanager
+def _database(server: PostgresServer | None) -> Iterator[str | None]:
+    """Yield the address of an empty database, dropped afterwards."""
+    if server is None:
+        yield None
+        return
+    yield server.create_database("bench")
+    server.drop_database("bench")
+
+
+def start(contender: Contender, plan: Plan, database: str | None = None) -> dict[str, Any]:
     """Run one contender once and return its line, or ``{"failed": why}``."""
     interpreter = str(environment.python()) if contender.peer else sys.executable
     command = [interpreter, "-m", contender.module]
     command += ["--warm", str(plan.warm), "--seconds", str(plan.seconds)]
     command += ["--directory", str(plan.directory), *contender.arguments]
+    if database is not None:
+        command += ["--database", database]
     if plan.quick:
         command += contender.quick
     process = subprocess.Popen(

@@ -51,6 +51,8 @@ class Scenario:
     contenders: tuple[Contender, ...]
     targets: tuple[Target, ...] = ()
     unit: str = "tasks/s"
+    postgres: bool = False
+    """Every run gets an empty database of one PostgreSQL server, its address by ``--database``."""
 
 
 ECHO = Scenario(
@@ -132,4 +134,49 @@ STORE = Scenario(
     targets=(Target("full", 0.8, of="empty"),),
 )
 
-SCENARIOS = (ECHO, HTTP, ROUTING, LOOKUP, STORE)
+POSTGRES = Scenario(
+    name="postgres",
+    title="in-process durable echo on one PostgreSQL, 64 callers; every answered task is on disk",
+    contenders=(
+        Contender("probe", "bench.probe_postgres"),
+        Contender("retinue", "bench.ours.echo_postgres"),
+        Contender("langgraph", "bench.peers.langgraph_postgres", peer=True),
+        Contender("dbos", "bench.peers.dbos_postgres", peer=True),
+    ),
+    targets=(
+        Target("retinue", 0.5, of="probe"),
+        Target("retinue", 30, of="langgraph"),
+        Target("retinue", 40, of="dbos"),
+    ),
+    postgres=True,
+)
+
+SSE = Scenario(
+    name="sse",
+    title="one execution's events to 100 readers, server-sent; the bare server keeps no record",
+    contenders=(
+        Contender("bare", "bench.ours.sse", ("--door", "bare")),
+        Contender("retinue", "bench.ours.sse", ("--door", "product")),
+    ),
+    targets=(Target("retinue", 0.6, of="bare"),),
+    unit="events/s",
+)
+
+STAGES = Scenario(
+    name="stages",
+    title="the stages of one task, one caller; specification 003 expects <1 ms, 1-5 ms, any,"
+    " 10-50 ms, 1-5 s",
+    contenders=tuple(
+        Contender(stage, "bench.ours.stages", ("--stage", stage))
+        for stage in ("routing", "contract", "agent", "trace", "compress")
+    ),
+    targets=(
+        Target("routing", 1.0, metric="p50_ms", at_most=True),
+        Target("contract", 5.0, metric="p50_ms", at_most=True),
+        Target("trace", 50.0, metric="p50_ms", at_most=True),
+        Target("compress", 5000.0, metric="p50_ms", at_most=True),
+    ),
+    unit="/s",
+)
+
+SCENARIOS = (ECHO, POSTGRES, HTTP, SSE, STAGES, ROUTING, LOOKUP, STORE)

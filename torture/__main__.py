@@ -1,9 +1,15 @@
-"""``make torture``: run the scenarios, print what they found, fail when a promise was broken."""
+"""``make torture``: run the scenarios, print what they found, keep it as JSON.
+
+It fails when a promise was broken, or a negative control was not caught. What cannot be done on
+this machine is skipped, and says why. The seed is printed first; with it a run can be repeated.
+"""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
+import platform
 import secrets
 import shutil
 import sys
@@ -11,9 +17,13 @@ import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from retinue.testing.servers import PostgresServer
+from torture.image import NoImages
+from torture.points import AT_START, AT_STOP, SERVING
 from torture.rig import Plan, Report
 from torture.scenarios import FULL, QUICK, SCENARIOS, Profile, Scenario
 
@@ -22,6 +32,7 @@ _HEADINGS = (
     "ready", "answered", "resumed", "seconds", "verdict",
 )  # fmt: skip
 _SHOWN = 20
+RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> int:
@@ -31,6 +42,15 @@ def main() -> int:
     seed = options.seed if options.seed is not None else secrets.randbelow(1 << 32)
     chosen = [s for s in SCENARIOS if not options.only or s.name in options.only]
     _say(f"seed {seed}")
+    started = datetime.now(UTC)
+    record: dict[str, Any] = {
+        "started": started.isoformat(timespec="seconds"),
+        "seed": seed,
+        "profile": "full" if options.full else "quick",
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "scenarios": {},
+    }
     rows: list[tuple[str, ...]] = []
     failed: list[str] = []
     directory = Path(tempfile.mkdtemp(prefix="retinue-torture-"))
@@ -39,10 +59,13 @@ def main() -> int:
         if any(scenario.shared for scenario in chosen):
             postgres = stack.enter_context(PostgresServer())
         for scenario in chosen:
-            report = _run(scenario, profile, seed, directory / scenario.name, postgres)
-            ok = report is not None and _holds(scenario, report)
-            rows.append(_row(scenario, report, ok))
-            if not ok:
+            plan = _plan(scenario, profile, seed, postgres, tuple(options.point or ()))
+            report, broken = _run(scenario, profile, directory / scenario.name, plan)
+            verdict = broken or _verdict(scenario, report)
+            rows.append(_row(scenario, report, verdict))
+            record["scenarios"][scenario.name] = report.as_dict() | {"verdict": verdict}
+            _keep(record, started)
+            if not verdict.startswith(("ok", "skipped")):
                 failed.append(scenario.name)
     _say("\n".join(table(rows)))
     if not failed:
@@ -70,53 +93,72 @@ def _options() -> argparse.Namespace:
         choices=[scenario.name for scenario in SCENARIOS],
         help="run this scenario; may be repeated (%(choices)s)",
     )
+    parser.add_argument(
+        "--point",
+        action="append",
+        metavar="POINT",
+        choices=sorted({*SERVING, *AT_STOP, *AT_START}),
+        help="sweep this crash point only; may be repeated (torture/points.py lists them)",
+    )
     return parser.parse_args()
 
 
-def _run(
+def _plan(
     scenario: Scenario,
     profile: Profile,
     seed: int,
-    directory: Path,
     postgres: PostgresServer | None,
-) -> Report | None:
+    points: tuple[str, ...],
+) -> Plan:
     database: str | None = None
     if scenario.shared:
         assert postgres is not None
         database = postgres.create_database(scenario.name)
-    plan = Plan(seed=seed, database=database, servers=scenario.servers, callers=profile.callers)
+    return Plan(
+        seed=seed,
+        database=database,
+        servers=scenario.servers,
+        callers=profile.callers,
+        points=points,
+    )
+
+
+def _run(
+    scenario: Scenario, profile: Profile, directory: Path, plan: Plan
+) -> tuple[Report, str | None]:
+    """Run a scenario; return its report, and a verdict when it did not come to an end."""
     _say(f"{scenario.name} …")
     try:
         report = asyncio.run(scenario.run(directory, plan, profile))
+    except NoImages as error:
+        return Report(seed=plan.seed), f"skipped: {error}"
     except Exception:
         _say(traceback.format_exc())
-        return None
+        return Report(seed=plan.seed), "broke off"
     for violation in [] if scenario.control else report.violations[:_SHOWN]:
         _say(f"  {violation}")
-    return report
+    return report, None
 
 
-def _holds(scenario: Scenario, report: Report) -> bool:
+def _verdict(scenario: Scenario, report: Report) -> str:
     if scenario.control:
-        return report.lost > 0
-    return not report.violations
+        return "ok: caught" if report.lost else "FAILED: not caught"
+    return "FAILED" if report.violations else "ok"
 
 
-def _row(scenario: Scenario, report: Report | None, ok: bool) -> tuple[str, ...]:
-    if report is None:
-        return (scenario.name, *[""] * (len(_HEADINGS) - 2), "broke off")
+def _row(scenario: Scenario, report: Report, verdict: str) -> tuple[str, ...]:
     blows = (
-        (report.kills, "killed"),
+        (report.crashes, "points"),
+        (report.cuts, "cuts"),
+        (report.kills - report.crashes - report.cuts, "killed"),
         (report.freezes, "frozen"),
         (report.drains, "drained"),
         (report.outages, "outages"),
+        (report.examples, "examples"),
     )
-    verdict = "ok" if ok else "FAILED"
-    if scenario.control:
-        verdict = "ok: caught" if ok else "FAILED: not caught"
     return (
         scenario.name,
-        ", ".join(f"{count} {what}" for count, what in blows if count),
+        ", ".join(f"{count} {what}" for count, what in blows if count > 0),
         *(str(n) for n in (report.sends, report.acknowledged, report.executions, report.retaken)),
         *(str(n) for n in (report.lost, report.repeated, len(report.violations))),
         *(
@@ -126,6 +168,14 @@ def _row(scenario: Scenario, report: Report | None, ok: bool) -> tuple[str, ...]
         f"{report.seconds:.1f}",
         verdict,
     )
+
+
+def _keep(record: dict[str, Any], started: datetime) -> None:
+    """Write what is known so far: an interrupted run keeps it."""
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps(record, indent=1) + "\n"
+    (RESULTS / f"{started:%Y%m%dT%H%M%SZ}.json").write_text(text)
+    (RESULTS / "latest.json").write_text(text)
 
 
 def table(rows: list[tuple[str, ...]]) -> Iterator[str]:

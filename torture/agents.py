@@ -85,3 +85,14 @@ class Delegate(Recorder):
         child = {**task["parameters"], "marker": f"{done['marker']}/child"}
         await current().call("once", child)
         return done
+
+
+class Asker(Recorder):
+    """Has its effect, then asks a person, for ``wait_ms`` at most."""
+
+    async def execute(self, task: dict[str, Any]) -> dict[str, Any]:
+        """Do it, then have it confirmed."""
+        done = await super().execute(task)
+        wait = task["parameters"]["wait_ms"] / 1000
+        answer = await current().ask("Well done?", {"type": "string"}, timeout=wait)
+        return {**done, "answer": answer}

@@ -30,6 +30,7 @@ class Wish:
     session: str = "s0"
     waits: bool = True
     key: str | None = None
+    timeout_ms: int | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -40,10 +41,12 @@ class Wish:
     @property
     def body(self) -> dict[str, Any]:
         """The body that is posted."""
+        limit = {"timeout_ms": self.timeout_ms} if self.timeout_ms is not None else {}
         return {
             "session_id": self.session,
             "capability": self.capability,
             "parameters": {"marker": self.marker, **self.parameters},
+            **limit,
         }
 
 

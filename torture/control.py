@@ -1,11 +1,13 @@
-"""The negative control: a store that acknowledges before it commits.
+"""The negative controls: stores that do not keep their promise.
 
-A rig that does not catch this one proves nothing about the others. ``SIGKILL`` alone cannot show a
-missing fsync, since the page cache outlives the process; a commit that comes too late it can.
+A rig that does not catch these proves nothing about the others. ``SIGKILL`` alone cannot show a
+missing fsync, since the page cache outlives the process; a commit that comes too late it can. A
+power cut shows the missing fsync.
 """
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -46,3 +48,15 @@ class HastyStore(SqliteStore):
                 results: list[Result] = end.value
                 return results
             answer = self._carry_out(self._db, statement)
+
+
+class NormalStore(SqliteStore):
+    """Commits without waiting for the disk: ``synchronous=NORMAL``."""
+
+    def _connect(self) -> sqlite3.Connection:
+        db = super()._connect()
+        db.execute("PRAGMA synchronous = NORMAL")
+        return db
+
+
+STORES: dict[str, type[SqliteStore]] = {"hasty": HastyStore, "normal": NormalStore}

@@ -14,6 +14,7 @@ The seed decides what callers ask and when servers die; what meets what is the m
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import socket
 import time
@@ -48,6 +49,8 @@ class Plan:
 
     seed: int
     database: str | None = None
+    data: Path | None = None
+    """Where the SQLite store lies, if not in the run's directory."""
     servers: int = 1
     callers: int = 8
     pause: tuple[float, float] = (0.3, 0.8)
@@ -56,7 +59,10 @@ class Plan:
     """How often a kill is followed by one of the server that is just starting."""
     lease_seconds: float = 1.5
     grace_seconds: float = 10.0
-    hasty: bool = False
+    store: str | None = None
+    """A store that does not keep its promise, for a control."""
+    points: tuple[str, ...] = ()
+    """The crash points of a sweep; none: all, or those of the profile."""
     settings: dict[str, Any] = field(default_factory=dict)
     """More of the servers' settings."""
 
@@ -66,16 +72,22 @@ class Report:
     """What a run did, and what was wrong with it."""
 
     seed: int
-    kills: int
-    freezes: int
-    drains: int
-    outages: int
-    seconds: float
-    sends: int
-    acknowledged: int
-    executions: int
-    effects: int
-    retaken: int
+    seconds: float = 0.0
+    examples: int = 0
+    """How many programs a state machine went through."""
+    kills: int = 0
+    freezes: int = 0
+    drains: int = 0
+    outages: int = 0
+    crashes: int = 0
+    """How many crash points ended a server."""
+    cuts: int = 0
+    """How many power cuts there were."""
+    sends: int = 0
+    acknowledged: int = 0
+    executions: int = 0
+    effects: int = 0
+    retaken: int = 0
     """How many attempts were taken over from a process that was gone."""
     ready: list[float] = field(default_factory=list)
     """Seconds from each start to readiness."""
@@ -96,6 +108,13 @@ class Report:
         """How much work was done more often than allowed."""
         return self._count("repeated", "twice")
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return it for the JSON file."""
+        plain = dataclasses.asdict(self)
+        del plain["directory"]
+        plain["violations"] = [str(violation) for violation in self.violations]
+        return {**plain, "lost": self.lost, "repeated": self.repeated}
+
     def _count(self, *rules: str) -> int:
         return sum(violation.rule in rules for violation in self.violations)
 
@@ -113,11 +132,14 @@ class Rig:
     def __init__(self, directory: Path, plan: Plan) -> None:
         self.plan = plan
         self.directory = directory
-        self.database = plan.database or ledger.database_in(directory / "data")
+        self.data = plan.data or directory / "data"
+        self.database = plan.database or ledger.database_in(self.data)
         self.kills: list[int] = []
         self.freezes = 0
         self.drains = 0
         self.outages = 0
+        self.crashes = 0
+        self.cuts = 0
         self.answered: list[float] = []
         self.doors = Doors()
         self._random = Random(plan.seed)
@@ -134,7 +156,7 @@ class Rig:
                 directory,
                 directory / "retinue.yaml",
                 {"TRACE_URL": f"http://127.0.0.1:{self._nobody.getsockname()[1]}"},
-                hasty=plan.hasty,
+                store=plan.store,
             )
             for number in range(plan.servers)
         ]
@@ -145,7 +167,7 @@ class Rig:
         effects = str(self.directory / "effects.jsonl")
         settings = {
             "port": 0,
-            "data_dir": str(self.directory / "data"),
+            "data_dir": str(self.data),
             "database_url": self.plan.database,
             "lease_seconds": self.plan.lease_seconds,
             "grace_seconds": self.plan.grace_seconds,
@@ -157,6 +179,8 @@ class Rig:
                 recorder("again", effects, "at_least_once"),
                 recorder("same", effects, "idempotent", max_attempts=5),
                 recorder("delegate", effects, "at_least_once", kind="Delegate"),
+                recorder("ask", effects, "at_most_once", kind="Asker"),
+                recorder("narrow", effects, "at_most_once", concurrency=1),
             ],
             **self.plan.settings,
         }
@@ -195,7 +219,7 @@ class Rig:
         """Kill one server after the other, under load, and start each again."""
         for number in range(kills):
             await self.pause()
-            if self.plan.hasty:
+            if self.plan.store is not None:
                 await self.progress()  # what was just acknowledged is what the control may lose
             server = self._random.choice(self.servers)
             self.kill(server)
@@ -215,6 +239,11 @@ class Rig:
         """Kill a server now."""
         self.kills.append(time.time_ns() // 1000)
         server.kill()
+        self.doors.close(server.name)
+
+    def ended(self, server: Server) -> None:
+        """Take in that a server has ended by itself."""
+        self.kills.append(time.time_ns() // 1000)
         self.doors.close(server.name)
 
     async def start(self, server: Server) -> None:
@@ -343,6 +372,8 @@ class Rig:
             freezes=self.freezes,
             drains=self.drains,
             outages=self.outages,
+            crashes=self.crashes,
+            cuts=self.cuts,
             seconds=time.monotonic() - self._started,
             sends=len(exchanges),
             acknowledged=sum(exchange.acknowledged for exchange in exchanges),
@@ -363,6 +394,7 @@ def recorder(
     delivery: str,
     *,
     max_attempts: int = 3,
+    concurrency: int = 6,
     kind: str = "Recorder",
 ) -> dict[str, Any]:
     """Return the entry of ``retinue.yaml`` for one of the agents."""
@@ -373,6 +405,7 @@ def recorder(
             "journal": journal,
             "delivery": delivery,
             "max_attempts": max_attempts,
+            "concurrency": concurrency,
         },
     }
 

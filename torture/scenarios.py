@@ -5,17 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import traceback
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
+from retinue.interfaces import Store
+from retinue.storage.postgres import PostgresStore
+from retinue.storage.sqlite import SqliteStore
 from retinue.testing.servers import PostgresServer
-from torture import ledger, zombie
+from torture import ledger, machine, power, sweep, zombie
 from torture import subscribers as following
 from torture.callers import Wish
 from torture.checker import Violation
+from torture.image import Image
+from torture.machine import Size
 from torture.outage import Outages
 from torture.overload import TIMES, broken, press
 from torture.rig import Plan, Report, Rig
@@ -41,11 +47,18 @@ class Profile:
     outages: int
     subscribers: int
     overload_seconds: float
+    programs: int
+    """That the stores and their model are compared on."""
+    points: int | None
+    """How many crash points of a sweep; None: all."""
+    cuts: int
+    cuts_normal: int
+    """Of the store that does not wait for the disk."""
 
 
 QUICK = Profile(
     callers=8,
-    kills=6,
+    kills=10,
     kills_shared=4,
     kills_hasty=4,
     freezes=2,
@@ -54,6 +67,10 @@ QUICK = Profile(
     outages=4,
     subscribers=60,
     overload_seconds=8.0,
+    programs=40,
+    points=8,
+    cuts=4,
+    cuts_normal=5,
 )
 FULL = Profile(
     callers=20,
@@ -66,6 +83,10 @@ FULL = Profile(
     outages=40,
     subscribers=500,
     overload_seconds=60.0,
+    programs=300,
+    points=None,
+    cuts=20,
+    cuts_normal=5,
 )
 
 
@@ -92,7 +113,7 @@ async def hasty(directory: Path, plan: Plan, profile: Profile) -> Report:
     """Kill a server whose store acknowledges before it commits."""
     # So few callers that nothing has to queue: the reply of what was queued is read from the
     # store, and so committed.
-    async with Rig(directory, replace(plan, hasty=True, callers=4)) as rig:
+    async with Rig(directory, replace(plan, store="hasty", callers=4)) as rig:
         rig.load.start()
         await rig.sweep(profile.kills_hasty)
         return await rig.finish()
@@ -233,12 +254,71 @@ async def overload(directory: Path, plan: Plan, profile: Profile) -> Report:
     )
 
 
+async def points(directory: Path, plan: Plan, profile: Profile) -> Report:
+    """End the server at every crash point."""
+    chosen = sweep.crashes(plan.points, Random(plan.seed), profile.points)
+    async with Rig(directory, plan) as rig:
+        missed = await sweep.run(rig, chosen)
+        report = await rig.finish()
+    report.violations += missed
+    return report
+
+
+async def cut(directory: Path, plan: Plan, profile: Profile) -> Report:
+    """Cut the power under load."""
+    with Image(directory) as image:
+        async with Rig(directory, replace(plan, data=image.path / "data")) as rig:
+            rig.load.start()
+            faults = await power.sweep(rig, image, profile.cuts)
+            report = await rig.finish()
+    report.violations += faults
+    return report
+
+
+async def cut_normal(directory: Path, plan: Plan, profile: Profile) -> Report:
+    """Cut the power of a store that does not wait for the disk."""
+    with Image(directory) as image:
+        plan = replace(plan, data=image.path / "data", store="normal")
+        async with Rig(directory, plan) as rig:
+            rig.load.start()
+            faults = await power.sweep(rig, image, profile.cuts_normal)
+            report = await rig.finish()
+    report.violations += faults
+    return report
+
+
+async def machines(directory: Path, plan: Plan, profile: Profile) -> Report:
+    """Run programs of steps on SQLite, PostgreSQL and a model, and compare."""
+    assert plan.database is not None
+    await asyncio.to_thread(directory.mkdir, parents=True, exist_ok=True)
+    stores: list[Store] = [
+        SqliteStore(directory / "retinue.db"),
+        PostgresStore(plan.database, lease_seconds=_FOR_EVER),
+    ]
+    began = time.monotonic()
+    size = Size(profile.programs, 50)
+    violations: list[Violation] = []
+    try:
+        await asyncio.to_thread(machine.run_on, stores, size, plan.seed)
+    except AssertionError as error:
+        violations.append(
+            Violation("machines", "program", "".join(traceback.format_exception(error)))
+        )
+    seconds = time.monotonic() - began
+    return Report(seed=plan.seed, seconds=seconds, examples=size.examples, violations=violations)
+
+
 SCENARIOS = (
     Scenario(name="kill", run=kill),
     Scenario(name="kill-postgres", run=kill, shared=True),
     Scenario(name="kill-one-of-two", run=kill, shared=True, servers=2),
     Scenario(name="zombie", run=tell, shared=True, servers=2),
     Scenario(name="freeze-one-of-two", run=freeze, shared=True, servers=2),
+    Scenario(name="points", run=points),
+    Scenario(name="points-postgres", run=points, shared=True),
+    Scenario(name="power", run=cut),
+    Scenario(name="power-control", run=cut_normal, control=True),
+    Scenario(name="machines", run=machines, shared=True),
     Scenario(name="poison", run=poison),
     Scenario(name="drain", run=drain),
     Scenario(name="drain-one-of-two", run=drain, shared=True, servers=2),

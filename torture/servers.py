@@ -34,17 +34,19 @@ class Server:
         config: Path,
         environment: dict[str, str],
         *,
-        hasty: bool,
+        store: str | None = None,
         prefix: tuple[str, ...] = (),
     ) -> None:
         """Prepare a server; its command begins with ``prefix``, which must become the server."""
         self.name = name
         self.url = ""
+        self.crash: tuple[str, ...] = ()
+        """What its next start is told of a crash point: arguments of ``torture.serve``."""
         self.ready_seconds: list[float] = []
         self._directory = directory
         self._config = config
         self._environment = environment
-        self._hasty = hasty
+        self._store = store
         self._prefix = prefix
         self._starts = 0
         self._started = 0.0
@@ -66,6 +68,11 @@ class Server:
         """How many bytes of its memory are its own and resident."""
         status = Path(f"/proc/{self.pid}/status").read_text()
         return next(int(x.split()[1]) for x in status.splitlines() if x[:6] == "VmRSS:") * 1024
+
+    @property
+    def status(self) -> int | None:
+        """The exit status of its process, once it has ended."""
+        return self._process.poll() if self._process is not None else None
 
     @property
     def log(self) -> str:
@@ -90,8 +97,9 @@ class Server:
             str(self._config),
         ]
         command += ["--ready", str(self._ready), "--parent", str(os.getpid())]
-        if self._hasty:
-            command.append("--hasty")
+        if self._store is not None:
+            command += ["--store", self._store]
+        command += self.crash
         with (self._directory / f"{self.name}.log").open("ab") as log:
             self._process = subprocess.Popen(
                 command,

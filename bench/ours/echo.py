@@ -41,10 +41,10 @@ def settings(path: Path) -> Settings:
     )
 
 
-async def measure(run: Run, path: Path) -> tuple[Load, dict[str, Any]]:
+async def measure(run: Run, given: Settings) -> tuple[Load, dict[str, Any]]:
     """Run the loop; return what it saw, and how long starting and stopping took."""
     sessions = run.options.sessions
-    runtime = Runtime(settings(path))
+    runtime = Runtime(given)
     before = time.perf_counter()
     orchestrator = await runtime.start()
     started = time.perf_counter() - before
@@ -100,7 +100,7 @@ def main() -> None:
     run = arguments("Retinue in process, SQLite", more)
     with store(run) as path:
         before = chained(path) if path.exists() else 0
-        load, line = asyncio.run(measure(run, path))
+        load, line = asyncio.run(measure(run, settings(path)))
         expect("contracts in the chains", chained(path) - before, 2 * load.total)
         line = {**load.line(), **line}
         if before:

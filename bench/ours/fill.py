@@ -26,13 +26,14 @@ from retinue.domain.contract import (
     Head,
     append,
 )
-from retinue.domain.event import chain_event
+from retinue.domain.event import Event, EventType, chain_event
 from retinue.domain.execution import Execution, State
 from retinue.domain.ids import now_us, ulid
 from retinue.domain.policy import Delivery
+from retinue.domain.seal import seal, seal_request
 from retinue.domain.session import Session
 from retinue.domain.strictjson import dumps
-from retinue.storage.migrate import migrations
+from retinue.storage.migrate import migrate_sqlite, migrations
 from retinue.storage.sql import insert
 from retinue.storage.tables import TABLES, row_of
 
@@ -73,8 +74,7 @@ def fill(path: Path, contracts: int, sessions: int) -> None:
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
         for pragma in ("journal_mode = OFF", "synchronous = OFF", "cache_size = -262144"):
             db.execute(f"PRAGMA {pragma}")
-        for number, script in migrations("sqlite"):
-            db.executescript(f"BEGIN;\n{script}\nPRAGMA user_version = {number};\nCOMMIT;")
+        migrate_sqlite(db)
         tasks = contracts // 2
         for number in range(sessions):
             share = tasks // sessions + (number < tasks % sessions)
@@ -82,6 +82,7 @@ def fill(path: Path, contracts: int, sessions: int) -> None:
             if sys.stderr.isatty() or number % 10 == 9:
                 done = (number + 1) / sessions
                 sys.stderr.write(f"bench: filling the store, {done:.0%}\n")
+        db.execute("INSERT INTO tally VALUES (?, ?, 0)", [AGENT, tasks])
         db.execute("ANALYZE")
         # From here on it is an ordinary store.
         db.execute("PRAGMA synchronous = FULL")
@@ -107,7 +108,7 @@ def _session(db: sqlite3.Connection, session_id: str, tasks: int) -> None:
         owner=OWNER,
         session_id=session_id,
         created_at=first,
-        updated_at=first + tasks * TASK_US,
+        updated_at=first + (tasks - 1) * TASK_US + TASK_US // 2,
         n=head.n,
         head=head.hash,
         completed=tasks,
@@ -121,40 +122,7 @@ def _task(rows: dict[str, list[Any]], head: Head, session_id: str, at: int) -> N
     """Add the rows of one finished echo."""
     execution_id, request_id, response_id = ulid(), ulid(), ulid()
     end = at + TASK_US // 2
-    digest = chain_event(GENESIS, 1, "completed", b"{}")
-    request = append(
-        head,
-        Draft(
-            id=request_id,
-            type=ContractType.REQUEST,
-            from_agent=CALLER,
-            to_agent=AGENT,
-            capability=CAPABILITY,
-            status=None,
-            execution_id=execution_id,
-            body=ASKED,
-        ),
-        owner=OWNER,
-        session_id=session_id,
-        at=at,
-    )
-    response = append(
-        head,
-        Draft(
-            id=response_id,
-            type=ContractType.RESPONSE,
-            from_agent=AGENT,
-            to_agent=CALLER,
-            capability=None,
-            status=ContractStatus.COMPLETED,
-            execution_id=execution_id,
-            body=ANSWERED,
-        ),
-        owner=OWNER,
-        session_id=session_id,
-        at=end,
-        digest=digest,
-    )
+    event = Event(execution_id, 1, EventType.COMPLETED, end, b"{}")
     execution = Execution(
         id=execution_id,
         owner=OWNER,
@@ -171,7 +139,7 @@ def _task(rows: dict[str, list[Any]], head: Head, session_id: str, at: int) -> N
         delivery=Delivery.AT_MOST_ONCE,
         max_attempts=3,
         last_seq=1,
-        digest=digest,
+        digest=chain_event(GENESIS, event),
         deadline_at=at + 300_000_000,
         run_at=at,
         cancel_requested_at=None,
@@ -182,11 +150,45 @@ def _task(rows: dict[str, list[Any]], head: Head, session_id: str, at: int) -> N
         error_code=None,
         cursor=None,
         request_id=request_id,
-        request_n=request.n,
+        request_n=head.n + 1,
         response_id=response_id,
-        response_n=response.n,
+        response_n=head.n + 2,
         parent_id=None,
         depth=0,
+    )
+    request = append(
+        head,
+        Draft(
+            id=request_id,
+            type=ContractType.REQUEST,
+            from_agent=CALLER,
+            to_agent=AGENT,
+            capability=CAPABILITY,
+            status=None,
+            execution_id=execution_id,
+            body=ASKED,
+        ),
+        owner=OWNER,
+        session_id=session_id,
+        at=at,
+        digest=seal_request(execution),
+    )
+    response = append(
+        head,
+        Draft(
+            id=response_id,
+            type=ContractType.RESPONSE,
+            from_agent=AGENT,
+            to_agent=CALLER,
+            capability=None,
+            status=ContractStatus.COMPLETED,
+            execution_id=execution_id,
+            body=ANSWERED,
+        ),
+        owner=OWNER,
+        session_id=session_id,
+        at=end,
+        digest=seal(execution),
     )
     rows["contract"] += (row_of(request), row_of(response))
     rows["execution"].append(row_of(execution))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import uvloop
 
-from bench.ours.agent import echo
+from bench.ours.agent import begin, echo, emit
 from retinue import Runtime, Settings
 from retinue.orchestrator import Orchestrator
 from retinue.server.serve import bind, serve
@@ -32,7 +32,8 @@ async def run(path: Path) -> None:
     )
 
     def ready(orchestrator: Orchestrator, url: str) -> None:
-        orchestrator.register_agent(echo)
+        for agent in (echo, emit, begin):
+            orchestrator.register_agent(agent)
         sys.stdout.write(url + "\n")
         sys.stdout.flush()
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol, get_type_hints
 import msgspec
 
 from retinue.domain.event import EventType
-from retinue.errors import InvalidInput
+from retinue.errors import AgentFailed, InvalidInput
 
 
 class AgentCapability(msgspec.Struct, frozen=True):
@@ -75,6 +75,28 @@ class Agent:
     def get_capabilities(self) -> list[AgentCapability]:
         """Return what this agent can do."""
         raise NotImplementedError(f"{type(self).__name__} has no get_capabilities()")
+
+    async def health(self) -> bool:
+        """Say whether this agent can work now; asked at an interval, for a few seconds at most.
+
+        False and raising both mean that it cannot. After three such answers in a row no task is
+        routed to it until it can again. May be a plain (blocking) method: it then runs in a thread.
+        """
+        return True
+
+
+def data_of(answer: Any) -> Any:
+    """Return the data of what an agent answered; specification 003's failure raises.
+
+    Raises:
+        AgentFailed: it answered ``{"success": false, "error": …}``.
+    """
+    if isinstance(answer, dict) and isinstance(answer.get("success"), bool):
+        if not answer["success"]:
+            error = answer.get("error")
+            raise AgentFailed(str(error) if error is not None else None)
+        return answer.get("data")
+    return answer
 
 
 class Performer(Protocol):

@@ -5,9 +5,11 @@
     RetinueError                     E_INTERNAL
     ├── InvalidInput                 E_INVALID_INPUT
     │   ├── TooLarge                 E_TOO_LARGE
-    │   └── UnsupportedMedia         E_UNSUPPORTED_MEDIA
+    │   ├── UnsupportedMedia         E_UNSUPPORTED_MEDIA
+    │   └── EgressDenied             E_EGRESS_DENIED
     ├── NotFound                     E_NOT_FOUND
     │   └── AgentNotFound            E_AGENT_NOT_FOUND
+    ├── Gone                         E_GONE
     ├── Conflict                     E_CONFLICT
     │   └── IllegalTransition        E_CONFLICT
     ├── Unauthenticated              E_UNAUTHENTICATED
@@ -19,7 +21,9 @@
     │   ├── StoreUnavailable         E_STORE_UNAVAILABLE
     │   │   └── StoreBroken          E_STORE_BROKEN
     │   ├── StoreFull                E_STORE_FULL
+    │   ├── PeerUnavailable          E_PEER_UNAVAILABLE
     │   └── ShuttingDown             E_SHUTTING_DOWN
+    ├── PeerRefused                  E_PEER_REFUSED
     ├── QueueFull                    E_QUEUE_FULL
     ├── RateLimited                  E_RATE_LIMITED
     ├── SettingsError                E_SETTINGS
@@ -104,6 +108,12 @@ class UnsupportedMedia(InvalidInput):
     code = "E_UNSUPPORTED_MEDIA"
 
 
+class EgressDenied(InvalidInput):
+    """The egress policy does not let this server connect there."""
+
+    code = "E_EGRESS_DENIED"
+
+
 class NotFound(RetinueError):
     """There is no such thing."""
 
@@ -116,6 +126,14 @@ class AgentNotFound(NotFound):
     """There is no such agent."""
 
     code = "E_AGENT_NOT_FOUND"
+
+
+class Gone(RetinueError):
+    """It was erased, or removed by retention; what is left says that it was there."""
+
+    code = "E_GONE"
+    kind = "not_found"
+    default_outcome = "not_started"
 
 
 class Conflict(RetinueError):
@@ -196,6 +214,22 @@ class ShuttingDown(Unavailable):
     """The server is shutting down and takes no new work."""
 
     code = "E_SHUTTING_DOWN"
+
+
+class PeerUnavailable(Unavailable):
+    """Another service does not answer."""
+
+    code = "E_PEER_UNAVAILABLE"
+
+
+class PeerRefused(RetinueError):
+    """Another service says no."""
+
+    code = "E_PEER_REFUSED"
+
+    def __init__(self, message: str | None = None, *, for_good: bool = False, **more: Any) -> None:
+        super().__init__(message, **more)
+        self.for_good = for_good
 
 
 class QueueFull(RetinueError):

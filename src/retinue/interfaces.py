@@ -1,4 +1,4 @@
-"""The seams: Driver and Instance, Store.
+"""The seams: Driver and Instance, Store, Sink and Memory.
 
 Everything above them is written against these protocols; only ``runtime`` names what stands
 behind them. Each protocol's docstrings are its contract; the conformance suites in
@@ -13,15 +13,17 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import msgspec
 
-from retinue.domain.agent import AgentDefinition
+from retinue.domain.agent import AgentDefinition, StoredAgent
 from retinue.domain.audit import AuditRow
 from retinue.domain.budget import Budget
 from retinue.domain.contract import Contract
 from retinue.domain.event import Event, EventData
 from retinue.domain.execution import Execution, State, Task
 from retinue.domain.intent import Fence, Intent, Result
+from retinue.domain.outbox import Parked
 from retinue.domain.principal import ApiKey, Authority
 from retinue.domain.question import Question
+from retinue.domain.retention import Checkpoint, Mark
 from retinue.domain.session import Session
 
 T = TypeVar("T")
@@ -39,11 +41,17 @@ class Features(msgspec.Struct, frozen=True):
     - ``replay``: it begins anew and gets the answers that were given already, where its delivery
       policy allows repeats at all;
     - ``none``: it is over.
+
+    ``there`` says that an instance costs nothing to start, being an object of this process or
+    somebody else's service: its health is checked before its first task. ``registers`` says that
+    agents of this kind can be registered through the API: ``Driver.check``.
     """
 
     streams: bool = True
     asks: bool = False
     park: str = "none"
+    there: bool = False
+    registers: bool = False
 
 
 class InstanceHandle(msgspec.Struct, frozen=True):
@@ -117,7 +125,7 @@ class Instance(Protocol):
         ...
 
     async def ping(self) -> Health:
-        """Say whether the instance can take work."""
+        """Say whether the instance can take work. It may hang: whoever asks bounds it."""
         ...
 
     async def stop(self, grace: float, /) -> None:
@@ -136,6 +144,15 @@ class Driver(Protocol):
 
         Raises:
             SpawnFailed: it cannot be loaded or started.
+        """
+        ...
+
+    async def check(self, agent: AgentDefinition, /) -> None:
+        """Check a definition that an API caller brought.
+
+        Raises:
+            EgressDenied, InvalidInput: this caller's agent may not be so.
+            NotSupported: the driver does not declare ``registers``.
         """
         ...
 
@@ -212,6 +229,21 @@ class AgentTally(msgspec.Struct, frozen=True):
     failed: int = 0
 
 
+class Backlog(msgspec.Struct, frozen=True):
+    """What a sink has still to take: sessions and contracts, those of failing sessions included.
+
+    ``failing`` counts the sessions whose last delivery failed; ``error`` is the latest such
+    failure, ``failed_at`` when it was. ``parked`` counts contracts that are not tried again.
+    """
+
+    sessions: int = 0
+    contracts: int = 0
+    failing: int = 0
+    parked: int = 0
+    error: str | None = None
+    failed_at: int | None = None
+
+
 class Watched(msgspec.Struct, frozen=True):
     """Where an execution stands, as the follower polls it."""
 
@@ -221,7 +253,120 @@ class Watched(msgspec.Struct, frozen=True):
     cancel_requested: bool
 
 
-class Store(Protocol):
+class Standing(msgspec.Struct, frozen=True):
+    """An execution as a walk over all of them sees it.
+
+    ``contract`` is the id of what stands at its REQUEST's place, None when nothing does; ``cut``
+    is the last place that was removed from its session's chain.
+    """
+
+    id: str
+    owner: str
+    session_id: str
+    agent_id: str | None
+    state: State
+    outcome: str | None
+    request_id: str
+    request_n: int
+    contract: str | None
+    cut: int | None
+
+
+class Beginning(msgspec.Struct, frozen=True):
+    """The first contract that a session's chain still has: its time and its id."""
+
+    owner: str
+    session_id: str
+    at: int
+    id: str
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """An execution that has events: when it ended, if it has."""
+
+    id: str
+    finished_at: int | None
+    removed: bool
+
+
+class Archive(Protocol):
+    """What walks over the whole record read, page by page: verification and retention."""
+
+    async def contracts_after(
+        self, place: tuple[str, str, int], owner: str | None, limit: int, /
+    ) -> list[Contract]:
+        """Return the contracts after a place of all chains, in order; bounded by bytes too."""
+        ...
+
+    async def hashes_at(
+        self, places: Sequence[tuple[str, str, int]], /
+    ) -> dict[tuple[str, str, int], bytes]:
+        """Return the hashes of the contracts at these places, of those that are there."""
+        ...
+
+    async def executions_of(self, ids: Sequence[str], /) -> list[Execution]:
+        """Return these executions."""
+        ...
+
+    async def events_after(
+        self, ids: Sequence[str], place: tuple[str, int], limit: int, /
+    ) -> list[tuple[Event, bytes | None]]:
+        """Return events of these executions after a place, in order; bounded by bytes too.
+
+        Each comes with the hash that stands for its data if that was erased.
+        """
+        ...
+
+    async def questions_of(self, ids: Sequence[str], /) -> list[Question]:
+        """Return all questions of these executions, closed ones too."""
+        ...
+
+    async def marks_of(self, ids: Sequence[str], /) -> list[Mark]:
+        """Return what was removed or erased of these executions (or contracts)."""
+        ...
+
+    async def audit_rows(self, numbers: Sequence[int], /) -> list[AuditRow]:
+        """Return these rows of the audit."""
+        ...
+
+    async def checkpoints(
+        self, first: tuple[str, str], last: tuple[str, str], /
+    ) -> list[Checkpoint]:
+        """Return the checkpoints of the sessions from ``first`` to ``last``."""
+        ...
+
+    async def standing_after(
+        self, execution_id: str, owner: str | None, limit: int, /
+    ) -> list[Standing]:
+        """Return where the executions after an id stand, in order."""
+        ...
+
+    async def stray_event(self, after: str, last: str | None, /) -> tuple[str, int] | None:
+        """Return an event without execution, with an id after ``after`` and up to ``last``."""
+        ...
+
+    async def stray_question(self) -> str | None:
+        """Return a question without execution."""
+        ...
+
+    async def with_events(self, after: str, limit: int, /) -> list[Ended]:
+        """Return the executions after an id that have events, in order."""
+        ...
+
+    async def newest_but(self, count: int, before: str | None, /) -> str | None:
+        """Return the id of the ``count``-th newest execution (of those before ``before``)."""
+        ...
+
+    async def beginnings(self, after: tuple[str, str], limit: int, /) -> list[Beginning]:
+        """Return where the chains of the sessions after one begin, in order."""
+        ...
+
+    async def unswept(self) -> bool:
+        """Say whether something that is marked is still to be swept."""
+        ...
+
+
+class Store(Archive, Protocol):
     """The ledger and the queue. SQLite and PostgreSQL; one conformance suite runs on both.
 
     Every read takes an owner as its scope where the record has one (None: any). A read sees
@@ -230,6 +375,12 @@ class Store(Protocol):
 
     worker: str
     """This process's epoch: a ULID, new at every ``open``."""
+
+    sinks: tuple[str, ...]
+    """Names of the sinks that each contract is put into the outbox for, in the same commit.
+
+    Empty unless set, before ``open``. Processes that share a store name the same ones.
+    """
 
     async def open(self) -> None:
         """Open, migrate, and begin a new epoch.
@@ -281,13 +432,6 @@ class Store(Protocol):
         """Return journaled events with a number greater than ``after``, in order.
 
         Not all of them: ``limit`` at most, and ``most_bytes`` of data unless the first has more.
-        """
-        ...
-
-    async def events_of(self, execution_ids: Sequence[str], limit: int, /) -> list[Event] | None:
-        """Return the events of several executions, by execution and number.
-
-        None when they are more than ``limit``, or than ``PAGE_BYTES`` of data.
         """
         ...
 
@@ -349,6 +493,27 @@ class Store(Protocol):
         """
         ...
 
+    async def outbox_due(self, sink: str, now: int, /) -> bool:
+        """Say whether a lane of ``sink`` can be claimed at ``now``."""
+        ...
+
+    async def outbox_backlog(self, sink: str, /) -> Backlog:
+        """Count what ``sink`` has still to take."""
+        ...
+
+    async def undelivered(
+        self, owner: str, session_id: str, first: int, last: int, /, *, limit: int, most_bytes: int
+    ) -> list[Contract]:
+        """Return the rows of a chain from place ``first`` to ``last``, in order.
+
+        At most ``limit`` of them, and no more than ``most_bytes`` of bodies, but at least one.
+        """
+        ...
+
+    async def parked(self, sink: str | None, owner: str | None, page: Page, /) -> Listing[Parked]:
+        """List parked contracts by sink, owner and place."""
+        ...
+
     async def questions(self, owner: str | None, page: Page, /) -> Listing[Question]:
         """List open questions, oldest first."""
         ...
@@ -365,6 +530,14 @@ class Store(Protocol):
         """Return all API keys, revoked ones too."""
         ...
 
+    async def agents(self) -> list[StoredAgent]:
+        """Return the registrations that are not removed, oldest first."""
+        ...
+
+    async def agent_changes(self) -> int:
+        """Return a number that grows with every registration and every removal."""
+        ...
+
     async def audit(self, page: Page, /) -> Listing[AuditRow]:
         """List the audit chain, oldest first."""
         ...
@@ -379,4 +552,50 @@ class Store(Protocol):
 
     async def chain(self, owner: str, session_id: str, after: int, limit: int, /) -> list[Contract]:
         """Return rows of one session's chain; fewer than ``limit`` when they are large."""
+        ...
+
+
+# -- other services ----------------------------------------------------------------------------
+
+
+class Peer(Protocol):
+    """Another service that we call."""
+
+    name: ClassVar[str]
+
+    async def check(self) -> Health:
+        """Ask the service whether it is well. Answers within a second or so; never raises."""
+        ...
+
+    async def close(self) -> None:
+        """Close the connections."""
+        ...
+
+
+class Sink(Peer, Protocol):
+    """Takes every contract, at least once, each session's in the order of its chain.
+
+    Fed by the outbox (``engine.outbox``), never by whoever writes a contract.
+    """
+
+    async def deliver(self, contract: Contract, /) -> None:
+        """Hand one contract over; on return the service has taken it.
+
+        Raises:
+            PeerUnavailable: the service does not answer, or says that it cannot now. Nothing is
+                wrong with the contract.
+            PeerRefused: it says no to this contract; ``for_good`` when saying it again is idle.
+        """
+        ...
+
+
+class Memory(Peer, Protocol):
+    """Compresses sessions into memory blocks."""
+
+    async def compress(self, session_id: str, intent: str | None, told: str, /) -> dict[str, Any]:
+        """Return the service's block of a session of which ``told`` is the account, as text.
+
+        Raises:
+            PeerUnavailable, PeerRefused: there is none.
+        """
         ...

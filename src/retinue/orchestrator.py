@@ -7,38 +7,55 @@ one, the caller is the local admin.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from retinue.agent import Agent
+from retinue.domain.agent import AgentDefinition, HttpConfig, Registration, StoredAgent
 from retinue.domain.audit import AuditDraft, AuditRow
-from retinue.domain.event import Event, EventType, Piece
+from retinue.domain.event import Event, Piece
 from retinue.domain.execution import Execution, Task
 from retinue.domain.ids import iso, now_us
 from retinue.domain.intent import Audit
+from retinue.domain.outbox import Parked
 from retinue.domain.principal import LOCAL, Authority, Principal, Role
 from retinue.domain.question import Question
+from retinue.domain.retention import REMOVED
 from retinue.domain.session import Session, check_session_id
-from retinue.domain.strictjson import dumps, loads
+from retinue.domain.strictjson import loads
+from retinue.engine.complete import complete
 from retinue.engine.compress import compress
 from retinue.engine.core import Engine
 from retinue.engine.definition import definition_of
+from retinue.engine.erasure import Erasure, erase_execution, erase_session
 from retinue.engine.intake import Accepted
+from retinue.engine.journal import truncated
 from retinue.engine.keys import Keys
-from retinue.engine.ledger import Verdict, Verification
+from retinue.engine.ledger import Anchor, Verdict, Verification
 from retinue.engine.outcome import Reply, reply_of
 from retinue.engine.pieces import Results, in_pieces
 from retinue.engine.registry import Entry, describe
-from retinue.errors import Forbidden, InvalidInput, NotFound, RetinueError
-from retinue.interfaces import ContractFilter, ContractView, ExecutionFilter, Listing, Page
+from retinue.engine.retention import Policy, Pruned
+from retinue.errors import Forbidden, Gone, InvalidInput, NotFound, RetinueError
+from retinue.interfaces import (
+    Backlog,
+    ContractFilter,
+    ContractView,
+    ExecutionFilter,
+    Listing,
+    Page,
+)
 
 __all__ = [
     "LOCAL_ADMIN",
     "Accepted",
     "AgentView",
+    "Anchor",
+    "Erasure",
     "Orchestrator",
     "Reply",
     "Verdict",
@@ -46,11 +63,17 @@ __all__ = [
     "reply_view",
 ]
 
+T = TypeVar("T")
 LOCAL_ADMIN = Principal("local", LOCAL, Role.ADMIN)
 
 
 class AgentView(msgspec.Struct, frozen=True, kw_only=True):
-    """An agent as it is listed (specification 003)."""
+    """An agent as it is listed (specification 003).
+
+    `reason` says why it is offline; `last_heartbeat` is when a health check last went well.
+    `endpoint` is where an agent over HTTP is, `registered_by` who registered it through the API
+    (null: it is part of the server's code or configuration).
+    """
 
     agent_id: str
     name: str
@@ -65,6 +88,18 @@ class AgentView(msgspec.Struct, frozen=True, kw_only=True):
     running: int
     concurrency: int
     breaker: dict[str, Any]
+    last_heartbeat: str | None
+    reason: str | None
+    endpoint: str | None
+    registered_by: str | None
+
+
+class Integration(msgspec.Struct, frozen=True):
+    """How a service around us does. A sink has failed deliveries, and a backlog."""
+
+    healthy: bool
+    failures: int = 0
+    backlog: Backlog | None = None
 
 
 class Orchestrator:
@@ -166,10 +201,43 @@ class Orchestrator:
         return await self._store.executions(scoped, page)
 
     async def task_of(self, execution: Execution) -> tuple[Any, Reply | None]:
-        """Return an execution's input (None once erased), and its reply if it has ended."""
+        """Return an execution's input, and its reply if it has ended; None for what is gone."""
         asked, answered = await self._store.bodies(execution)
-        reply = reply_of(execution, answered) if execution.terminal else None
+        try:
+            reply = reply_of(execution, answered) if execution.terminal else None
+        except Gone:
+            reply = None
         return (loads(asked) if asked is not None else None), reply
+
+    async def gone(self, execution: Execution) -> frozenset[str]:
+        """Return what of an execution is gone: ``erased``, ``removed``, both or neither."""
+        marks = await self._store.marks_of([execution.id])
+        return frozenset(mark.kind for mark in marks)
+
+    async def erase(self, execution_id: str, principal: Principal = LOCAL_ADMIN) -> Erasure:
+        """Erase what an execution was given, did and answered; its contracts stay, bodiless.
+
+        Raises:
+            NotFound: there is none of this owner.
+            Forbidden: the caller is no admin.
+            Conflict: it has not ended.
+        """
+        await self.require(principal, Role.ADMIN, "execution.erase", execution_id)
+        execution = await self.execution(execution_id, principal)
+        return await erase_execution(self._store, self._engine.retention, execution, principal)
+
+    async def erase_session(self, session_id: str, principal: Principal = LOCAL_ADMIN) -> Erasure:
+        """Erase every exchange of a session that has ended.
+
+        Raises:
+            NotFound: there is none of this owner.
+            Forbidden: the caller is no admin.
+        """
+        await self.require(principal, Role.ADMIN, "session.erase", session_id)
+        await self.session(session_id, principal)
+        return await erase_session(
+            self._store, self._engine.retention, principal.owner, session_id, principal
+        )
 
     async def cancel(self, execution_id: str, principal: Principal = LOCAL_ADMIN) -> Execution:
         """Cancel an execution and return it as it is now.
@@ -194,6 +262,7 @@ class Orchestrator:
     ) -> AsyncGenerator[list[Event], None]:
         """Yield an execution's events after number ``after`` until the terminal one.
 
+        In place of events that retention has removed comes one ``truncated``, which is the last.
         What is there at one moment comes as one list; with ``heartbeat`` (seconds) an empty list
         says that nothing happened. The ``completed`` event carries the whole result.
 
@@ -206,8 +275,8 @@ class Orchestrator:
             journal.follow(execution_id, after=after, heartbeat=heartbeat)
         ) as batches:
             async for events in batches:
-                if events and events[-1].type is EventType.COMPLETED:
-                    events[-1] = await self._with_result(events[-1])
+                if events:
+                    events[-1] = await complete(self._store, events[-1])
                 yield events
 
     async def stream(
@@ -229,16 +298,22 @@ class Orchestrator:
             async for some in pieces:
                 yield some
 
-    async def _with_result(self, event: Event) -> Event:
-        """Complete the terminal event at the door: the ledger keeps the result only once."""
-        execution = await self._store.execution(event.execution_id, None)
-        if execution is None:
-            return event
-        _, body = await self._store.bodies(execution)
-        result = loads(body) if body is not None else None
-        text = result if isinstance(result, str) else (body or b"null").decode()
-        data = {"final_response": text, "result": result, **loads(event.data)}
-        return msgspec.structs.replace(event, data=dumps(data))
+    async def events(
+        self, execution_id: str, after: int, limit: int, principal: Principal = LOCAL_ADMIN
+    ) -> list[Event]:
+        """Return the events after number ``after`` that are there now.
+
+        Raises:
+            NotFound: there is none of this owner.
+        """
+        execution = await self.execution(execution_id, principal)
+        found = list(await self._store.events(execution_id, after=after, limit=limit))
+        gap = found[0].seq != after + 1 if found else after < execution.last_seq
+        if gap and REMOVED in await self.gone(execution):
+            found = [truncated(execution_id, after, execution.last_seq)]
+        if found:
+            found[-1] = await complete(self._store, found[-1])
+        return found
 
     # -- questions -----------------------------------------------------------------------------
 
@@ -294,13 +369,15 @@ class Orchestrator:
     ) -> dict[str, Any]:
         """Return a memory block of a session, made from its contracts.
 
-        Answers as ``POST /v1/compress`` does: ``compressed`` false, with the reason, when there
-        is nothing to compress.
+        MemAgent makes it when it is set and answers; else it is made here, and says so. Answers
+        as ``POST /v1/compress`` does: ``compressed`` false, with the reason, when there is nothing
+        to compress.
         """
         check_session_id(session_id)
         answer = {"status": "ok", "session_id": session_id, "compressed": True, "error": None}
+        memory = self._engine.memory
         try:
-            block = await compress(self._store, principal.owner, session_id, intent)
+            block = await compress(self._store, principal.owner, session_id, intent, memory)
         except RetinueError as error:
             return {
                 **answer,
@@ -311,10 +388,43 @@ class Orchestrator:
             }
         return {**answer, "memory_block": block}
 
-    async def verify(self, principal: Principal = LOCAL_ADMIN) -> Verdict:
-        """Verify the ledger: everything for an admin, else the caller's own sessions."""
+    async def verify(
+        self, principal: Principal = LOCAL_ADMIN, anchor: Anchor | None = None
+    ) -> Verdict:
+        """Verify the ledger: everything for an admin, else the caller's own sessions.
+
+        ``anchor`` is one that ``anchor`` returned before: it must still be in the audit chain.
+        """
         owner = None if principal.role is Role.ADMIN else principal.owner
-        return await Verification(self._store).run(owner)
+        return await Verification(self._store).run(owner, anchor)
+
+    async def anchor(self, principal: Principal = LOCAL_ADMIN) -> Anchor:
+        """Anchor every session's head in the audit chain and return that chain's head.
+
+        Kept where nobody who can write the store can change it, it shows later whether all was
+        rewritten.
+
+        Raises:
+            Forbidden: the caller is no admin.
+        """
+        await self.require(principal, Role.ADMIN, "ledger.anchor")
+        await self._engine.scheduler.resume()
+        await self._engine.scheduler.anchor()
+        n, head = await self._store.audit_head()
+        return Anchor(n, bytes(head))
+
+    async def prune(
+        self, *, dry_run: bool = False, principal: Principal = LOCAL_ADMIN
+    ) -> tuple[Policy, Pruned]:
+        """Remove now what retention is to remove; ``dry_run`` only says what that would be.
+
+        Raises:
+            Forbidden: the caller is no admin.
+        """
+        await self.require(principal, Role.ADMIN, "ledger.prune")
+        retention = self._engine.retention
+        pruned = await (retention.trial() if dry_run else retention.round(whole=True))
+        return retention.policy, pruned
 
     async def audit(self, page: Page, principal: Principal = LOCAL_ADMIN) -> Listing[AuditRow]:
         """List the audit chain.
@@ -334,8 +444,60 @@ class Orchestrator:
             Conflict: its id is taken.
             InvalidInput: its id, options or a capability's parameters are not valid.
         """
-        self._engine.add_agent(definition_of(agent))
-        self._registered[agent.agent_id] = now_us()
+        self.register_definition(definition_of(agent))
+
+    def register_definition(self, definition: AgentDefinition) -> None:
+        """Register an agent of any driver, as the configuration names it.
+
+        Raises:
+            Conflict: its id is taken.
+            InvalidInput: its id or a capability's parameters are not valid.
+        """
+        self._engine.add_agent(definition)
+        self._registered[definition.agent_id] = now_us()
+
+    async def register_remote(
+        self, wanted: Registration, principal: Principal = LOCAL_ADMIN
+    ) -> tuple[StoredAgent, str]:
+        """Register an agent that answers over HTTP, for good; also return its secret, this once.
+
+        Raises:
+            Forbidden: the caller is only a viewer, or would take tasks from another owner's agent.
+            Conflict: its id is taken.
+            InvalidInput: something is not valid; EgressDenied: its endpoint may not be called.
+        """
+        return await self._as_operator(
+            principal,
+            "agent.register",
+            wanted.agent_id,
+            lambda: self._engine.roster.register(wanted, by=principal),
+        )
+
+    async def remove_remote(self, agent_id: str, principal: Principal = LOCAL_ADMIN) -> None:
+        """End the registration of such an agent; what it runs goes on.
+
+        Raises:
+            Forbidden: the caller is only a viewer, or it is another owner's.
+            AgentNotFound: there is none.
+            Conflict: it was not registered so.
+        """
+        await self._as_operator(
+            principal,
+            "agent.remove",
+            agent_id,
+            lambda: self._engine.roster.remove(agent_id, by=principal),
+        )
+
+    async def _as_operator(
+        self, principal: Principal, action: str, target: str, work: Callable[[], Awaitable[T]]
+    ) -> T:
+        if not principal.role.covers(Role.OPERATOR):
+            await self._forbid(principal, action, target)
+        try:
+            return await work()
+        except Forbidden:
+            await self._audit(principal, action, target, outcome="forbidden")
+            raise
 
     async def remove_agent(self, agent_id: str) -> None:
         """Take an agent out of routing; what it runs ends first.
@@ -360,7 +522,9 @@ class Orchestrator:
         return self._view(entry, (await self._store.tallies()).get(entry.agent_id))
 
     def _view(self, entry: Entry, tally: Any) -> AgentView:
-        definition = entry.definition
+        definition, stored = entry.definition, entry.stored
+        registered = stored.created_at if stored is not None else None
+        last_good, config = entry.pulse.last_good, definition.config
         return AgentView(
             agent_id=entry.agent_id,
             name=definition.name,
@@ -372,12 +536,16 @@ class Orchestrator:
             ],
             version=definition.version,
             driver=definition.driver,
-            registered_at=iso(self._registered.get(entry.agent_id, self.started_at)),
+            registered_at=iso(registered or self._registered.get(entry.agent_id, self.started_at)),
             tasks_completed=tally.completed if tally is not None else 0,
             tasks_failed=tally.failed if tally is not None else 0,
             running=entry.running,
             concurrency=definition.concurrency,
             breaker=describe(entry),
+            last_heartbeat=iso(last_good) if last_good is not None else None,
+            reason=entry.unhealthy,
+            endpoint=config.endpoint if isinstance(config, HttpConfig) else None,
+            registered_by=stored.created_by if stored is not None else None,
         )
 
     # -- the system ----------------------------------------------------------------------------
@@ -431,14 +599,51 @@ class Orchestrator:
             },
         }
 
-    async def require(self, principal: Principal, role: Role, action: str) -> None:
+    async def integrations(self) -> dict[str, Integration]:
+        """Return how the services around us do: those that are set, by name."""
+        watch, outbox = self._engine.memory_watch, self._engine.outbox
+        found: dict[str, Integration] = {}
+
+        async def memory() -> None:
+            if watch is not None:
+                found[watch.peer.name] = Integration((await watch.known()).healthy)
+
+        async def sink(name: str) -> None:
+            report = await outbox.report(name)
+            found[name] = Integration(report.healthy, report.failures, report.backlog)
+
+        await asyncio.gather(memory(), *map(sink, outbox.feeds))
+        return found
+
+    async def parked(self, page: Page, principal: Principal = LOCAL_ADMIN) -> Listing[Parked]:
+        """List the contracts that a sink would not take."""
+        return await self._store.parked(None, principal.owner, page)
+
+    async def retry_parked(self, principal: Principal = LOCAL_ADMIN) -> tuple[int, int]:
+        """Deliver once more what is parked; return how many were taken, and how many were not.
+
+        Raises:
+            PeerUnavailable: a sink is away.
+            Forbidden: the caller is only a viewer.
+        """
+        await self.require(principal, Role.OPERATOR, "outbox.retry")
+        taken = refused = 0
+        for feed in self._engine.outbox.feeds.values():
+            more, less = await feed.retry(principal.owner)
+            taken, refused = taken + more, refused + less
+        await self._audit(principal, "outbox.retry", "")
+        return taken, refused
+
+    async def require(
+        self, principal: Principal, role: Role, action: str, target: str = ""
+    ) -> None:
         """Check that the caller's role covers ``role``.
 
         Raises:
             Forbidden: it does not; that is audited.
         """
         if not principal.role.covers(role):
-            await self._forbid(principal, action, "")
+            await self._forbid(principal, action, target)
 
     async def _forbid(self, principal: Principal, action: str, target: str) -> None:
         await self._audit(principal, action, target, outcome="forbidden")

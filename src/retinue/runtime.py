@@ -6,22 +6,37 @@ Started in order, stopped in reverse: store, engine, agents, orchestrator.
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib
 import importlib.metadata
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from retinue.agent import Agent, FunctionAgent
+from retinue.domain.agent import (
+    AgentDefinition,
+    Capability,
+    HttpConfig,
+    Registration,
+    definition_of_remote,
+)
+from retinue.domain.egress import Policy as Egress
 from retinue.domain.policy import RatePolicy
+from retinue.drivers.http import HttpDriver
 from retinue.drivers.python import PythonDriver
 from retinue.engine.core import Engine
-from retinue.errors import SettingsError, StoreBroken
-from retinue.interfaces import Store
+from retinue.engine.journal import Journal
+from retinue.engine.retention import Policy as Keeping
+from retinue.engine.roster import checked
+from retinue.errors import InvalidInput, SettingsError, StoreBroken
+from retinue.interfaces import Driver, Memory, Sink, Store
 from retinue.orchestrator import Orchestrator
-from retinue.settings import Settings
+from retinue.settings import HttpReference, Settings
+from retinue.storage.keyfile import FILE as KEY_FILE
+from retinue.storage.keyfile import signing_key
 from retinue.storage.lockfile import Holder, read_holder
 from retinue.storage.sqlite import SqliteStore
 
@@ -90,11 +105,67 @@ def load_agent(reference: str, arguments: dict[str, Any] | None = None) -> Agent
     return target
 
 
+def _sinks(settings: Settings) -> list[Sink]:
+    if not settings.trace_enabled:
+        return []
+    from retinue.integrations.trace import Trace  # noqa: PLC0415 only when it is wanted
+
+    return [Trace(settings.trace_url)]
+
+
+def _memory(settings: Settings) -> Memory | None:
+    if not settings.memagent_enabled:
+        return None
+    from retinue.integrations.memory import MemAgent  # noqa: PLC0415 only when it is wanted
+
+    return MemAgent(settings.memagent_url)
+
+
+def remote_agent(given: HttpReference) -> AgentDefinition:
+    """Return the definition of an agent over HTTP that the configuration names.
+
+    Raises:
+        SettingsError: a capability's parameters are not valid.
+    """
+    try:
+        registration = checked(
+            Registration(
+                agent_id=given.agent_id,
+                name=given.name or given.agent_id,
+                description=given.description,
+                version=given.version,
+                endpoint=given.endpoint,
+                capabilities=tuple(Capability(**dict(c)) for c in given.capabilities),
+                concurrency=given.concurrency,
+                timeout_us=int(given.timeout * 1_000_000),
+                delivery=given.delivery,
+                max_attempts=given.max_attempts,
+            )
+        )
+    except InvalidInput as error:
+        raise SettingsError(f"agent {given.agent_id}: {error.message}") from None
+    config = HttpConfig(endpoint=given.endpoint, secret=given.secret, trusted=True)
+    return definition_of_remote(registration, config)
+
+
+def _signing_key(settings: Settings) -> Callable[[], bytes] | None:
+    """Return what reads the signing key when it is first wanted; None: a store in memory."""
+    given = settings.signing_key
+    if given is not None:
+        return given.encode
+    file = store_file(settings)
+    if file is None and (settings.database_url or "").startswith("sqlite:"):
+        return None
+    path = (file.parent if file is not None else settings.data_dir) / KEY_FILE
+    return functools.cache(lambda: signing_key(path))
+
+
 class Runtime:
     """A system in this process: ``async with Runtime(settings) as orchestrator``.
 
     With no settings it is embedded: an in-memory store, no example fleet, nothing read from the
-    environment.
+    environment. ``store``, ``journal`` and ``drivers`` (by name) take the place of our own: who
+    tests us wraps them.
     """
 
     def __init__(
@@ -103,24 +174,45 @@ class Runtime:
         *,
         url: str | None = None,
         store: Store | None = None,
+        journal: Callable[[Store], Journal] = Journal,
+        drivers: Iterable[Driver] = (),
     ) -> None:
         self.settings = settings or Settings(database_url="sqlite://", examples=False)
         self._failure: StoreBroken | None = None
         self._failed = asyncio.Event()
         self.store = store or open_store(
-            self.settings, url=url, on_lost=self._lost, on_broken=self._broken
+            self.settings, url=url, on_lost=self.lost, on_broken=self._broken
+        )
+        own: tuple[Driver, ...] = (
+            PythonDriver(),
+            HttpDriver(Egress.of(self.settings.egress_allow)),
         )
         rate = self.settings.rate_limit_per_minute
         self.engine = Engine(
             self.store,
-            {PythonDriver.name: PythonDriver()},
+            {driver.name: driver for driver in (*own, *drivers)},
+            journal=journal(self.store),
             queue_bound=self.settings.queue_bound,
             caller_rate=RatePolicy(per_minute=rate) if rate is not None else None,
             max_result_bytes=self.settings.max_result_bytes,
+            sinks=_sinks(self.settings),
+            memory=_memory(self.settings),
+            health_seconds=(
+                self.settings.health_interval_seconds,
+                self.settings.health_timeout_seconds,
+            ),
+            signing_key=_signing_key(self.settings),
+            policy=Keeping(
+                days=self.settings.retention_days,
+                executions=self.settings.retention_executions,
+                event_days=self.settings.retention_event_days,
+            ),
+            cleanup_interval=self.settings.cleanup_interval,
         )
         self.orchestrator = Orchestrator(self.engine)
 
-    def _lost(self) -> None:
+    def lost(self) -> None:
+        """Stop what runs: the store's ``on_lost``."""
         self.engine.lost()
 
     def _broken(self, failure: StoreBroken) -> None:
@@ -160,6 +252,10 @@ class Runtime:
         try:
             for agent in agents:
                 self.orchestrator.register_agent(agent)
+            for given in self.settings.agents:
+                if isinstance(given, HttpReference):
+                    self.orchestrator.register_definition(remote_agent(given))
+            await self.engine.roster.follow()
         except BaseException:
             await self.store.close()
             raise
@@ -167,6 +263,7 @@ class Runtime:
 
     async def close(self) -> None:
         """Close what was opened only."""
+        await self.engine.close()
         await self.store.close()
 
     def _agents(self) -> list[Agent]:
@@ -175,7 +272,11 @@ class Runtime:
             from retinue.examples import fleet  # noqa: PLC0415 only when it is wanted
 
             agents.extend(fleet(self.settings.survey_root))
-        agents.extend(load_agent(given.agent, given.arguments) for given in self.settings.agents)
+        agents.extend(
+            load_agent(given.agent, given.arguments)
+            for given in self.settings.agents
+            if not isinstance(given, HttpReference)
+        )
         if self.settings.entry_points:
             found = importlib.metadata.entry_points(group=ENTRY_POINTS)
             agents.extend(load_agent(point.value) for point in found)

@@ -233,6 +233,58 @@ def test_verifying_nothing_is_an_error(place: Place) -> None:
     assert not (place.directory / ".retinue").exists()
 
 
+def test_an_anchor_is_printed_and_checked(place: Place) -> None:
+    assert place.call("run", "echo", "text=one").code == 0
+    done = place.call("ledger", "anchor")
+    anchor = done.out.strip()
+    n, _, digest = anchor.partition(":")
+    assert (n.isdigit(), len(digest)) == (True, 64)
+    assert place.call("run", "echo", "text=two").code == 0
+    assert place.call("ledger", "verify", "--anchor", anchor).code == 0
+    done = place.call("ledger", "verify", "--anchor", f"{n}:{'0' * 64}")
+    assert done.code == 1
+    assert f"audit, row {n}: the row is not the one that the anchor names" in done.err
+    assert place.call("ledger", "verify", "--anchor", "nonsense").code == 2
+
+
+def test_what_was_said_is_erased(place: Place) -> None:
+    for text in ("tell-nobody", "nor-this"):
+        assert place.call("run", "echo", f"text={text}", "--session", "mine").code == 0
+    first = place.call("execution", "--json").json["executions"][-1]["execution_id"]
+    assert place.call("execution", "erase", first).out == f"{first}: 2 contracts erased\n"
+    shown = place.call("execution", "show", first, "--json").json
+    assert (shown["erased"], shown["input"], shown["result"]) == (True, None, None)
+    assert place.call("session", "erase", "mine").out == "mine: 2 contracts erased\n"
+    assert place.call("session", "erase", "mine").out == "mine: 0 contracts erased\n"
+    assert place.call("session", "erase", "nowhere").code == 2
+    assert place.call("ledger", "verify").code == 0
+    listed = place.call("session", "contracts", "mine", "--json").out
+    assert "tell-nobody" not in listed
+    assert place.call("execution", "follow", first).code == 0
+
+
+def test_what_is_old_is_removed(place: Place) -> None:
+    words = ("summarize_text", "text=One is. Two is.", "--session", "mine")
+    for _ in range(3):
+        assert place.call("run", *words).code == 0
+    done = place.call("ledger", "prune")
+    assert "no retention is set" in done.err
+    old = place.call("execution", "--json").json["executions"][-1]["execution_id"]
+    place.write("retinue.yaml", "retention_executions: 1\n")
+    done = place.call("ledger", "prune", "--dry-run")
+    assert done.out == (
+        "would remove the events of 2 executions; 1 sessions begin with old contracts\n"
+    )
+    done = place.call("ledger", "prune", "--json")
+    assert (done.json["executions"], done.json["contracts"]) == (2, 4)
+    done = place.call("execution", "follow", old)
+    assert done.code == 0
+    assert "were removed by retention" in done.err
+    assert f"completed: {old}" in done.err
+    assert place.call("execution", "show", old, "--json").json["removed"] is True
+    assert place.call("ledger", "verify").code == 0
+
+
 # -- keys ------------------------------------------------------------------------------------------
 
 

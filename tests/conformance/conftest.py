@@ -12,7 +12,8 @@ from retinue.storage.postgres import PostgresStore
 from retinue.testing.servers import PostgresServer
 
 # The suites of ``retinue.testing`` are tests too: their assertions explain themselves.
-for part in ("samples", "queue", "runs", "records", "lists", "suite"):
+PARTS = "samples queue runs records lists outbox agents retention suite"
+for part in PARTS.split():
     pytest.register_assert_rewrite(f"retinue.testing.store_{part}")
 
 _schema_numbers = itertools.count(1)

@@ -10,13 +10,28 @@ import pytest
 
 from retinue.domain.execution import Execution
 from retinue.domain.ids import now_us
-from retinue.domain.intent import Append, Appended, Audit, Conflict, Intent, Lease, Leased, Requeue
+from retinue.domain.intent import (
+    Append,
+    Appended,
+    Audit,
+    Claimed,
+    ClaimLanes,
+    Conflict,
+    Intent,
+    Lease,
+    Leased,
+    Ok,
+    Requeue,
+)
 from retinue.errors import StoreUnavailable, WorkerLost
 from retinue.storage.migrate import migrations
 from retinue.storage.postgres import PostgresStore
 from retinue.testing.servers import PostgresServer
+from retinue.testing.store_agents import put, registration
+from retinue.testing.store_outbox import claim, places, settle
 from retinue.testing.store_records import audited, verify_audit
 from retinue.testing.store_samples import (
+    SECOND,
     execution,
     fence,
     finish,
@@ -271,9 +286,92 @@ async def _submitted(store: PostgresStore, e: Execution, worker: str) -> Any:
     return await store.write(submit(e, worker=worker))
 
 
+class TestOutbox:
+    async def test_writers_and_feeds_of_two_processes_never_wait_for_each_other(
+        self, opened: Open, sql: Sql
+    ) -> None:
+        stores = await asyncio.gather(opened(), opened())
+        for store in stores:
+            store.sinks = ("trace", "other")
+        names = [f"s{number}" for number in range(6)]
+
+        async def write(store: PostgresStore) -> None:
+            for number in range(25):
+                e = execution(session_id=names[number % 6])
+                await store.write(submit(e, worker=store.worker))
+                await store.write(finish(e))
+
+        taken: dict[tuple[str, str], list[int]] = {}
+
+        async def feed(store: PostgresStore, sink: str) -> None:
+            while (await store.outbox_backlog(sink)).contracts or not written.done():
+                for lane in await claim(store, 2, sink=sink, at=60 * SECOND):
+                    got = taken.setdefault((sink, lane.session_id), [])
+                    got += await places(store, lane, 2)
+                    assert await settle(store, lane, got[-1] + 1) == Ok()
+
+        written = asyncio.gather(*(write(store) for store in stores for _ in range(4)))
+        feeds = [feed(store, sink) for store in stores for sink in ("trace", "other")]
+        await asyncio.gather(written, *feeds)
+        for sink in ("trace", "other"):
+            for name in names:
+                session = await stores[0].session("ann", name)
+                assert session is not None
+                assert taken[sink, name] == list(range(1, session.n + 1))
+        # A deadlock would have been resolved by trying again, a second later.
+        rows = await sql(
+            "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+        )
+        assert rows[0][0] == 0
+
+    async def test_a_claim_asked_for_by_an_epoch_that_is_over_takes_nothing(
+        self, opened: Open
+    ) -> None:
+        store = await opened()
+        store.sinks = ("trace",)
+        await run(store)
+        stale = ClaimLanes("trace", "an earlier epoch", 10, now_us() + SECOND)
+        assert await store.write(stale) == Claimed([])
+        assert len(await claim(store, at=SECOND)) == 1
+
+
 class TestOpening:
+    @pytest.mark.parametrize("had", [(1,), (1, 7)])
+    async def test_an_older_schema_is_brought_up_to_date(
+        self, opened: Open, sql: Sql, had: tuple[int, ...]
+    ) -> None:
+        scripts = dict(migrations("postgres"))
+        await sql("CREATE TABLE schema_version (version BIGINT PRIMARY KEY, at BIGINT NOT NULL)")
+        for number in had:
+            for statement in scripts[number].split(";\n"):
+                if statement.strip():
+                    await sql(statement)
+            await sql("INSERT INTO schema_version VALUES ($1, 0)", number)
+        store = await opened()
+        rows = await sql("SELECT version FROM schema_version ORDER BY version")
+        assert [row[0] for row in rows] == sorted(scripts)
+        store.sinks = ("trace",)
+        await run(store)
+        assert len(await claim(store, at=SECOND)) == 1
+
     async def test_two_may_migrate_at_once(self, opened: Open, sql: Sql) -> None:
         await asyncio.gather(*(opened() for _ in range(4)))
+        rows = await sql("SELECT version FROM schema_version ORDER BY version")
+        assert [row[0] for row in rows] == [number for number, _ in migrations("postgres")]
+
+    async def test_a_store_of_the_first_version_is_brought_up_to_date(
+        self, opened: Open, sql: Sql, schema_url: str
+    ) -> None:
+        db = await asyncpg.connect(schema_url)
+        try:
+            await db.execute("CREATE TABLE schema_version (version BIGINT PRIMARY KEY, at BIGINT)")
+            await db.execute(migrations("postgres")[0][1])
+            await db.execute("INSERT INTO schema_version VALUES (1, 0)")
+        finally:
+            await db.close()
+        old = await opened()
+        assert await old.write(put(registration())) == Ok()
+        assert len(await old.agents()) == 1
         rows = await sql("SELECT version FROM schema_version ORDER BY version")
         assert [row[0] for row in rows] == [number for number, _ in migrations("postgres")]
 

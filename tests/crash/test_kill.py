@@ -45,7 +45,7 @@ async def test_of_two_servers_the_other_one_takes_over(tmp_path: Path, postgres_
 
 
 async def test_a_store_that_acknowledges_too_early_is_caught(tmp_path: Path) -> None:
-    report = await killed(tmp_path, replace(PLAN, hasty=True, callers=4), 4)
+    report = await killed(tmp_path, replace(PLAN, store="hasty", callers=4), 4)
     assert report.lost, report
 
 

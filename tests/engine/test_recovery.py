@@ -275,11 +275,11 @@ async def filled(path: Path) -> None:
         ("DELETE FROM contract WHERE session_id = 's0' AND n = 6", "session s0", 6),
         ("UPDATE contract SET n = 9 WHERE session_id = 's0' AND n = 1", "session s0", 1),
         ("UPDATE event SET data = x'7b7d20' WHERE seq = 1", "events of", 1),
-        ("DELETE FROM event WHERE seq = 1", "events of", 0),
+        ("DELETE FROM event WHERE seq = 1", "events of", 1),
         ("UPDATE execution SET state = 'failed' WHERE session_id = 's0'", "session s0", 2),
-        ("DELETE FROM execution WHERE session_id = 's1'", "session s1", 2),
+        ("DELETE FROM execution WHERE session_id = 's1'", "session s1", 1),
         ("UPDATE session SET head = zeroblob(32) WHERE session_id = 's1'", "session s1", 6),
-        ("DELETE FROM session WHERE session_id = 's1'", "session s1", 6),
+        ("DELETE FROM session WHERE session_id = 's1'", "session s1", 1),
         ("UPDATE audit SET actor = 'x' WHERE n = 1", "audit", 1),
         ("DELETE FROM audit WHERE n = 1", "audit", 1),
     ],
@@ -325,13 +325,18 @@ async def test_a_tail_cut_off_with_its_head_shows_by_the_anchor(tmp_path: Path) 
     assert (fault.n, fault.reason) == (5, "rows at the end are missing")
 
 
-async def test_an_erased_body_leaves_the_chain_whole(tmp_path: Path) -> None:
+async def test_a_body_that_nobody_erased_shows(tmp_path: Path) -> None:
     await filled(tmp_path)
     db = sqlite3.connect(tmp_path / "retinue.db", isolation_level=None)
     db.execute("UPDATE contract SET body = NULL WHERE session_id = 's0' AND n = 3")
     db.close()
     async with Runtime(settings(tmp_path)) as orchestrator:
-        assert (await orchestrator.verify()).ok
+        fault = (await orchestrator.verify()).fault
+        assert fault is not None
+        assert (fault.n, fault.reason) == (
+            3,
+            "the body is gone, and the audit does not say who erased it",
+        )
         listing = await orchestrator.executions(ExecutionFilter(session_id="s0"), Page())
         for execution in listing.items:
             await orchestrator.task_of(execution)

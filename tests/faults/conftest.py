@@ -43,7 +43,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
             **settings,
         }
         config.write_text(json.dumps(given))
-        server = Server(name, tmp_path, config, environment or {}, hasty=False, prefix=prefix)
+        server = Server(name, tmp_path, config, environment or {}, prefix=prefix)
         started.append(server)
         server.spawn()
         await server.ready()

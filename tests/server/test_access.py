@@ -56,7 +56,7 @@ def guarded(request: pytest.FixtureRequest, start: Start) -> Iterator[Guarded]:
 
 READS = [
     "/v1/", "/v1/agents", "/v1/agents/hold", "/v1/contracts", "/v1/status", "/v1/executions",
-    f"/v1/executions/{NOBODY}", "/v1/sessions", "/v1/sessions/s", "/v1/questions",
+    f"/v1/executions/{NOBODY}", "/v1/sessions", "/v1/sessions/s", "/v1/questions", "/v1/parked",
     "/v1/ledger/verify", f"/v1/executions/{NOBODY}/events", "/v1/keys", "/v1/audit",
 ]  # fmt: skip
 
@@ -66,6 +66,7 @@ def test_with_a_key_in_the_store_everybody_needs_one(guarded: Guarded) -> None:
     routes += [("POST", path) for path in ("/v1/orchestrate", "/v1/executions", "/v1/compress")]
     routes += [("POST", f"/v1/executions/{NOBODY}/cancel"), ("DELETE", f"/v1/keys/{NOBODY}")]
     routes += [("POST", f"/v1/questions/{NOBODY}/answer"), ("POST", "/v1/keys")]
+    routes += [("POST", "/v1/parked/retry")]
     for method, path in routes:
         answer = guarded.nobody.request(method, path)
         assert answer.status_code == 401, path

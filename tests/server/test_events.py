@@ -166,7 +166,7 @@ def test_a_result_of_any_size_is_streamed_whole(
 
 async def _follow(server: Served, execution: str) -> list[dict[str, Any]]:
     batches = [b async for b in server.orchestrator.follow(execution)]
-    return [json.loads(event.as_wire()) for batch in batches for event in batch]
+    return [json.loads(event.wire) for batch in batches for event in batch]
 
 
 def test_large_events_are_streamed_whole_and_in_order(client: httpx.Client, submit: Submit) -> None:

@@ -65,7 +65,7 @@ def test_every_operation_is_complete(document: dict[str, Any]) -> None:
         assert named == given, where
         for parameter in operation.get("parameters", ()):
             assert parameter["schema"], where
-        if method == "POST" and not path.endswith("/cancel"):
+        if method == "POST" and not path.endswith(("/cancel", "/retry", "/anchor")):
             schema = operation["requestBody"]["content"]["application/json"]["schema"]
             assert schema["$ref"].startswith("#/components/schemas/"), where
         responses = operation["responses"]
@@ -129,10 +129,17 @@ class Fits:
             return None
         kind = answer.headers["content-type"].partition(";")[0]
         schema = described["content"][kind]["schema"]
-        value = answer.json() if kind == "application/json" else answer.text
+        json = kind == "application/json"
+        values = [answer.json()] if json else [*map(_event, answer.text.strip().split("\n\n"))]
         components = {"components": self._document["components"]}
-        jsonschema_rs.validate({**schema, **components}, value)
-        return value
+        for value in values:
+            jsonschema_rs.validate({**schema, **components}, value)
+        return values[0]
+
+
+def _event(text: str) -> dict[str, str]:
+    """Return the fields of one server-sent event."""
+    return dict(line.split(": ", 1) for line in text.splitlines())
 
 
 @pytest.mark.requirement("003.docs")
@@ -140,8 +147,8 @@ def test_what_is_answered_fits_its_schema(
     start: Callable[..., Served], document: dict[str, Any]
 ) -> None:
     fits = Fits(document)
-    with start().client() as client:
-        for part in (_tasks, _record, _service, _questions, _administration):
+    with start(egress_allow=("127.0.0.1",)).client() as client:
+        for part in (_tasks, _record, _service, _agents, _questions, _administration):
             part(client, fits)
     assert fits.left == set()
 
@@ -173,6 +180,8 @@ def _record(client: httpx.Client, fits: Fits) -> None:
     for session in ("s", "empty"):
         compressed = client.post("/v1/compress", json={"session_id": session})
         fits("POST /v1/compress", compressed)
+    fits("GET /v1/parked", client.get("/v1/parked"))
+    fits("POST /v1/parked/retry", client.post("/v1/parked/retry"))
     fits("GET /v1/ledger/verify", client.get("/v1/ledger/verify"))
 
 
@@ -180,6 +189,16 @@ def _service(client: httpx.Client, fits: Fits) -> None:
     for path in ("/v1/", "/v1/health", "/v1/status", "/v1/agents"):
         fits(f"GET {path}", client.get(path))
     fits("GET /v1/agents/{agent_id}", client.get("/v1/agents/agent_example_001"))
+
+
+def _agents(client: httpx.Client, fits: Fits) -> None:
+    wanted = {"name": "Far", "endpoint": "http://127.0.0.1:9", "capabilities": [{"name": "far"}]}
+    for agent_id in ("far", "far", "../far"):
+        body = {"agent_id": agent_id, **wanted}
+        fits("POST /v1/agents/register", client.post("/v1/agents/register", json=body))
+    fits("GET /v1/agents/{agent_id}", client.get("/v1/agents/far"))
+    for agent_id in ("hold", "far", "far"):
+        fits("DELETE /v1/agents/{agent_id}", client.delete(f"/v1/agents/{agent_id}"))
 
 
 def _questions(client: httpx.Client, fits: Fits) -> None:
@@ -194,6 +213,19 @@ def _questions(client: httpx.Client, fits: Fits) -> None:
 
 
 def _administration(client: httpx.Client, fits: Fits) -> None:
+    task = {"session_id": "e", "capability": "echo", "parameters": {"text": "hi"}}
+    done = client.post("/v1/orchestrate", json=task).json()
+    one = f"/v1/executions/{done['execution_id']}"
+    fits("DELETE /v1/executions/{execution_id}/body", client.delete(f"{one}/body"))
+    assert fits("GET /v1/executions/{execution_id}", client.get(one))["erased"] is True
+    plain = client.get(f"{one}/events", headers={"Accept": "application/json"})
+    fits("GET /v1/executions/{execution_id}/events", plain)
+    fits("DELETE /v1/sessions/{session_id}/body", client.delete("/v1/sessions/e/body"))
+    fits("DELETE /v1/sessions/{session_id}/body", client.delete("/v1/sessions/x/body"))
+    anchor = fits("POST /v1/ledger/anchor", client.post("/v1/ledger/anchor"))["anchor"]
+    verdict = client.get("/v1/ledger/verify", params={"anchor": anchor})
+    assert fits("GET /v1/ledger/verify", verdict)["ok"] is True
+    fits("POST /v1/ledger/prune", client.post("/v1/ledger/prune", json={"dry_run": True}))
     made = fits("POST /v1/keys", client.post("/v1/keys", json={"name": "a", "role": "admin"}))
     client.headers["X-API-Key"] = made["secret"]
     fits("GET /v1/keys", client.get("/v1/keys"))

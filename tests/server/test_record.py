@@ -156,3 +156,32 @@ def test_the_ledger_verifies(client: httpx.Client, orchestrate: Orchestrate) -> 
     assert verdict["fault"] is None
     assert verdict["contracts"] >= 2
     assert verdict["events"] >= 1
+
+
+def test_erased_and_removed_are_said_plainly(
+    client: httpx.Client, session: str, orchestrate: Orchestrate
+) -> None:
+    execution = orchestrate("steps", {"count": 2}).json()["execution_id"]
+    one = f"/v1/executions/{execution}"
+    plain = {"Accept": "application/json"}
+    told = client.get(f"{one}/events", headers=plain).json()
+    assert [event["sequence"] for event in told["events"]] == [1, 2, 3]
+    assert (told["last"], told["ended"]) == (3, True)
+    key = {"Idempotency-Key": f"{session}-once"}
+    task = {"session_id": session, "capability": "echo", "parameters": {"text": "hi"}}
+    again = client.post("/v1/orchestrate", json=task, headers=key).json()["execution_id"]
+    for name in (execution, again):
+        answer = client.delete(f"/v1/executions/{name}/body")
+        assert (answer.status_code, answer.json()) == (200, {"contracts": 2, "open": 0})
+    shown = client.get(one).json()
+    assert (shown["erased"], shown["input"], shown["result"]) == (True, None, None)
+    assert "removed" not in shown
+    told = client.get(f"{one}/events", headers=plain).json()["events"]
+    assert told[0]["erased"] is True
+    assert (told[2]["erased"], told[2]["result"]) == (True, None)
+    found = contracts(client, session_id=session)["contracts"]
+    assert [c["metadata"]["erased"] for c in found] == [True] * 4
+    assert [c["payload"] for c in found] == [None] * 4
+    refused = client.post("/v1/orchestrate", json=task, headers=key)
+    assert (refused.status_code, refused.json()["code"]) == (410, "E_GONE")
+    assert client.get("/v1/ledger/verify").json()["ok"] is True

@@ -109,6 +109,43 @@ def test_what_is_not_there_is_refused_with_the_one_error_body(
         assert answer.headers["allow"]
 
 
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/v1/executions", "GET, POST"),
+        ("/v1/keys", "GET, POST"),
+        ("/v1/keys/01ARZ3NDEKTSV4RRFFQ69G5FAV", "DELETE"),
+        ("/v1/agents", "GET"),
+    ],
+)
+def test_a_refused_method_hears_of_all_the_others(
+    client: httpx.Client, path: str, allowed: str
+) -> None:
+    answer = client.options(path)
+    assert answer.status_code == 405
+    assert answer.headers["allow"] == allowed
+    assert answer.json()["details"]["allowed"] == allowed.split(", ")
+
+
+@pytest.mark.parametrize("name", ["state", "limit"])
+@pytest.mark.parametrize("word", ["null", "NULL"])
+def test_the_word_null_is_not_the_absence_of_a_parameter(
+    client: httpx.Client, name: str, word: str
+) -> None:
+    answer = client.get("/v1/executions", params={name: word})
+    assert answer.status_code == 422
+    assert answer.json()["details"]["path"] == name
+
+
+def test_the_word_null_may_be_a_name(
+    client: httpx.Client, orchestrate: Callable[..., httpx.Response]
+) -> None:
+    assert orchestrate("echo", {"text": "hi"}, session_id="null").json()["success"]
+    orchestrate("echo", {"text": "hi"})
+    listing = client.get("/v1/contracts", params={"session_id": "null"}).json()
+    assert {contract["session_id"] for contract in listing["contracts"]} == {"null"}
+
+
 @pytest.mark.requirement("003.agents")
 def test_agents_are_listed_with_their_status_and_counts(
     client: httpx.Client, orchestrate: Callable[..., httpx.Response]
@@ -191,12 +228,22 @@ def _for(capability: str) -> dict[str, str]:
     return {"text": "hi"} if capability == "echo" else {}
 
 
+QUIET = {
+    "backlog": 0,
+    "failing": 0,
+    "parked": 0,
+    "failures": 0,
+    "last_error": None,
+    "last_error_at": None,
+}
+
+
 @pytest.mark.requirement("003.status")
 def test_integrations_are_off_unless_they_are_set(client: httpx.Client) -> None:
     integrations = client.get("/v1/status").json()["integrations"]
     assert integrations == {
         "memagent": {"enabled": False, "url": "http://localhost:8799", "healthy": None},
-        "trace": {"enabled": False, "url": "http://localhost:8787", "healthy": None},
+        "trace": {"enabled": False, "url": "http://localhost:8787", "healthy": None, **QUIET},
         "all_healthy": True,
     }
 
@@ -215,7 +262,12 @@ def test_status_answers_in_time_with_both_integrations_hanging(start: Start, han
         before = time.monotonic()
         integrations = client.get("/v1/status").json()["integrations"]
         assert time.monotonic() - before < 2
-    assert integrations["trace"] == {"enabled": True, "url": hanging, "healthy": False}
+    assert integrations["trace"] == {
+        "enabled": True,
+        "url": hanging,
+        "healthy": False,
+        **QUIET,
+    }
     assert integrations["memagent"]["healthy"] is False
     assert integrations["all_healthy"] is False
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from retinue import settings
 from retinue.errors import SettingsError
-from retinue.settings import Settings
+from retinue.settings import AgentReference, Settings
 
 mark = pytest.mark
 
@@ -124,7 +124,15 @@ def test_every_scalar_field_has_a_variable(tmp_path: Path) -> None:
         "max_streams": "8",
         "max_held_bytes": "2000000",
         "max_result_bytes": "3000",
+        "health_interval_seconds": "0.5",
+        "health_timeout_seconds": "1",
+        "egress_allow": "localhost, 10.0.0.0/8",
+        "signing_key": "k" * 32,
         "grace_seconds": "0",
+        "retention_days": "30",
+        "retention_executions": "1000",
+        "retention_event_days": "7.5",
+        "cleanup_interval": "5",
         "log_level": "error",
         "log_format": "json",
         "allowed_hosts": "a, b",
@@ -174,6 +182,7 @@ def test_references_are_resolved_from_the_environment(tmp_path: Path) -> None:
     text = "agents:\n  - agent: a:B\n    arguments: {key: '<${SECRET}>', text: '$${SECRET} $5'}\n"
     (tmp_path / ".env").write_text("SECRET=from-the-file\n")
     found = load(tmp_path, text)
+    assert isinstance(found.agents[0], AgentReference)
     assert found.agents[0].arguments == {"key": "<from-the-file>", "text": "${SECRET} $5"}
     assert found.shown()["agents"][0]["arguments"] == {"key": "***", "text": "***"}
     message = refusal(tmp_path, "host: ${NOT_THERE}\n")
@@ -209,7 +218,8 @@ def test_relative_paths_are_relative_to_the_directory(tmp_path: Path) -> None:
 
 def test_agents_come_in_two_forms(tmp_path: Path) -> None:
     found = load(tmp_path, "agents: ['a.b:C', {agent: 'x:Y', arguments: {n: 1}}]\n")
-    assert [(a.agent, a.arguments) for a in found.agents] == [("a.b:C", {}), ("x:Y", {"n": 1})]
+    references = [a for a in found.agents if isinstance(a, AgentReference)]
+    assert [(a.agent, a.arguments) for a in references] == [("a.b:C", {}), ("x:Y", {"n": 1})]
 
 
 def test_settings_are_frozen(tmp_path: Path) -> None:

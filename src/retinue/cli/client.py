@@ -23,7 +23,7 @@ SILENCE_SECONDS = 60.0
 PAUSES = (0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 5.0, 5.0)
 """Seconds to wait before each further try to reach a server that went away."""
 _NOTHING_MORE = 204
-TERMINAL = frozenset({"completed", "failed", "cancelled"})
+TERMINAL = frozenset({"completed", "failed", "cancelled", "truncated"})
 
 
 class _Over(Exception):
@@ -65,13 +65,13 @@ class Client:
         options = {"json": body} if body is not None else {}
         return await self._request("POST", path, wait=wait, headers=headers, **options)
 
-    async def delete(self, path: str) -> None:
-        """DELETE.
+    async def delete(self, path: str, *, wait: bool = False) -> Any:
+        """DELETE; ``wait`` lets the answer take its time.
 
         Raises:
             RetinueError: refused, or not reached.
         """
-        await self._request("DELETE", path)
+        return await self._request("DELETE", path, wait=wait)
 
     async def _request(self, method: str, path: str, *, wait: bool = False, **options: Any) -> Any:
         if wait:

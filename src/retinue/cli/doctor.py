@@ -202,9 +202,20 @@ def _port_of(url: str) -> int | None:
 
 def _agents(settings: Settings) -> Iterator[Finding]:
     """Whether every agent that is named can be loaded."""
-    from retinue.runtime import load_agent
+    from retinue.runtime import load_agent, remote_agent
+    from retinue.settings import HttpReference
 
     for reference in settings.agents:
+        if isinstance(reference, HttpReference):
+            try:
+                capabilities = remote_agent(reference).capabilities
+            except RetinueError as error:
+                yield Finding("fail", "agent", error.message, "correct it in retinue.yaml")
+            else:
+                names = ", ".join(c.name for c in capabilities)
+                text = f"{reference.agent_id} can do {names}, at {reference.endpoint}"
+                yield Finding("ok", "agent", text)
+            continue
         try:
             agent = load_agent(reference.agent, reference.arguments)
             names = ", ".join(c.name for c in agent.get_capabilities())

@@ -122,5 +122,19 @@ def follow(
         return last
 
     last = ask(run, url=url, config=config)
-    if last.get("eventType", "completed") != "completed":
+    ended = last.get("eventType", "completed")
+    if (last.get("state") if ended == "truncated" else ended) != "completed":
         raise typer.Exit(output.FAILED)
+
+
+@app.command()
+def erase(execution_id: Id, url: Url = None, config: Config = None, json: Json = False) -> None:
+    """Erase what an execution was given, did and answered, for good; its contracts stay."""
+    path = f"/v1/executions/{execution_id}/body"
+    answer = ask(
+        lambda client: client.delete(path, wait=True), url=url, config=config, power="change"
+    )
+    if json:
+        output.show(answer)
+    else:
+        output.say(f"{execution_id}: {answer['contracts']} contracts erased")

@@ -32,6 +32,7 @@ _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 _HINTS = {
     "E_AGENT_NOT_FOUND": "`retinue agent` lists the agents and what they can do",
     "E_UNAUTHENTICATED": "put a key into RETINUE_API_KEY; an admin makes one: `retinue key create`",
+    "E_EGRESS_DENIED": "the operator allows hosts and networks with egress_allow",
     "E_FORBIDDEN": "use a key with a higher role, or ask an admin for one",
     "E_STORE_FULL": "free some space, then try again",
     "E_STORE_BROKEN": "check the disk (its kernel messages say more), then start again: what was"

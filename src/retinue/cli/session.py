@@ -67,3 +67,24 @@ def contracts(
     output.table(("n", "type", "from", "to", "capability", "status", "error", "contract"), rows)
     if answer["total"] > len(rows):
         output.note(f"{len(rows)} of {answer['total']}; --limit shows more")
+
+
+@app.command()
+def erase(
+    session_id: Annotated[str, typer.Argument(metavar="ID", help="The session.")],
+    url: Url = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Erase what was said in a session, for good; its contracts stay, and still verify."""
+    path = f"/v1/sessions/{session_id}/body"
+    answer = ask(
+        lambda client: client.delete(path, wait=True), url=url, config=config, power="change"
+    )
+    if json:
+        output.show(answer)
+    else:
+        output.say(f"{session_id}: {answer['contracts']} contracts erased")
+    if answer["open"]:
+        output.note(f"{answer['open']} contracts left alone: their executions have not ended")
+        raise typer.Exit(output.FAILED)

@@ -29,6 +29,8 @@ class Printer:
             self._text(output.plain(str(event.get("content", ""))))
         elif kind == "completed":
             self._completed(event)
+        elif kind == "truncated":
+            self._truncated(event)
         elif kind == "failed":
             self.end()
             advice = f"`retinue execution show {event['executionId']}` shows it"
@@ -55,6 +57,16 @@ class Printer:
         if not self.streamed:
             output.show(event.get("result"))
         output.note(f"· completed: {event['executionId']}")
+
+    def _truncated(self, event: dict[str, Any]) -> None:
+        self.end()
+        if event.get("result") is not None and not self.streamed:
+            output.show(event["result"])
+        elif event.get("failure") is not None:
+            output.note(f"· {event['failure'].get('message')}")
+        gone = event["removed"]
+        output.note(f"· events {gone['from']} to {gone['to']} were removed by retention")
+        output.note(f"· {event.get('state', 'ended')}: {event['executionId']}")
 
 
 def _line(kind: str, event: dict[str, Any]) -> str | None:

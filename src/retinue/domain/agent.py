@@ -56,3 +56,75 @@ class AgentDefinition(msgspec.Struct, frozen=True, kw_only=True):
     breaker: BreakerPolicy = BreakerPolicy()
     rate: RatePolicy | None = None
     cache_seconds: float = 0.0
+
+
+class Registration(msgspec.Struct, frozen=True, kw_only=True):
+    """An agent that answers over HTTP, as it is registered (specification 003).
+
+    The fields after ``version`` say how it is run; they mean what ``AgentDefinition`` says.
+    """
+
+    agent_id: str
+    name: str
+    endpoint: str
+    capabilities: tuple[Capability, ...]
+    description: str = ""
+    version: str = "1"
+    concurrency: int = 16
+    timeout_us: int = 300_000_000
+    delivery: Delivery = Delivery.AT_MOST_ONCE
+    max_attempts: int = 3
+
+
+class HttpConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What the driver of HTTP agents needs: ``config`` of their definitions.
+
+    ``trusted`` says that the operator named the endpoint, so that the egress policy does not
+    apply. ``fault`` says why the agent cannot be called from this process, if it cannot.
+    """
+
+    endpoint: str
+    secret: str | None
+    trusted: bool = False
+    fault: str | None = None
+
+    def __repr__(self) -> str:
+        return f"HttpConfig({self.endpoint!r})"
+
+
+class StoredAgent(msgspec.Struct, frozen=True, kw_only=True):
+    """A registration as the store keeps it; rows are never deleted.
+
+    ``id`` is the registration's own, a ULID. ``revision`` counts the registrations of one agent id
+    from 1; at most one of them is not removed. ``definition`` is the ``Registration`` as JSON.
+    ``fingerprint`` is that of the agent's secret, which is not stored (see ``domain.signing``).
+    """
+
+    id: str
+    agent_id: str
+    revision: int
+    owner: str
+    created_by: str
+    driver: str
+    definition: bytes
+    fingerprint: bytes
+    created_at: int
+    removed_at: int | None = None
+    removed_by: str | None = None
+
+
+def definition_of_remote(given: Registration, config: HttpConfig) -> AgentDefinition:
+    """Return the definition of an agent that answers over HTTP."""
+    return AgentDefinition(
+        agent_id=given.agent_id,
+        name=given.name,
+        description=given.description,
+        version=given.version,
+        driver="http",
+        config=config,
+        capabilities=given.capabilities,
+        concurrency=given.concurrency,
+        timeout_us=given.timeout_us,
+        delivery=given.delivery,
+        retry=RetryPolicy(max_attempts=given.max_attempts),
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -30,9 +31,18 @@ class EventType(StrEnum):
     COMPLETED = "completed"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    TRUNCATED = "truncated"
+    """Never stored: what a late reader gets in place of events that retention has removed."""
 
 
-TERMINAL_EVENTS = frozenset({EventType.COMPLETED, EventType.FAILED, EventType.CANCELLED})
+TERMINAL_EVENTS = frozenset(
+    {EventType.COMPLETED, EventType.FAILED, EventType.CANCELLED, EventType.TRUNCATED}
+)
+ERASED = b'{"erased":true}'
+"""The data of an event whose content was erased."""
+SECOND_KIND = b"\x02"
+"""What a digest of the second kind begins with; those of the first are a bare hash."""
+_FIRST_KIND = 32
 
 
 class EventData(msgspec.Struct, frozen=True):
@@ -47,8 +57,11 @@ class EventData(msgspec.Struct, frozen=True):
     cursor: str | None = None
 
 
-class Event(msgspec.Struct, frozen=True):
-    """A journaled event: ``seq`` counts from 1 within its execution, ``data`` is JSON bytes."""
+class Event(msgspec.Struct, frozen=True, dict=True):
+    """A journaled event: ``seq`` counts from 1 within its execution, ``data`` is JSON bytes.
+
+    (``dict`` only for what is cached: readers of one execution share its events.)
+    """
 
     execution_id: str
     seq: int
@@ -61,8 +74,9 @@ class Event(msgspec.Struct, frozen=True):
         """Whether it is the last event of its execution."""
         return self.type in TERMINAL_EVENTS
 
-    def as_wire(self) -> bytes:
-        """Return the JSON object that every streaming door sends for this event."""
+    @cached_property
+    def wire(self) -> bytes:
+        """The JSON object that every streaming door sends for this event."""
         return self.wire_head() + self.wire_tail()
 
     def wire_head(self) -> bytes:
@@ -88,9 +102,43 @@ class Piece(msgspec.Struct, frozen=True):
     last: bool = True
 
 
-def chain_event(digest: bytes, seq: int, kind: str, data: bytes) -> bytes:
+def hash_data(data: bytes) -> bytes:
+    """Return the hash that stands for an event's data in the digest, once that is erased too."""
+    return hashlib.sha256(data).digest()
+
+
+def is_sealed(digest: bytes) -> bool:
+    """Say whether a digest is of the second kind: one that can bear erasure."""
+    return len(digest) > _FIRST_KIND
+
+
+def chain_event(
+    digest: bytes, event: Event, hashed: bytes | None = None, *, first_kind: bool = False
+) -> bytes:
     """Return the digest over an execution's events after one more of them.
 
-    Its RESPONSE contract carries the last one, so that a changed, missing or moved event shows.
+    Its RESPONSE contract vouches for the last one, so that a changed, missing or moved event
+    shows. ``hashed`` is the hash of data that was erased. A digest that an earlier version began
+    (32 bytes: it covers neither times nor survives an erasure) goes on as it began;
+    ``first_kind`` says so of its first event.
     """
-    return hashlib.sha256(b"%b|%d|%b|%b" % (digest, seq, kind.encode(), data)).digest()
+    seq, kind = event.seq, event.type.encode()
+    if first_kind or (seq > 1 and not is_sealed(digest)):
+        return hashlib.sha256(b"%b|%d|%b|%b" % (digest, seq, kind, event.data)).digest()
+    hashed = hashed or hash_data(event.data)
+    link = b"%b|%d|%b|%d|%b" % (digest, seq, kind, event.at, hashed)
+    return SECOND_KIND + hashlib.sha256(link).digest()
+
+
+def chain_answer(
+    digest: bytes, question_id: str, state: str, by: str | None, hashed: bytes | None
+) -> bytes:
+    """Return the digest after a question of the execution was answered, or expired.
+
+    ``hashed`` is the hash of the answer. The question itself is an event.
+    """
+    if not is_sealed(digest):
+        return digest
+    said = "|".join((question_id, state, by or "")).encode()
+    link = b"%b|?|%b|%b" % (digest, hashlib.sha256(said).digest(), hashed or b"")
+    return SECOND_KIND + hashlib.sha256(link).digest()

@@ -87,12 +87,15 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     budget: Limit | None = None
 
 
-class Execution(msgspec.Struct, kw_only=True):
+class Execution(msgspec.Struct, kw_only=True, omit_defaults=True):
     """The stored record of one performance. Times are microseconds UTC.
 
     ``worker`` is the epoch that runs it now, ``attempt`` counts starts, ``last_seq`` is the
     number of its last event, ``digest`` chains its events. Its input and its result are the
     bodies of its contracts (``request_n``, ``response_n`` within the session's chain).
+
+    Encoded, it is what its RESPONSE seals (``domain.seal``): a new column has a default and comes
+    last, and leaves what was sealed before as it was.
     """
 
     id: str
@@ -131,3 +134,15 @@ class Execution(msgspec.Struct, kw_only=True):
     def terminal(self) -> bool:
         """Whether it has ended."""
         return self.state in TERMINAL
+
+    @property
+    def counts(self) -> bool:
+        """Whether, ended, it counts in its agent's tally: not when the agent had no part in it."""
+        return counts(self.agent_id, self.state, self.outcome)
+
+
+def counts(agent_id: str | None, state: State, outcome: str | None) -> bool:
+    """Say whether an execution counts in the tally of its agent. Pure: it can be recounted."""
+    if agent_id is None or state not in TERMINAL or state is State.CANCELLED:
+        return False
+    return not (state is State.TIMED_OUT and outcome == "not_started")

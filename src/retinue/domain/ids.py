@@ -129,3 +129,12 @@ def follow_clock() -> float:
 def iso(at: int) -> str:
     """Return ``at`` (microseconds) as ISO 8601 in UTC, ending in ``Z``."""
     return datetime.fromtimestamp(at / 1_000_000, UTC).isoformat().replace("+00:00", "Z")
+
+
+def ulid_after(at: int) -> str:
+    """Return an id that follows every ULID made up to ``at`` (microseconds UTC)."""
+    left, head = max(at, 0) // 1000 + 1, ""
+    for _ in range(10):
+        head = _ALPHABET[left & 31] + head
+        left >>= 5
+    return head + "0" * 16

@@ -11,12 +11,15 @@ from typing import Any
 
 import msgspec
 
+from retinue.domain.agent import StoredAgent
 from retinue.domain.audit import AuditDraft
 from retinue.domain.contract import Draft
 from retinue.domain.event import EventData
 from retinue.domain.execution import Execution, State
+from retinue.domain.outbox import Lane, Parked
 from retinue.domain.principal import ApiKey, Role
 from retinue.domain.question import QuestionKind
+from retinue.domain.retention import Bounds
 from retinue.errors import Outcome
 
 
@@ -89,7 +92,11 @@ class Finish(msgspec.Struct, frozen=True):
 
 
 class Requeue(msgspec.Struct, frozen=True):
-    """Give a running execution back to the queue, not before ``run_at`` (retry, takeover)."""
+    """Give a running execution back to the queue, not before ``run_at`` (retry, takeover).
+
+    Answers ``Conflict`` when fenced, and when somebody asked for its end (``cancelled``): it is to
+    be finished as cancelled then, for nothing of it may run again.
+    """
 
     fence: Fence
     run_at: int
@@ -183,11 +190,127 @@ class RevokeKey(msgspec.Struct, frozen=True):
     audit: AuditDraft
 
 
+class PutAgent(msgspec.Struct, frozen=True):
+    """Store the registration of an agent, with its audit row; the store gives the revision.
+
+    Answers ``Conflict`` when an agent of that id is registered already.
+    """
+
+    agent: StoredAgent
+    audit: AuditDraft
+
+
+class RemoveAgent(msgspec.Struct, frozen=True):
+    """End the registration of an agent, with its audit row. Answers ``Rejected`` without one."""
+
+    agent_id: str
+    by: str
+    at: int
+    audit: AuditDraft
+
+
 class Audit(msgspec.Struct, frozen=True):
     """Append to the audit chain."""
 
     draft: AuditDraft
     at: int
+
+
+class ClaimLanes(msgspec.Struct, frozen=True):
+    """Take up to ``limit`` lanes of a sink that are due, to deliver them. Answers ``Claimed``.
+
+    What dead workers held is free again. ``idle`` says that nothing is being delivered here: what
+    this worker holds all the same (an answer was lost) is free, too.
+    """
+
+    sink: str
+    worker: str
+    limit: int
+    at: int
+    idle: bool = False
+
+
+class SettleLane(msgspec.Struct, frozen=True):
+    """Give a lane back: everything before ``next_n`` was taken, or is parked.
+
+    With ``error`` the contract at ``next_n`` was not taken, ``tries`` times by now; the lane is
+    due again at ``due_at``. ``Conflict`` when another worker holds it.
+    """
+
+    sink: str
+    owner: str
+    session_id: str
+    worker: str
+    next_n: int
+    due_at: int
+    at: int
+    tries: int = 0
+    error: str | None = None
+    parked: tuple[Parked, ...] = ()
+
+
+class WakeLanes(msgspec.Struct, frozen=True):
+    """A sink is back: what waited only because it was away is due now."""
+
+    sink: str
+    at: int
+
+
+class Unpark(msgspec.Struct, frozen=True):
+    """Forget a parked contract: the sink has taken it."""
+
+    sink: str
+    owner: str
+    session_id: str
+    n: int
+
+
+class Retire(msgspec.Struct, frozen=True):
+    """Have the events of ended, old executions removed: marked and audited now, swept later.
+
+    What has not ended or is not old is passed over. Answers ``Retired``.
+    """
+
+    execution_ids: tuple[str, ...]
+    bounds: Bounds
+    at: int
+
+
+class CutChain(msgspec.Struct, frozen=True):
+    """Remove old contracts from the beginning of a session's chain, with its audit row.
+
+    Only whole exchanges, ended, old, whose events are retired already, and which nobody needs any
+    more; of these at most ``limit`` contracts. Answers ``Retired``.
+    """
+
+    owner: str
+    session_id: str
+    bounds: Bounds
+    limit: int
+    at: int
+
+
+class Erase(msgspec.Struct, frozen=True):
+    """Erase the bodies of exchanges that have ended, given by places in their session's chain.
+
+    What their events and questions hold is marked, and swept later; all is in the audit, as
+    ``action``, done by ``actor`` of ``by_owner`` to ``target``. Answers ``Erased``.
+    """
+
+    owner: str
+    session_id: str
+    places: tuple[int, ...]
+    actor: str
+    by_owner: str
+    action: str
+    target: str
+    at: int
+
+
+class Sweep(msgspec.Struct, frozen=True):
+    """Deal with up to ``limit`` events that are marked as removed or erased. Answers ``Swept``."""
+
+    limit: int
 
 
 Intent = (
@@ -204,7 +327,17 @@ Intent = (
     | CloseQuestion
     | PutKey
     | RevokeKey
+    | PutAgent
+    | RemoveAgent
     | Audit
+    | ClaimLanes
+    | SettleLane
+    | WakeLanes
+    | Unpark
+    | Retire
+    | CutChain
+    | Erase
+    | Sweep
 )
 
 
@@ -247,6 +380,33 @@ class Leased(Ok):
     """What the lease took."""
 
     work: list[Work]
+
+
+class Claimed(Ok):
+    """The lanes taken, the longest due first."""
+
+    lanes: list[Lane]
+
+
+class Retired(Ok):
+    """``count`` executions or contracts went; ``more`` says that another try may find more."""
+
+    count: int
+    more: bool = False
+
+
+class Erased(Ok):
+    """``contracts`` were erased now; ``open`` are of executions that have not ended: left alone."""
+
+    contracts: int
+    open: int
+
+
+class Swept(Ok):
+    """``count`` events were dealt with; ``more`` says that some are left."""
+
+    count: int
+    more: bool
 
 
 class Conflict(msgspec.Struct):

@@ -28,6 +28,8 @@ class QuestionKind(StrEnum):
 class Question(msgspec.Struct, kw_only=True):
     """A stored question. ``answer`` and ``schema`` are JSON bytes.
 
+    ``closed_seq`` is the number of its execution's last event when it was answered, or expired:
+    there the digest of the events takes that in. ``answer_hash`` stays when the answer is erased.
     ``role`` is the least that who answers must be.
     """
 
@@ -42,5 +44,7 @@ class Question(msgspec.Struct, kw_only=True):
     answered_by: str | None
     created_at: int
     expires_at: int | None
+    closed_seq: int | None = None
+    answer_hash: bytes | None = None
     kind: QuestionKind = QuestionKind.INPUT
     role: Role = Role.OPERATOR

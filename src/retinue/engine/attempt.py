@@ -14,7 +14,7 @@ from retinue.domain.intent import Fence
 from retinue.engine.outcome import Reply
 from retinue.engine.pen import Pen
 from retinue.engine.registry import Entry
-from retinue.errors import BudgetExceeded, InvalidResult, RetinueError, Timeout
+from retinue.errors import BudgetExceeded, InvalidResult, Outcome, RetinueError, Timeout
 
 
 class Attempt:
@@ -31,6 +31,7 @@ class Attempt:
         "budget",
         "call",
         "calls",
+        "came_late",
         "effects",
         "entry",
         "execution",
@@ -57,6 +58,7 @@ class Attempt:
         self.timer: asyncio.TimerHandle | None = None
         self.left: float | None = None
         self.over = False
+        self.came_late = False  # its deadline had passed before it began
         self.parked = False
         self.call = call  # what the agent's breaker gave for it
         self.calls = 0  # how many of its own calls it waits for
@@ -124,10 +126,17 @@ class Attempt:
     def _late(self) -> None:
         self.end(_timeout(self.execution))
 
+    def late(self) -> Timeout:
+        """Return the end of an attempt that is not begun because its deadline has passed."""
+        self.came_late = True
+        first = self.execution.attempt == 1
+        return _timeout(self.execution, outcome="not_started" if first else "unknown")
 
-def _timeout(execution: Execution) -> Timeout:
+
+def _timeout(execution: Execution, outcome: Outcome = "unknown") -> Timeout:
     allowed = ((execution.deadline_at or 0) - execution.created_at) // 1000
     return Timeout(
         f"Agent invocation timed out after {allowed}ms",
         details={"elapsed_ms": (now_us() - execution.created_at) // 1000},
+        outcome=outcome,
     )

@@ -24,7 +24,6 @@ from retinue.domain.intent import (
     Appended,
     Conflict,
     Finish,
-    Ok,
     Requeue,
 )
 from retinue.domain.policy import Delivery, may_repeat
@@ -174,7 +173,10 @@ class Attempts:
     async def _drive(self, attempt: Attempt) -> End:
         execution = attempt.execution
         if execution.deadline_at is not None:
-            attempt.start_clock(max(execution.deadline_at - now_us(), 0) / 1_000_000)
+            left = execution.deadline_at - now_us()
+            if left <= 0:
+                raise attempt.late()
+            attempt.start_clock(left / 1_000_000)
         sent = loads(attempt.body)
         self._allot(attempt, sent)
         answers: tuple[tuple[str, Any], ...] = ()
@@ -254,7 +256,7 @@ class Attempts:
         breaker = attempt.entry.breaker
         if end.error is None or isinstance(end.error, AgentFailed):
             breaker.succeeded(attempt.call)
-        elif isinstance(end.error, _NOBODYS_FAULT):
+        elif isinstance(end.error, _NOBODYS_FAULT) or attempt.came_late:
             breaker.abandoned(attempt.call)
         else:
             breaker.failed(attempt.call, time.monotonic())
@@ -269,8 +271,10 @@ class Attempts:
             log.warning("fenced", extra=ids_of(execution))
             return None
         if end.error is not None and self._again(attempt, end.error):
-            await self._requeue(attempt, end.error, events)
-            return None
+            refused = await self._requeue(attempt, end.error, events)
+            if refused != "cancelled":
+                return None
+            end, events = failed(Cancelled(details={"by": "request"}, outcome="unknown")), ()
         at = now_us()
         events = (*events, end.event)
         draft = response(execution, end)
@@ -317,8 +321,8 @@ class Attempts:
 
     async def _requeue(
         self, attempt: Attempt, error: RetinueError, events: tuple[EventData, ...]
-    ) -> None:
-        """Give the execution back for another attempt, saying why."""
+    ) -> str | None:
+        """Give the execution back for another attempt, saying why; return why that is refused."""
         execution = attempt.execution
         wait = attempt.entry.definition.retry.wait_us(execution.attempt)
         note = {
@@ -331,11 +335,13 @@ class Attempts:
         at = now_us()
         said = await self.write(Append(attempt.fence, events, at))
         if not isinstance(said, Appended):
-            return
+            return "fenced"
         publish(self._journal, execution.id, said.first_seq, events, at)
         result = await self.write(Requeue(attempt.fence, at + wait, at))
-        if isinstance(result, Ok):
-            self._on_later(execution.queue_key, at + wait)
+        if isinstance(result, Conflict):
+            return result.reason
+        self._on_later(execution.queue_key, at + wait)
+        return None
 
     async def write(self, intent: Any) -> Any:
         """Write, waiting for the store as long as it is away."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+import secrets
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from msgspec.structs import replace
 
-from retinue.domain.agent import AgentDefinition, check_agent_id
+from retinue.domain.agent import AgentDefinition, StoredAgent, check_agent_id
 from retinue.domain.budget import tightest
 from retinue.domain.execution import Execution, Task
 from retinue.domain.ids import now_us
@@ -19,16 +20,21 @@ from retinue.domain.principal import Authority
 from retinue.domain.strictjson import dumps, loads
 from retinue.engine.attempt import Attempt
 from retinue.engine.attempts import Attempts
+from retinue.engine.heartbeat import Heartbeat
 from retinue.engine.intake import Accepted, Intake
 from retinue.engine.journal import Journal
+from retinue.engine.outbox import Grown, Outbox
 from retinue.engine.outcome import Reply, failed, response, result_of
 from retinue.engine.queue import Queue
 from retinue.engine.registry import Entry, Registry
+from retinue.engine.retention import Policy, Retention
+from retinue.engine.roster import Roster
 from retinue.engine.scheduler import Recovered, Scheduler
 from retinue.engine.schema import check_answer
-from retinue.errors import Cancelled, Fenced, NotFound, RetinueError, ShuttingDown
+from retinue.engine.watch import Watch
+from retinue.errors import Cancelled, Fenced, NotFound, NotSupported, RetinueError, ShuttingDown
 from retinue.errors import Conflict as ConflictError
-from retinue.interfaces import Driver, DriverContext, Features, Store
+from retinue.interfaces import Driver, DriverContext, Features, Memory, Sink, Store
 
 log = logging.getLogger(__name__)
 
@@ -41,15 +47,43 @@ class Engine:
         store: Store,
         drivers: dict[str, Driver],
         *,
+        journal: Journal | None = None,
         queue_bound: int = 10_000,
         caller_rate: RatePolicy | None = None,
         max_result_bytes: int = 16 << 20,
+        sinks: Sequence[Sink] = (),
+        memory: Memory | None = None,
+        health_seconds: tuple[float, float] = (10.0, 5.0),
+        signing_key: Callable[[], bytes] | None = None,
+        policy: Policy | None = None,
+        cleanup_interval: float = 60.0,
     ) -> None:
+        """Put the parts together.
+
+        Args:
+            store: opened before ``start``.
+            drivers: by the name that definitions call them.
+            queue_bound: tasks that may wait per agent or capability.
+            caller_rate: how often one caller may submit.
+            max_result_bytes: bytes of one result.
+            health_seconds: between two health checks of an agent, and for one of them.
+            signing_key: what agents' secrets are derived from; a fresh one unless given.
+            sinks: what contracts are delivered to.
+            memory: what compresses sessions; else it is done here.
+            policy: what is kept, and for how long.
+            cleanup_interval: seconds between two rounds of retention.
+        """
         self.store = store
+        store.sinks = tuple(sink.name for sink in sinks)
+        self.outbox = Outbox(store, sinks)
+        self.memory = memory
+        self.memory_watch = Watch(memory) if memory is not None else None
+        self.retention = Retention(store, policy or Policy(), cleanup_interval)
         self.registry = Registry()
-        self.journal = Journal(store)
+        self.journal = journal or Journal(store)
         self.queue = Queue(store, self.registry)
-        grown: set[tuple[str, str]] = set()
+        grown: set[tuple[str, str]] = Grown(self.outbox) if sinks else set()
+        self._grown = grown
         self.attempts = Attempts(
             store,
             self.journal,
@@ -70,7 +104,32 @@ class Engine:
             on_queued=self._queued,
             grown=grown,
         )
-        self.scheduler = Scheduler(store, self.journal, self.queue, self.attempts, grown)
+        interval, timeout = health_seconds
+        self.heartbeat = Heartbeat(
+            store,
+            self.registry,
+            interval=interval,
+            timeout=timeout,
+            features=self.features,
+            on_back=self.queue.freed,
+        )
+        self.roster = Roster(
+            store,
+            self.registry,
+            add=self.add_agent,
+            drop=self._drop,
+            check=self._check,
+            signing_key=signing_key or _fresh_key(),
+        )
+        self.scheduler = Scheduler(
+            store,
+            self.journal,
+            self.queue,
+            self.attempts,
+            grown,
+            follow=self.roster.follow,
+            retention=self.retention,
+        )
         self.recovered = Recovered()
         self._drivers = drivers
         self._context = DriverContext(self._submit, max_result_bytes)
@@ -86,9 +145,14 @@ class Engine:
 
     async def start(self) -> None:
         """Take over what earlier processes left, and begin to work on the queue."""
+        await self.roster.follow()
         await self.scheduler.resume()
         self.recovered = await self.scheduler.recover()
+        self.outbox.start()
+        if self.memory_watch is not None:
+            self.memory_watch.start()
         self._ticking = asyncio.create_task(self.scheduler.run())
+        self.heartbeat.start()
 
     async def drain(self, grace: float) -> bool:
         """Take no new work and let what runs end, for at most ``grace`` seconds.
@@ -118,6 +182,7 @@ class Engine:
 
     async def stop(self) -> None:
         """Stop the loops and the instances; call ``drain`` first."""
+        await self.heartbeat.stop()
         if self._asides:
             await asyncio.wait(self._asides, timeout=5)
         self.journal.close()
@@ -130,35 +195,66 @@ class Engine:
             log.warning("no last anchor: %s", error.message)
         for entry in self.registry:
             await entry.stop(1.0)
+        await self.close()
+
+    async def close(self) -> None:
+        """Deliver to the sinks what can be at once; close the connections to other services."""
+        await self.outbox.stop()
+        if self.memory_watch is not None:
+            await self.memory_watch.stop()
 
     def lost(self) -> None:
         """Stop everything that runs: this worker's lease is over, or cannot be renewed."""
         for attempt in list(self.attempts.running.values()):
             attempt.end(Fenced())
+        self.outbox.lost()
 
     # -- agents --------------------------------------------------------------------------------
 
-    def add_agent(self, definition: AgentDefinition) -> Entry:
+    def add_agent(self, definition: AgentDefinition, stored: StoredAgent | None = None) -> Entry:
         """Make an agent's capabilities routable at once; it is started by its first task.
+
+        ``stored`` is its registration, where the store holds one.
 
         Raises:
             Conflict: its id is taken.
             InvalidInput: its id or a capability's schema is not valid.
+            NotSupported: this process has no such driver.
         """
         check_agent_id(definition.agent_id)
-        driver = self._drivers[definition.driver]
-        entry = self.registry.add(definition, lambda: driver.start(definition, self._context))
+        driver = self._drivers.get(definition.driver)
+        if driver is None:
+            raise NotSupported(f"agent {definition.agent_id}: no driver {definition.driver} here")
+        entry = self.registry.add(
+            definition, lambda: driver.start(definition, self._context), stored
+        )
         if self._ticking is not None:
             self.scheduler.soon()
+        self.heartbeat.soon(entry)
         return entry
 
     async def remove_agent(self, agent_id: str) -> None:
         """Take an agent out of routing and stop it once its running work has ended."""
-        entry = self.registry.remove(agent_id)
+        await self._ended_with(self.registry.remove(agent_id))
+
+    def _drop(self, entry: Entry) -> None:
+        """Take an agent out of routing; what it runs ends in its own time."""
+        self.registry.remove(entry.agent_id)
+        self._aside(self._ended_with(entry))
+
+    async def _ended_with(self, entry: Entry) -> None:
+        """Stop a removed agent once its running work has ended."""
         running = {a.wait() for a in self.attempts.running.values() if a.entry is entry}
         if running:
             await asyncio.wait(running)
         await entry.stop(1.0)
+
+    async def _check(self, definition: AgentDefinition) -> None:
+        """Have the driver check a definition that an API caller brought."""
+        driver = self._drivers.get(definition.driver)
+        if driver is None or not driver.features.registers:
+            raise NotSupported(f"agents of the kind {definition.driver} cannot be registered here")
+        await driver.check(definition)
 
     def features(self, entry: Entry) -> Features:
         """Return what the agent's driver can do."""
@@ -255,6 +351,8 @@ class Engine:
                     ended = attempt.wait()
                     self.attempts.cancel(execution_id, by)
                     await asyncio.wait({ended}, timeout=5)
+                else:
+                    self._grown.add((execution.owner, execution.session_id))
             self.journal.heard(await self.store.watch([execution_id]))
         return await self._known(execution_id, owner)
 
@@ -285,6 +383,11 @@ class Engine:
         if execution is None:
             raise NotFound(f"no execution {execution_id}")
         return execution
+
+
+def _fresh_key() -> Callable[[], bytes]:
+    key = secrets.token_bytes(32)
+    return lambda: key
 
 
 def _stopped() -> ShuttingDown:

@@ -223,12 +223,13 @@ class Intake:
             self._attempts.doubt()
             self._put_back(entry, call)
             raise
+        if isinstance(result, Submitted) and not result.joined:
+            self._grown.add((execution.owner, execution.session_id))
         if isinstance(result, Submitted) and result.leased and entry is not None:
             attempt = self._attempts.start(execution, request.body, entry, call)
             return Accepted(execution.id, execution.request_id, attempt)
         self._put_back(entry, call)
         if isinstance(result, Submitted):
-            self._grown.add((execution.owner, execution.session_id))
             return await self._waiting(result, route, execution)
         raise _refusal(result, task)
 

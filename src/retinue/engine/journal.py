@@ -14,21 +14,35 @@ from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 
-from retinue.domain.event import Event
+from retinue.domain.event import Event, EventType
 from retinue.domain.execution import TERMINAL
+from retinue.domain.ids import now_us
+from retinue.domain.retention import REMOVED
+from retinue.domain.strictjson import dumps
 from retinue.errors import NotFound
 from retinue.interfaces import Store, Watched
 
 KEPT = 256
 KEPT_BYTES = 64 * 1024
 PAGE = 1000
+PAGES_KEPT = 2
 PAGE_BYTES = 64 * 1024
+
+
+def truncated(execution_id: str, after: int, last: int) -> Event:
+    """Return what a reader gets in place of the events from ``after`` to the ``last`` one.
+
+    It has the number of the last event, in whose place it stands: who comes back with that number
+    has seen everything there is.
+    """
+    data = {"removed": {"from": after + 1, "to": last}}
+    return Event(execution_id, last, EventType.TRUNCATED, now_us(), dumps(data))
 
 
 class _Channel:
     """What the watchers of one execution share."""
 
-    __slots__ = ("bell", "bytes", "ended", "recent", "seq", "watchers")
+    __slots__ = ("bell", "bytes", "ended", "pages", "recent", "seq", "watchers")
 
     def __init__(self) -> None:
         self.watchers = 0
@@ -37,6 +51,9 @@ class _Channel:
         self.recent: deque[Event] = deque()
         self.bytes = 0
         self.bell: asyncio.Future[None] | None = None
+        self.pages: dict[int, asyncio.Task[list[Event]]] = {}
+        """The last few pages read from the store, by the cursor they follow: readers that lag
+        together read once."""
 
     def ring(self) -> None:
         bell, self.bell = self.bell, None
@@ -128,11 +145,12 @@ class Journal:
                 if cursor < channel.seq:
                     events = channel.since(cursor)
                     if not events:
-                        page = await self._store.events(
-                            execution_id, after=cursor, limit=PAGE, most_bytes=PAGE_BYTES
-                        )
-                        events = list(page)
-                        del page
+                        events = await self._page(execution_id, channel, cursor)
+                    if (not events or events[0].seq != cursor + 1) and await self._removed(
+                        execution_id
+                    ):
+                        yield [truncated(execution_id, cursor, channel.seq)]
+                        return
                     if events:
                         cursor, terminal = events[-1].seq, events[-1].terminal
                         yield events  # the reader's own: it may empty the list
@@ -144,6 +162,29 @@ class Journal:
                     return
                 if not await self._rung(channel, heartbeat):
                     yield []
+
+    async def _page(self, execution_id: str, channel: _Channel, cursor: int) -> list[Event]:
+        """Read a page from the store, or share one that was read, or is being read, already."""
+        page = channel.pages.get(cursor)
+        if page is None:
+            page = asyncio.create_task(self._read(execution_id, cursor))
+            channel.pages[cursor] = page
+            while len(channel.pages) > PAGES_KEPT:
+                del channel.pages[next(iter(channel.pages))]
+            page.add_done_callback(lambda read: _forget(channel, cursor, read))
+        # A reader that leaves takes nobody along. Events never change; a reader's list may.
+        return list(await asyncio.shield(page))
+
+    async def _read(self, execution_id: str, cursor: int) -> list[Event]:
+        events = await self._store.events(
+            execution_id, after=cursor, limit=PAGE, most_bytes=PAGE_BYTES
+        )
+        return list(events)
+
+    async def _removed(self, execution_id: str) -> bool:
+        """Say whether retention has removed the events."""
+        marks = await self._store.marks_of([execution_id])
+        return any(mark.kind == REMOVED for mark in marks)
 
     async def wait(self, execution_id: str) -> None:
         """Return once the execution has ended, or this process stops.
@@ -182,3 +223,11 @@ class Journal:
             channel.bell = asyncio.get_running_loop().create_future()
         done, _ = await asyncio.wait({channel.bell}, timeout=timeout)
         return bool(done)
+
+
+def _forget(channel: _Channel, cursor: int, read: asyncio.Task[list[Event]]) -> None:
+    """Drop a page that is none (it could not be read, or nothing is there yet), or too large."""
+    failed = read.cancelled() or read.exception() is not None
+    size = 0 if failed else sum(len(event.data) for event in read.result())
+    if not 0 < size <= PAGE_BYTES and channel.pages.get(cursor) is read:
+        del channel.pages[cursor]

@@ -15,6 +15,8 @@ from retinue.domain.audit import AuditDraft
 from retinue.domain.ids import now_us, ulid
 from retinue.domain.intent import PutKey, Rejected, RevokeKey
 from retinue.domain.principal import ApiKey, Principal, Role
+from retinue.domain.strictjson import dumps
+from retinue.engine.witness import KEY_CREATE, KEY_REVOKE, key_detail
 from retinue.errors import InvalidInput, NotFound, Unauthenticated
 from retinue.interfaces import Store
 
@@ -107,7 +109,11 @@ class Keys:
             id=ulid(), name=name, owner=owner, role=role, hash=_hash(secret), created_at=now_us()
         )
         draft = AuditDraft(
-            owner=by.owner, actor=by.name, action="key.create", target=f"{key.id} {name}"
+            owner=by.owner,
+            actor=by.name,
+            action=KEY_CREATE,
+            target=f"{key.id} {name}",
+            detail=dumps(key_detail(key)),
         )
         await self._store.write(PutKey(key, draft))
         self._changed()
@@ -119,7 +125,7 @@ class Keys:
         Raises:
             NotFound: there is no such active key.
         """
-        draft = AuditDraft(owner=by.owner, actor=by.name, action="key.revoke", target=key_id)
+        draft = AuditDraft(owner=by.owner, actor=by.name, action=KEY_REVOKE, target=key_id)
         result = await self._store.write(RevokeKey(key_id, now_us(), draft))
         if isinstance(result, Rejected):
             raise NotFound(f"no active key {key_id}")

@@ -1,66 +1,29 @@
 """Verification: recompute every chain of the ledger and name the first row that does not fit.
 
-What is checked: each session's contracts (hash, place, body, order, the head's count and hash),
-each RESPONSE's digest against its execution's events, the audit chain, and the heads anchored in
-it, so that a tail cut off together with its head shows.
+In this order: the audit chain, and what it vouches for (anchored heads, keys); each session's
+contracts with the executions they seal and their events, questions and answers; every execution,
+for its REQUEST; the tallies, by a recount. Who rewrites all of it, the audit chain too, is found
+out by an anchor that was noted elsewhere (``Anchor``).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections import Counter
 
-import msgspec
+from retinue.domain.execution import TERMINAL, Execution, counts
+from retinue.domain.execution import State as ExecutionState
+from retinue.domain.retention import REMOVED
+from retinue.engine.chains import Chains
+from retinue.engine.replay import Marks, Replay
+from retinue.engine.verdict import UNREADABLE, Broken, Fault, Progress, Verdict, session_name
+from retinue.engine.witness import Anchor, Witness
+from retinue.interfaces import AgentTally, Standing, Store
 
-from retinue.domain.audit import ANCHOR, audit_hash
-from retinue.domain.contract import (
-    GENESIS,
-    Contract,
-    ContractType,
-    body_hash,
-    chain_hash,
-    status_of,
-)
-from retinue.domain.event import Event, chain_event
-from retinue.domain.session import Session
-from retinue.domain.strictjson import loads
-from retinue.interfaces import Page, Store, Watched
+__all__ = ["Anchor", "Fault", "Verdict", "Verification"]
 
 _PAGE = 1000
-_AHEAD = 250
-_AHEAD_EVENTS = 5_000
-_UNREADABLE = (TypeError, ValueError, KeyError, msgspec.MsgspecError)
-"""What reading a row raises that holds no value of ours."""
-
-
-class Fault(msgspec.Struct, frozen=True):
-    """A row that does not fit: which chain, its place ``n`` in it, and what is wrong."""
-
-    chain: str
-    n: int
-    reason: str
-    id: str | None = None
-
-
-class Verdict(msgspec.Struct, frozen=True):
-    """What a verification found. ``fault`` is the first one; None means all chains hold."""
-
-    sessions: int
-    contracts: int
-    events: int
-    audits: int
-    fault: Fault | None = None
-
-    @property
-    def ok(self) -> bool:
-        """Whether every chain holds."""
-        return self.fault is None
-
-
-class _Broken(Exception):
-    def __init__(self, fault: Fault) -> None:
-        super().__init__(fault.reason)
-        self.fault = fault
+_TRIES = 3
 
 
 class Verification:
@@ -68,173 +31,130 @@ class Verification:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self.sessions = self.contracts = self.events = self.audits = 0
-        # (owner, session) → {n: hash} that an anchor vouches for
-        self._anchors: dict[tuple[str, str], dict[int, str]] = {}
-        # Where we are, for a row that holds what no row of ours does.
-        self._at: tuple[str, int, str | None] = ("session", 1, None)
+        self._progress = Progress()
+        self._marks = Marks(store)
+        self._replay = Replay(store, Progress())
 
-    async def run(self, owner: str | None = None) -> Verdict:
-        """Verify everything, or only one owner's sessions."""
-        fault = None
+    async def run(self, owner: str | None = None, anchor: Anchor | None = None) -> Verdict:
+        """Verify everything, or only one owner's sessions; ``anchor`` must be in the audit."""
+        progress = self._progress
+        witness = Witness(self._store, progress, owner)
+        fault: Fault | None = None
         try:
-            await self._audit()
-            known: set[tuple[str, str]] = set()
-            async for session in self._sessions(owner):
-                known.add((session.owner, session.session_id))
-                await self._session(session)
-            for key, anchors in self._anchors.items():
-                if key not in known and (owner is None or key[0] == owner):
-                    raise _Broken(Fault(_name(*key), min(anchors), "the whole session is missing"))
-        except _Broken as broken:
+            await witness.run(anchor)
+            if owner is None:
+                await witness.keys()
+            await Chains(self._store, progress, owner).run()
+            if witness.doubt is None:
+                await self._executions(owner)
+        except Broken as broken:
             fault = broken.fault
-        except _UNREADABLE as error:
-            chain, n, row_id = self._at
-            reason = f"the row cannot be read: {type(error).__name__}: {error}"
-            fault = Fault(chain, n, reason, row_id)
-        return Verdict(self.sessions, self.contracts, self.events, self.audits, fault)
+        except UNREADABLE as error:
+            chain, n, row_id = progress.at
+            fault = Fault(
+                chain, n, f"the row cannot be read: {type(error).__name__}: {error}", row_id
+            )
+        return progress.verdict(_first(fault, witness.doubt))
 
-    async def _sessions(self, owner: str | None) -> AsyncIterator[Session]:
-        page = Page(limit=_PAGE)
+    async def _executions(self, owner: str | None) -> None:
+        """Walk over the executions: none without REQUEST, no event without execution, tallies."""
+        before = await self._store.tallies()
+        recount: Counter[tuple[str, bool]] = Counter()
+        last = ""
         while True:
-            listing = await self._store.sessions(owner, page)
-            for session in listing.items:
-                yield session
-            if listing.next_cursor is None:
-                return
-            page = Page(limit=_PAGE, cursor=listing.next_cursor)
-
-    async def _audit(self) -> None:
-        page = Page(limit=_PAGE)
-        previous, n = GENESIS, 0
-        while True:
-            self._at = ("audit", n + 1, None)
-            listing = await self._store.audit(page)
-            for row in listing.items:
-                n += 1
-                self._at = ("audit", n, None)
-                if row.n != n:
-                    raise _Broken(Fault("audit", n, f"row {n} is missing"))
-                if audit_hash(previous, row) != _bytes(row.hash):
-                    raise _Broken(Fault("audit", n, "the row was changed or moved"))
-                previous = _bytes(row.hash)
-                self.audits += 1
-                if row.action == ANCHOR:
-                    for owner, session_id, at, digest in loads(row.detail)["heads"]:
-                        self._anchors.setdefault((owner, session_id), {})[at] = digest
-            if listing.next_cursor is None:
-                break
-            page = Page(limit=_PAGE, cursor=listing.next_cursor)
-        end = await self._store.audit_head()
-        if end != (n, previous):
-            raise _Broken(Fault("audit", n + 1, "rows at the end are missing"))
-
-    async def _session(self, session: Session) -> None:
-        self.sessions += 1
-        key = (session.owner, session.session_id)
-        name = _name(*key)
-        anchors = self._anchors.get(key, {})
-        previous, n = GENESIS, 0
-        while n < session.n:
-            self._at = (name, n + 1, None)
-            try:
-                rows = await self._store.chain(*key, n, _PAGE)
-            except _UNREADABLE:
-                rows = await self._store.chain(*key, n, 1)  # one of the page; is it this one?
-            await self._look_ahead(rows)
+            self._progress.at = ("executions", 0, last or None)
+            rows = await self._store.standing_after(last, owner, _PAGE)
+            end = rows[-1].id if len(rows) == _PAGE else None
+            if owner is None:
+                await self._strays(last, end)
+            open_ones = []
             for row in rows:
-                if row.n > session.n:
-                    break  # written while we read
-                n += 1
-                self._at = (name, n, row.id)
-                previous = await self._contract(name, n, row, previous)
-                vouched = anchors.pop(n, None)
-                if vouched is not None and vouched != previous.hex():
-                    raise _Broken(
-                        Fault(name, n, "the chain differs from its anchor in the audit", row.id)
-                    )
-            if not rows:
-                raise _Broken(Fault(name, n + 1, f"row {n + 1} is missing"))
-            await asyncio.sleep(0)
-        if previous != _bytes(session.head):
-            raise _Broken(Fault(name, n, "the session's head differs from its last row"))
-        if anchors and max(anchors) > n:
-            raise _Broken(Fault(name, n + 1, "rows at the end are missing"))
-
-    async def _contract(self, name: str, n: int, row: Contract, previous: bytes) -> bytes:
-        self.contracts += 1
-        if row.n != n:
-            raise _Broken(Fault(name, n, f"row {n} is missing"))
-        if row.body is not None and body_hash(_bytes(row.body)) != _bytes(row.body_hash):
-            raise _Broken(Fault(name, n, "the body was changed", row.id))
-        if chain_hash(previous, row) != _bytes(row.hash):
-            raise _Broken(Fault(name, n, "the row was changed or moved", row.id))
-        if row.type is ContractType.RESPONSE and row.execution_id is not None:
-            await self._events(name, row)
-        return _bytes(row.hash)
-
-    async def _look_ahead(self, rows: Sequence[Contract]) -> None:
-        """Read at once where the executions of a page of RESPONSEs stand, and their events.
-
-        What cannot be read so (too many events, a damaged row) is read one by one later.
-        """
-        ids = [r.execution_id for r in rows if r.type is ContractType.RESPONSE and r.execution_id]
-        self._ended: dict[str, Watched] = {}
-        self._read: dict[str, list[Event]] = {}
-        for start in range(0, len(ids), _AHEAD):
-            some = ids[start : start + _AHEAD]
-            try:
-                self._ended.update({seen.id: seen for seen in await self._store.watch(some)})
-                events = await self._store.events_of(some, _AHEAD_EVENTS)
-            except _UNREADABLE:
-                continue
-            for event in events or ():
-                self._read.setdefault(event.execution_id, []).append(event)
-
-    async def _events(self, name: str, row: Contract) -> None:
-        assert row.execution_id is not None
-        digest, seq, name_of_events = GENESIS, 0, f"events of {row.execution_id}"
-        ended = self._ended.get(row.execution_id)
-        if ended is None or status_of(ended.state) is not row.status:
-            raise _Broken(
-                Fault(name, row.n, f"its execution {row.execution_id} does not stand so", row.id)
-            )
-        ahead = self._read.pop(row.execution_id, None)
-        while True:
-            self._at = (name_of_events, seq + 1, row.id)
-            try:
-                if ahead is not None:
-                    events: Sequence[Event] = ahead
-                else:
-                    events = await self._store.events(row.execution_id, after=seq, limit=_PAGE)
-            except _UNREADABLE:
-                events = await self._store.events(row.execution_id, after=seq, limit=1)
-            for event in events:
-                seq += 1
-                self._at = (name_of_events, seq, row.id)
-                if event.seq != seq:
-                    raise _Broken(Fault(name_of_events, seq, f"event {seq} is missing"))
-                digest = chain_event(digest, seq, event.type.value, _bytes(event.data))
-                self.events += 1
-            if ahead is not None or not events:
+                _placed(row)
+                if row.state not in TERMINAL:
+                    open_ones.append(row.id)
+                if counts(row.agent_id, row.state, row.outcome):
+                    done = row.state is ExecutionState.COMPLETED
+                    recount[row.agent_id or "", done] += 1
+            await self._open(open_ones)
+            await self._removed([row for row in rows if row.contract is None])
+            if end is None:
                 break
-        if row.digest is None or digest != _bytes(row.digest):
-            raise _Broken(
-                Fault(
-                    name_of_events,
-                    seq,
-                    f"they differ from the digest in contract {row.id} of {name}",
-                    row.id,
-                )
-            )
+            last = end
+            await asyncio.sleep(0)
+        if owner is None:
+            _compare(before, recount, await self._store.tallies())
+            question = await self._store.stray_question()
+            if question is not None:
+                raise Broken("questions", 0, "the question's execution is missing", question)
+
+    async def _strays(self, after: str, end: str | None) -> None:
+        stray = await self._store.stray_event(after, end)
+        if stray is not None:
+            execution_id, seq = stray
+            raise Broken(f"events of {execution_id}", seq, "their execution is missing")
+
+    async def _removed(self, rows: list[Standing]) -> None:
+        """Check that of executions whose contracts were removed the audit says so, too."""
+        marks = await self._marks.of([row.id for row in rows])
+        for row in rows:
+            if (row.id, REMOVED) not in marks:
+                said = f"the audit does not say who removed the events of {row.id}"
+                name = session_name(row.owner, row.session_id)
+                raise Broken(name, row.request_n, said, row.id)
+
+    async def _open(self, ids: list[str]) -> None:
+        """Replay executions that have not ended; those that go on meanwhile are read again."""
+        for _ in range(_TRIES):
+            if not ids:
+                return
+            executions = await self._store.executions_of(ids)
+            faults = await self._replay.faults(executions, {})
+            again = {e.id: e for e in await self._store.executions_of(sorted(faults))}
+            for execution in executions:
+                fault = faults.get(execution.id)
+                if fault is not None and _stands(execution, again.get(execution.id)):
+                    raise Broken(fault.chain, fault.n, fault.reason, fault.id)
+            ids = sorted(faults)
 
 
-def _bytes(value: bytes) -> bytes:
-    """Return a stored value that must be bytes; SQLite keeps whatever was put there."""
-    if not isinstance(value, bytes | bytearray | memoryview):
-        raise TypeError(f"{type(value).__name__} where bytes belong")
-    return bytes(value)
+def _first(fault: Fault | None, doubt: Fault | None) -> Fault | None:
+    """Return what to name: rows before the place an anchor names, else what that says."""
+    if fault is None or doubt is None:
+        return fault or doubt
+    return doubt if fault.chain == doubt.chain and fault.n >= doubt.n - 1 else fault
 
 
-def _name(owner: str, session_id: str) -> str:
-    return f"session {session_id} of {owner}"
+def _stands(before: Execution, after: Execution | None) -> bool:
+    return after is not None and (before.last_seq, before.digest) == (after.last_seq, after.digest)
+
+
+def _placed(row: Standing) -> None:
+    """Check that an execution has its REQUEST, or that retention has removed that.
+
+    Raises:
+        Broken: it has not.
+    """
+    if row.contract == row.request_id or (row.contract is None and row.request_n <= (row.cut or 0)):
+        return
+    name = session_name(row.owner, row.session_id)
+    raise Broken(name, row.request_n, f"the REQUEST of execution {row.id} is missing", row.id)
+
+
+def _compare(
+    before: dict[str, AgentTally],
+    recount: Counter[tuple[str, bool]],
+    after: dict[str, AgentTally],
+) -> None:
+    """Compare the tallies with a recount; what ended meanwhile may be in it or not.
+
+    Raises:
+        Broken: one does not fit.
+    """
+    agents = sorted({*before, *after, *(agent for agent, _ in recount)})
+    for agent in agents:
+        least, most = before.get(agent, AgentTally()), after.get(agent, AgentTally())
+        for done, what in ((True, "completed"), (False, "failed")):
+            n = recount[agent, done]
+            if not getattr(least, what) <= n <= getattr(most, what):
+                said = f"it counts {getattr(most, what)} {what}, there are {n}"
+                raise Broken(f"tally of {agent}", 0, said)

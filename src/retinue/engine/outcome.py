@@ -13,7 +13,14 @@ from retinue.domain.execution import Execution, State
 from retinue.domain.ids import ulid
 from retinue.domain.question import Question
 from retinue.domain.strictjson import NotJson, check, dumps, loads
-from retinue.errors import Cancelled, HumanInputRequired, RetinueError, Timeout, error_from
+from retinue.errors import (
+    Cancelled,
+    Gone,
+    HumanInputRequired,
+    RetinueError,
+    Timeout,
+    error_from,
+)
 
 log = logging.getLogger(__name__)
 MOST_MESSAGE = 16_384
@@ -129,16 +136,28 @@ def pending(execution: Execution, question: Question) -> Reply:
 
 
 def reply_of(execution: Execution, body: bytes | None) -> Reply:
-    """Return the reply of an execution that ended earlier or elsewhere, from the ledger."""
+    """Return the reply of an execution that ended earlier or elsewhere, from the ledger.
+
+    Raises:
+        Gone: its result was erased, or removed by retention.
+    """
     if execution.state is State.COMPLETED:
-        return Reply(
-            execution.id,
-            execution.request_id,
-            execution.agent_id,
-            execution.state,
-            body if body is not None else b"null",
-        )
-    error = msgspec.json.decode(body) if body is not None else {"code": execution.error_code}
+        if body is None:
+            raise Gone(
+                f"the result of execution {execution.id} was erased or removed",
+                details={"execution_id": execution.id},
+            )
+        return Reply(execution.id, execution.request_id, execution.agent_id, execution.state, body)
+    if body is not None:
+        error = msgspec.json.decode(body)
+    else:
+        said = f"execution {execution.id} {execution.state.value}; what it said was erased"
+        error = {
+            "code": execution.error_code or "E_INTERNAL",
+            "message": said,
+            "retryable": False,
+            "details": {"erased": True},
+        }
     return Reply(
         execution.id, execution.request_id, execution.agent_id, execution.state, None, error
     )

@@ -16,7 +16,8 @@ from contextlib import aclosing
 import msgspec
 
 from retinue.domain.event import Event, EventType, Piece
-from retinue.domain.execution import Execution
+from retinue.domain.execution import Execution, State
+from retinue.engine.complete import complete
 from retinue.errors import StoreUnavailable
 from retinue.interfaces import Store
 
@@ -94,11 +95,11 @@ async def _pieces(results: Results, batch: list[Event]) -> AsyncIterator[Piece]:
     batch.clear()  # so that nobody but us holds them
     while events:
         event = events.popleft()
-        if event.type is EventType.COMPLETED:
+        if event.type in {EventType.COMPLETED, EventType.TRUNCATED}:
             async for piece in _completed(results, event):
                 yield piece
         elif len(event.data) <= PIECE_BYTES:
-            yield Piece(event.seq, event.as_wire())
+            yield Piece(event.seq, event.wire)
         else:
             seq, head = event.seq, event.wire_head()
             bare = msgspec.structs.replace(event, data=b"")
@@ -114,35 +115,33 @@ async def _pieces(results: Results, batch: list[Event]) -> AsyncIterator[Piece]:
 
 
 async def _completed(results: Results, event: Event) -> AsyncIterator[Piece]:
-    """Complete the terminal event: ``final_response`` is the result as text, ``result`` as JSON."""
-    execution = await results.store.execution(event.execution_id, None)
-    if execution is None:
-        yield Piece(event.seq, event.as_wire())
+    """Complete the last event: as ``complete`` does, but a large result comes part by part."""
+    store = results.store
+    execution = await store.execution(event.execution_id, None)
+    body = await store.result(execution, 0, PIECE_BYTES) if execution is not None else None
+    if execution is None or body is None or len(body) < PIECE_BYTES:
+        yield Piece(event.seq, (await complete(store, event)).wire)
         return
 
     async def read(offset: int, length: int) -> bytes | None:
         return await results.part(execution, offset, length)
 
-    seq, head, tail = event.seq, event.wire_head(), event.wire_tail()
-    body = await results.store.result(execution, 0, PIECE_BYTES)
-    if body is None:
-        body = b"null"
-    is_text = body.startswith(b'"')
-    quote = b"" if is_text else b'"'
-    start = head + b',"final_response":' + quote
-    middle = quote + b',"result":'
-    if len(body) < PIECE_BYTES:
-        text = body if is_text else _escaped(body)
-        yield Piece(seq, b"".join((start, text, middle, body, tail)))
-        return
+    seq, is_text = event.seq, body.startswith(b'"')
     del body
-    yield Piece(seq, start, last=False)
-    async for part in _parts(read, 0):
-        yield Piece(seq, part if is_text else _escaped(part), first=False, last=False)
-    yield Piece(seq, middle, first=False, last=False)
+    yield Piece(seq, event.wire_head(), last=False)
+    if event.type is EventType.COMPLETED:
+        quote = b"" if is_text else b'"'
+        yield Piece(seq, b',"final_response":' + quote, first=False, last=False)
+        async for part in _parts(read, 0):
+            yield Piece(seq, part if is_text else _escaped(part), first=False, last=False)
+        name = quote + b',"result":'
+    else:
+        kind = b"result" if execution.state is State.COMPLETED else b"failure"
+        name = b',"state":"%b","%b":' % (execution.state.value.encode(), kind)
+    yield Piece(seq, name, first=False, last=False)
     async for part in _parts(read, 0):
         yield Piece(seq, part, first=False, last=False)
-    yield Piece(seq, tail, first=False)
+    yield Piece(seq, event.wire_tail(), first=False)
 
 
 async def _parts(read: _Read, offset: int) -> AsyncIterator[bytes]:

@@ -13,8 +13,10 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
-from retinue.domain.agent import AgentDefinition, Capability
+from retinue.domain.agent import AgentDefinition, Capability, StoredAgent
+from retinue.domain.principal import LOCAL
 from retinue.engine.guard import Breaker, Bucket
+from retinue.engine.pulse import Pulse
 from retinue.engine.schema import Validator
 from retinue.errors import AgentNotFound, AgentUnavailable, CircuitOpen, Conflict
 from retinue.interfaces import Instance
@@ -35,10 +37,17 @@ Start = Callable[[], Awaitable[Instance]]
 
 
 class Entry:
-    """One registered agent: its definition, its instance, its slots and its breaker."""
+    """One agent: its definition, its instance, its slots, its breaker and its pulse.
 
-    def __init__(self, definition: AgentDefinition, start: Start) -> None:
+    ``stored`` is its registration, where the store holds one.
+    """
+
+    def __init__(
+        self, definition: AgentDefinition, start: Start, stored: StoredAgent | None = None
+    ) -> None:
         self.definition = definition
+        self.stored = stored
+        self.pulse = Pulse()
         self.instance: Instance | None = None
         self._start = start
         self._starting: asyncio.Lock | None = None
@@ -78,6 +87,11 @@ class Entry:
     def agent_id(self) -> str:
         """The agent's id."""
         return self.definition.agent_id
+
+    @property
+    def owner(self) -> str:
+        """Whose agent it is; those of code and configuration are the local user's."""
+        return self.stored.owner if self.stored is not None else LOCAL
 
     @property
     def free(self) -> int:
@@ -207,7 +221,9 @@ class Registry:
     def __len__(self) -> int:
         return len(self._agents)
 
-    def add(self, definition: AgentDefinition, start: Start) -> Entry:
+    def add(
+        self, definition: AgentDefinition, start: Start, stored: StoredAgent | None = None
+    ) -> Entry:
         """Register an agent; its capabilities are routable at once.
 
         Raises:
@@ -216,7 +232,7 @@ class Registry:
         """
         if definition.agent_id in self._agents:
             raise Conflict(f"an agent with the id {definition.agent_id} is registered already")
-        entry = Entry(definition, start)
+        entry = Entry(definition, start, stored)
         self._agents[entry.agent_id] = entry
         self._names.setdefault(definition.name, []).append(entry.agent_id)
         for name in entry.capabilities:
@@ -272,9 +288,10 @@ class Registry:
             return None
         return next(iter(pool.agents.values())).capabilities[name]
 
-    def has_capability(self, name: str) -> bool:
-        """Say whether any registered agent has the capability."""
-        return name in self._pools
+    def having(self, name: str) -> list[Entry]:
+        """Return the agents that have the capability."""
+        pool = self._pools.get(name)
+        return list(pool.agents.values()) if pool is not None else []
 
     def route(self, capability: str | None, agent: str | None) -> Route:
         """Decide where a task goes.

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from retinue.domain.audit import ANCHOR, AuditDraft
 from retinue.domain.execution import Execution
 from retinue.domain.ids import follow_clock, now_us
-from retinue.domain.intent import Audit, Expire, Fence, Finish, Ok, Requeue
+from retinue.domain.intent import Audit, Conflict, Expire, Fence, Finish, Ok, Requeue
 from retinue.domain.policy import Delivery
 from retinue.domain.question import QuestionState
 from retinue.domain.strictjson import dumps, loads
@@ -21,6 +22,7 @@ from retinue.engine.attempts import Attempts
 from retinue.engine.journal import Journal
 from retinue.engine.outcome import End, failed, response
 from retinue.engine.queue import Queue
+from retinue.engine.retention import Retention
 from retinue.errors import Cancelled, RetinueError, Timeout, Unanswered, WorkerLost
 from retinue.interfaces import Store
 
@@ -50,6 +52,9 @@ class Scheduler:
         queue: Queue,
         attempts: Attempts,
         grown: set[tuple[str, str]],
+        *,
+        follow: Callable[[], Awaitable[None]],
+        retention: Retention,
     ) -> None:
         self._store = store
         self._journal = journal
@@ -59,8 +64,11 @@ class Scheduler:
         self._stop = asyncio.Event()
         self._bell = asyncio.Event()
         self._grown = grown
+        self._follow = follow
         self._anchor_due = 0.0
         self._jumped = False
+        self._retention = retention
+        self._cleaning: asyncio.Task[None] | None = None
 
     def stop(self) -> None:
         """Make ``run`` return."""
@@ -80,7 +88,10 @@ class Scheduler:
         """Tick until stopped."""
         loop = asyncio.get_running_loop()
         self._anchor_due = loop.time() + ANCHOR_SECONDS
+        self._cleaning = asyncio.create_task(self._clean())
         while not self._stop.is_set():
+            # Before the look: what rings during it may not be seen by it.
+            self._bell.clear()
             try:
                 await self.tick()
                 if loop.time() >= self._anchor_due:
@@ -88,13 +99,26 @@ class Scheduler:
                     await self.anchor()
             except RetinueError as error:
                 log.warning("the store is away: %s", error.message)
-            self._bell.clear()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._bell.wait(), TICK_SECONDS)
+        self._cleaning.cancel()
+        await asyncio.wait({self._cleaning})
+
+    async def _clean(self) -> None:
+        """Have retention do its rounds, beside the loop: a long one holds up nothing else."""
+        while True:
+            try:
+                await self._retention.round()
+            except RetinueError as error:
+                log.warning("retention waits for the store: %s", error.message)
+            except Exception:
+                log.exception("a round of retention failed")
+            await asyncio.sleep(self._retention.interval)
 
     async def tick(self) -> None:
         """Do everything that is due."""
         self._look_at_the_clock()
+        await self._follow()
         now = now_us()
         for execution in await self._store.overdue(now, _PAGE):
             await self._expire(execution, now)
@@ -162,8 +186,14 @@ class Scheduler:
         self._idle = idle - again
         for fence in again:
             now = now_us()
-            if isinstance(await self._store.write(Requeue(fence, now, now)), Ok):
+            result = await self._store.write(Requeue(fence, now, now))
+            if isinstance(result, Ok):
                 log.warning("queued again: leased, but never started: %s", fence.execution_id)
+            elif isinstance(result, Conflict) and result.reason == "cancelled":
+                execution = await self._store.execution(fence.execution_id, None)
+                assert execution is not None
+                error = Cancelled(details={"by": "request"}, outcome="unknown")
+                await self._end(execution, fence, failed(error), now)
 
     async def recover(self) -> Recovered:
         """Take over what dead workers left running, each by its delivery policy."""

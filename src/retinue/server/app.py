@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route as PlainRoute
@@ -21,6 +23,7 @@ from retinue.server import (
     keys,
     ledger,
     orchestrate,
+    parked,
     questions,
     sessions,
 )
@@ -38,6 +41,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *agents.OPERATIONS,
     *contracts.OPERATIONS,
     *sessions.OPERATIONS,
+    *parked.OPERATIONS,
     *questions.OPERATIONS,
     *keys.OPERATIONS,
     *ledger.OPERATIONS,
@@ -66,11 +70,25 @@ class Switch:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
-        if scope["type"] == "http":
-            app = self._apps.get((scope["method"], scope["path"]), self._router)
-            await app(scope, receive, send)
-        else:
+        if scope["type"] != "http":
             await self._router(scope, receive, send)
+            return
+        app = self._apps.get((scope["method"], scope["path"]), self._router)
+        try:
+            await app(scope, receive, send)
+        except HTTPException as problem:
+            if problem.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+                # The router names the methods of the first of the path's routes only.
+                problem.headers = {"Allow": ", ".join(self._allowed(scope["path"]))}
+            raise
+
+    def _allowed(self, path: str) -> list[str]:
+        """Return the methods that ``path`` takes, by any of its routes."""
+        found: set[str] = set()
+        for route in self._router.routes:
+            if isinstance(route, PlainRoute | Route) and route.path_regex.match(path):
+                found |= route.methods or set()
+        return sorted(found)
 
 
 class Application(FastAPI):

@@ -11,7 +11,7 @@ from retinue.domain.execution import State
 from retinue.domain.ids import iso
 from retinue.domain.session import check_session_id
 from retinue.interfaces import ContractFilter, ContractView
-from retinue.server.records import NULL, Hash, Query, Time, Ulid, error_of, raw, when
+from retinue.server.records import NULL, Hash, Query, SessionId, Time, Ulid, error_of, raw, when
 from retinue.server.routing import Call, Operation, encode
 
 
@@ -66,7 +66,7 @@ class ContractList(msgspec.Struct, frozen=True, kw_only=True):
 class ContractQuery(Query, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which contracts."""
 
-    session_id: str | None = None
+    session_id: SessionId | None = None
     from_agent: str | None = None
     to_agent: str | None = None
 

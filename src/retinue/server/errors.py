@@ -20,10 +20,12 @@ from retinue.errors import (
     CommunicationError,
     Conflict,
     Forbidden,
+    Gone,
     HumanInputRequired,
     InvalidInput,
     NotFound,
     NotSupported,
+    PeerRefused,
     QueueFull,
     RateLimited,
     RetinueError,
@@ -43,6 +45,7 @@ STATUS: dict[type[RetinueError], HTTPStatus] = {
     UnsupportedMedia: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     NotFound: HTTPStatus.NOT_FOUND,
     AgentNotFound: HTTPStatus.NOT_FOUND,
+    Gone: HTTPStatus.GONE,
     Conflict: HTTPStatus.CONFLICT,
     Unauthenticated: HTTPStatus.UNAUTHORIZED,
     Forbidden: HTTPStatus.FORBIDDEN,
@@ -54,6 +57,7 @@ STATUS: dict[type[RetinueError], HTTPStatus] = {
     CircuitOpen: HTTPStatus.SERVICE_UNAVAILABLE,
     Timeout: HTTPStatus.GATEWAY_TIMEOUT,
     CommunicationError: HTTPStatus.BAD_GATEWAY,
+    PeerRefused: HTTPStatus.BAD_GATEWAY,
     HumanInputRequired: HTTPStatus.CONFLICT,
 }
 

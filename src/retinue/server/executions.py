@@ -17,10 +17,11 @@ from retinue.interfaces import ExecutionFilter
 from retinue.server.admission import share_of
 from retinue.server.errors import ErrorBody
 from retinue.server.orchestrate import IDEMPOTENCY, TaskBody, task_of
-from retinue.server.records import NULL, Hash, Query, Time, Ulid, raw, when
+from retinue.server.records import NULL, Query, SessionId, Time, Ulid, raw, when
 from retinue.server.routing import Call, Operation, encode
 from retinue.server.streams import EventStream
 
+MOST_EVENTS = 1000
 MOST_SEQUENCE = (1 << 63) - 1
 _MOST_DIGITS = len(str(MOST_SEQUENCE))
 RESUME = {
@@ -29,6 +30,22 @@ RESUME = {
         {"type": "integer", "minimum": 0},
     )
 }
+
+
+STREAMED = {
+    "type": "object",
+    "description": (
+        "One server-sent event: `id` is the event's number; `data` is JSON with `executionId`,"
+        " `eventType`, `sequence`, `timestamp` and what the kind of event carries."
+    ),
+    "properties": {
+        "id": {"type": "string", "pattern": "^[0-9]+$"},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+    "required": ["id", "data"],
+}
+
+Digest = Annotated[str, msgspec.Meta(pattern="^(02)?[0-9a-f]{64}$")]
 
 
 class Accepted(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,7 +75,7 @@ class ExecutionRecord(msgspec.Struct, frozen=True, kw_only=True):
     delivery: Delivery
     worker: str | None
     last_seq: int
-    digest: Hash
+    digest: Digest
     created_at: Time
     run_at: Time
     deadline_at: Time | None
@@ -76,11 +93,33 @@ class ExecutionRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ExecutionDetail(ExecutionRecord, frozen=True, kw_only=True):
-    """An execution with what it was given and, once it has ended, what came of it."""
+    """An execution with what it was given and, once it has ended, what came of it.
+
+    `erased` says that input, result and the content of its events were erased, `removed` that
+    retention has removed its events (and, where `input` is null, its contracts).
+    """
 
     input: msgspec.Raw
     result: msgspec.Raw
     error: ErrorBody | None
+    erased: bool | msgspec.UnsetType = msgspec.UNSET
+    removed: bool | msgspec.UnsetType = msgspec.UNSET
+
+
+class EventList(msgspec.Struct, frozen=True, kw_only=True):
+    """Events as they are streamed; `last` is the number of the last one there is."""
+
+    execution_id: Ulid
+    events: list[msgspec.Raw]
+    last: int
+    ended: bool
+
+
+class ErasedReply(msgspec.Struct, frozen=True, kw_only=True):
+    """How many contracts were erased now; `open` are of executions that have not ended."""
+
+    contracts: int
+    open: int
 
 
 class ExecutionList(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,7 +133,7 @@ class ExecutionList(msgspec.Struct, frozen=True, kw_only=True):
 class ExecutionQuery(Query, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which executions."""
 
-    session_id: str | None = None
+    session_id: SessionId | None = None
     agent_id: str | None = None
     capability: str | None = None
     state: State | None = None
@@ -125,6 +164,8 @@ def _fields(execution: Execution) -> dict[str, object]:
 async def _detail(call: Call, execution: Execution) -> bytes:
     asked, reply = await call.orchestrator.task_of(execution)
     error = reply.error if reply is not None else None
+    gone = await call.orchestrator.gone(execution) if execution.terminal else ()
+    what = {name: True for name in ("erased", "removed") if name in gone}
     return encode(
         msgspec.convert(
             {
@@ -132,6 +173,7 @@ async def _detail(call: Call, execution: Execution) -> bytes:
                 "input": raw(dumps(asked)) if asked is not None else NULL,
                 "result": raw(reply.data) if reply is not None else NULL,
                 "error": error,
+                **what,
             },
             ExecutionDetail,
         )
@@ -195,12 +237,15 @@ async def cancel(call: Call) -> bytes:
     return await _detail(call, await call.orchestrator.cancel(execution_id, call.principal))
 
 
-async def events(call: Call) -> Response:
+async def events(call: Call) -> bytes | Response:
     """Stream an execution's events, as they are journaled, until the last one.
 
     Server-sent events: `id` is the event's number, `data` the event. A reader that comes back
     with `Last-Event-ID` (or `after`) gets what it has not seen, without gap or repeat; 204 when
-    the execution has ended and there is nothing more.
+    the execution has ended and there is nothing more. In place of events that retention has
+    removed comes one `truncated`, with the number of the last of them: it says how the execution
+    ended, as far as that is known, and is the last. A reader that accepts only `application/json`
+    gets the events that are there now, at most 1000.
     """
     execution_id = call.ulid("execution_id", "execution")
     after, path = _after(call)
@@ -210,6 +255,16 @@ async def events(call: Call) -> Response:
             f"there is no event {after}; the last one is {execution.last_seq}",
             details={"path": path, "last": execution.last_seq},
         )
+    accepted = call.header(b"accept") or ""
+    if "application/json" in accepted and "text/event-stream" not in accepted:
+        found = await call.orchestrator.events(execution_id, after, MOST_EVENTS, call.principal)
+        listing = EventList(
+            execution_id=execution_id,
+            events=[msgspec.Raw(event.wire) for event in found],
+            last=execution.last_seq,
+            ended=execution.terminal,
+        )
+        return encode(listing)
     if execution.terminal and after == execution.last_seq:
         return Response(status_code=204)
     share_of(call.scope).become_stream()
@@ -218,6 +273,17 @@ async def events(call: Call) -> Response:
         execution_id, after=after, heartbeat=patience.heartbeat, principal=call.principal
     )
     return EventStream(batches)
+
+
+async def erase_execution(call: Call) -> bytes:
+    """Erase what an execution was given, did and answered. For admins.
+
+    Its contracts stay in their chain without bodies, its events without content; the audit says
+    who erased them. 409 when it has not ended.
+    """
+    execution_id = call.ulid("execution_id", "execution")
+    done = await call.orchestrator.erase(execution_id, call.principal)
+    return encode(ErasedReply(contracts=done.contracts, open=done.open))
 
 
 def _after(call: Call) -> tuple[int, str]:
@@ -279,8 +345,18 @@ OPERATIONS = (
         endpoint=events,
         tag="tasks",
         query=EventQuery,
+        gives=EventList,
         gives_text="text/event-stream",
+        text=STREAMED,
         also={204: None},
         headers=RESUME,
+    ),
+    Operation(
+        method="DELETE",
+        path="/v1/executions/{execution_id}/body",
+        endpoint=erase_execution,
+        tag="administration",
+        gives=ErasedReply,
+        errors=(409, 507),
     ),
 )

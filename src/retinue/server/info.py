@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from http import HTTPStatus
-from typing import Any, Literal
+from typing import Literal
 
-import httpx
 import msgspec
 from starlette.responses import Response
 
 from retinue import __version__
 from retinue.domain.ids import iso, now_us
 from retinue.errors import RetinueError
-from retinue.server.records import Time
+from retinue.interfaces import Backlog
+from retinue.orchestrator import Orchestrator
+from retinue.server.records import Time, when
 from retinue.server.routing import Call, Operation, encode
 from retinue.settings import Settings, without_password
 
 SERVICE = "retinue"
 INTERFACE_VERSION = "1.0.0"
 HEALTH_SECONDS = 2.0
-PING_SECONDS = 1.0
-INTEGRATIONS = ("memagent", "trace")
 
 
 class ServiceInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,11 +75,30 @@ class IntegrationStatus(msgspec.Struct, frozen=True, kw_only=True):
     healthy: bool | None
 
 
+class SinkStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A service that every contract is sent to. `healthy` is null while it is not used.
+
+    `backlog` counts contracts it has still to take, `failing` the sessions whose last delivery
+    failed, `parked` the contracts it would not take. `failures` counts failed deliveries since
+    the start; `last_error` is the latest that is not made good yet.
+    """
+
+    enabled: bool
+    url: str
+    healthy: bool | None
+    backlog: int
+    failing: int
+    parked: int
+    failures: int
+    last_error: str | None
+    last_error_at: Time | None
+
+
 class Integrations(msgspec.Struct, frozen=True, kw_only=True):
     """`all_healthy`: nothing that is used is ill."""
 
     memagent: IntegrationStatus
-    trace: IntegrationStatus
+    trace: SinkStatus
     all_healthy: bool
 
 
@@ -135,7 +153,7 @@ async def status(call: Call) -> bytes:
     """Count agents, sessions and contracts, and look after the integrations."""
     orchestrator = call.orchestrator
     counts, integrations = await asyncio.gather(
-        orchestrator.status(call.principal), _integrations(call.door.settings)
+        orchestrator.status(call.principal), _integrations(orchestrator, call.door.settings)
     )
     uptime = (now_us() - orchestrator.started_at) / 1_000_000
     return encode(
@@ -154,30 +172,29 @@ async def status(call: Call) -> bytes:
     )
 
 
-async def _integrations(settings: Settings) -> Integrations:
-    asked = {name: getattr(settings, f"{name}_enabled") for name in INTEGRATIONS}
-    urls = {name: getattr(settings, f"{name}_url") for name in INTEGRATIONS}
-    used = [name for name in INTEGRATIONS if asked[name]]
-    answers: dict[str, bool] = {}
-    if used:
-        async with httpx.AsyncClient(timeout=PING_SECONDS, trust_env=False) as client:
-            pings = (_answers(client, urls[name]) for name in used)
-            answers = dict(zip(used, await asyncio.gather(*pings), strict=True))
-    shown: dict[str, Any] = {
-        name: IntegrationStatus(
-            enabled=asked[name], url=without_password(urls[name]), healthy=answers.get(name)
-        )
-        for name in INTEGRATIONS
-    }
-    return Integrations(**shown, all_healthy=all(answers.values()))
-
-
-async def _answers(client: httpx.AsyncClient, url: str) -> bool:
-    try:
-        async with asyncio.timeout(PING_SECONDS):
-            return (await client.get(url.rstrip("/") + "/v1/health")).is_success
-    except (httpx.HTTPError, httpx.InvalidURL, TimeoutError):
-        return False
+async def _integrations(orchestrator: Orchestrator, settings: Settings) -> Integrations:
+    used = await orchestrator.integrations()
+    memagent, trace = used.get("memagent"), used.get("trace")
+    waiting = trace.backlog if trace is not None and trace.backlog is not None else Backlog()
+    return Integrations(
+        memagent=IntegrationStatus(
+            enabled=memagent is not None,
+            url=without_password(settings.memagent_url),
+            healthy=memagent.healthy if memagent is not None else None,
+        ),
+        trace=SinkStatus(
+            enabled=trace is not None,
+            url=without_password(settings.trace_url),
+            healthy=trace.healthy if trace is not None else None,
+            backlog=waiting.contracts,
+            failing=waiting.failing,
+            parked=waiting.parked,
+            failures=trace.failures if trace is not None else 0,
+            last_error=waiting.error,
+            last_error_at=when(waiting.failed_at),
+        ),
+        all_healthy=all(integration.healthy for integration in used.values()),
+    )
 
 
 OPERATIONS = (

@@ -14,9 +14,8 @@ from typing import Any
 
 import msgspec
 
-from retinue.domain.session import SESSION_ID_PATTERN
 from retinue.server.errors import ErrorBody
-from retinue.server.records import ULID_PATTERN
+from retinue.server.records import SESSION_ID_SCHEMA, ULID_PATTERN
 from retinue.server.routing import Operation
 
 REFERENCE = "#/components/schemas/{name}"
@@ -30,7 +29,7 @@ _ALWAYS = (400, 403, 421, 431, 500, 503)
 _WITH_BODY = (408, 413, 415, 422)
 _PATH = re.compile(r"{(\w+)}")
 _PATH_SCHEMAS = {
-    "session_id": {"type": "string", "pattern": f"^{SESSION_ID_PATTERN}$"},
+    "session_id": {"type": "string", "pattern": SESSION_ID_SCHEMA},
     "agent_id": {"type": "string", "description": "The agent's id, or its name if unique."},
 }
 
@@ -44,6 +43,9 @@ class Schemas:
             named = (operation.body, operation.gives, *operation.also.values())
             kinds.extend(kind for kind in named if kind is not None and kind not in kinds)
         found, self.components = msgspec.json.schema_components(kinds, ref_template=REFERENCE)
+        for kind in kinds:
+            # What a record's fields alone cannot say.
+            self.components[kind.__name__] |= getattr(kind, "SCHEMA", {})
         self._by_kind = dict(zip(map(id, kinds), found, strict=True))
 
     def of(self, kind: Any) -> dict[str, Any]:
@@ -75,8 +77,8 @@ def _responses(operation: Operation, schemas: Schemas) -> dict[str, Any]:
             content = {"application/json": {"schema": schemas.of(kind)}}
             responses[str(status)]["content"] = content
     if operation.gives_text is not None:
-        content = {operation.gives_text: {"schema": {"type": "string"}}}
-        responses[str(operation.status)]["content"] = content
+        content = responses[str(operation.status)].setdefault("content", {})
+        content[operation.gives_text] = {"schema": operation.text or {"type": "string"}}
     for status in _failures(operation):
         if status not in good:
             responses[str(status)] = {

@@ -6,7 +6,7 @@ The result's bytes go from the ledger's record into the answer as they are.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import msgspec
 
@@ -18,7 +18,7 @@ from retinue.domain.strictjson import decode
 from retinue.errors import InvalidInput
 from retinue.orchestrator import Reply
 from retinue.server.errors import ErrorBody
-from retinue.server.records import NULL, Time, Ulid, Word, raw
+from retinue.server.records import NULL, SessionId, Time, Ulid, Word, raw
 from retinue.server.routing import Call, Operation, encode, record
 
 MOST_TIMEOUT_MS = 30 * 24 * 3600 * 1000
@@ -38,8 +38,15 @@ IDEMPOTENCY = {
 class TaskBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A task: who shall do what, in which session. `capability` or `agent_id` is needed."""
 
+    SCHEMA: ClassVar[dict[str, Any]] = {
+        "anyOf": [
+            {"properties": {name: {"type": "string"}}, "required": [name]}
+            for name in ("capability", "agent_id")
+        ]
+    }
+
     session_id: Annotated[
-        str,
+        SessionId,
         msgspec.Meta(
             description=f"Groups tasks; matches {SESSION_ID_PATTERN} and is not '.' or '..'.",
             examples=["session_001"],
@@ -217,7 +224,7 @@ OPERATIONS = (
         tag="tasks",
         body=AwaitedTaskBody,
         gives=TaskReply,
-        errors=(404, 409, 429, 507),
+        errors=(410, 404, 409, 429, 507),
         headers=IDEMPOTENCY,
     ),
 )

@@ -7,11 +7,15 @@ from typing import Annotated, Any
 import msgspec
 
 from retinue.domain.ids import iso
+from retinue.domain.session import SESSION_ID_PATTERN
 from retinue.interfaces import Page
 
 ULID_PATTERN = "^[0-7][0-9A-HJKMNP-TV-Z]{25}$"
 MOST_ROWS = 1000
+# As `check_session_id` does; the check itself is that one's, which says it better.
+SESSION_ID_SCHEMA = rf"^(?!\.{{1,2}}$){SESSION_ID_PATTERN}$"
 
+SessionId = Annotated[str, msgspec.Meta(extra_json_schema={"pattern": SESSION_ID_SCHEMA})]
 Ulid = Annotated[str, msgspec.Meta(pattern=ULID_PATTERN)]
 Time = Annotated[str, msgspec.Meta(extra_json_schema={"format": "date-time"})]
 Limit = Annotated[int, msgspec.Meta(ge=1, le=MOST_ROWS)]
@@ -28,7 +32,16 @@ class Query(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """
 
     limit: Limit = 100
-    cursor: str | None = None
+    cursor: (
+        Annotated[
+            str,
+            msgspec.Meta(
+                extra_json_schema={"minLength": 1},
+                description="The `next_cursor` of the page before; nothing else is one.",
+            ),
+        ]
+        | None
+    ) = None
 
     @property
     def page(self) -> Page:

@@ -181,7 +181,12 @@ class Call(Request):
         except NotJson as error:
             path = error.path.removeprefix("$.")
             raise InvalidInput(f"{path}: {error.reason}", details={"path": path}) from None
-        return record(values, kind, prefix="")
+        made = record(values, kind, prefix="")
+        for name in values:
+            if getattr(made, name) is None:
+                # Converting texts takes the word null for none at all.
+                raise InvalidInput(f"{name}: null is not a value of it", details={"path": name})
+        return made
 
     def ulid(self, name: str, what: str) -> str:
         """Return a path parameter that is one of our ids.
@@ -288,7 +293,9 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
 
     ``query`` and ``body`` are the records it takes, ``gives`` the one it answers with (None: no
     JSON). ``errors`` are statuses beyond those that every operation may answer. ``headers`` are
-    the request headers it reads: name → (what it is, JSON Schema). ``public`` needs no credential.
+    the request headers it reads: name → (what it is, JSON Schema). ``gives_text`` is the media type
+    of an answer that is no JSON, ``text`` its schema (of a stream: of each event). ``public`` needs
+    no credential.
     """
 
     method: str
@@ -297,6 +304,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     tag: str
     gives: Any = None
     gives_text: str | None = None
+    text: dict[str, Any] | None = None
     query: type[msgspec.Struct] | None = None
     body: type[msgspec.Struct] | None = None
     status: int = 200

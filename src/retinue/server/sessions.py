@@ -8,7 +8,8 @@ import msgspec
 
 from retinue.domain.ids import iso
 from retinue.domain.session import Session, check_session_id
-from retinue.server.records import Hash, Query, Time
+from retinue.server.executions import ErasedReply
+from retinue.server.records import Hash, Query, SessionId, Time
 from retinue.server.routing import Call, Operation, encode
 
 
@@ -42,7 +43,7 @@ class SessionQuery(Query, frozen=True, kw_only=True, forbid_unknown_fields=True)
 class CompressBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which session to compress, and to what end."""
 
-    session_id: str
+    session_id: SessionId
     intent: str | None = None
 
 
@@ -92,10 +93,23 @@ async def get_session(call: Call) -> bytes:
     return encode(session_record(await call.orchestrator.session(session_id, call.principal)))
 
 
+async def erase_session(call: Call) -> bytes:
+    """Erase every exchange of a session that has ended. For admins.
+
+    Its contracts stay in their chain without bodies, its events without content; the audit says
+    who erased them. `open` counts what was left alone because its execution has not ended.
+    """
+    session_id = check_session_id(call.path_params["session_id"])
+    done = await call.orchestrator.erase_session(session_id, call.principal)
+    return encode(ErasedReply(contracts=done.contracts, open=done.open))
+
+
 async def compress(call: Call) -> bytes:
     """Compress a session into a memory block made from its contracts.
 
-    `compressed` is false, and `error` says why, when there is nothing to compress.
+    The block's `source` says who wrote its summary: MemAgent when it is set, else `local`; where
+    MemAgent could not be had, `fallback` says why. `compressed` is false, and `error` says why,
+    when there is nothing to compress.
     """
     wanted = await call.record(CompressBody)
     check_session_id(wanted.session_id)
@@ -120,6 +134,14 @@ OPERATIONS = (
         endpoint=get_session,
         tag="record",
         gives=SessionRecord,
+    ),
+    Operation(
+        method="DELETE",
+        path="/v1/sessions/{session_id}/body",
+        endpoint=erase_session,
+        tag="administration",
+        gives=ErasedReply,
+        errors=(507,),
     ),
     Operation(
         method="POST",

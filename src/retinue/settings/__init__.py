@@ -4,12 +4,20 @@
 command over both. ``.env`` stands for environment that is not set.
 """
 
-from retinue.settings.model import AgentReference, Caller, Settings, schema, without_password
+from retinue.settings.model import (
+    AgentReference,
+    Caller,
+    HttpReference,
+    Settings,
+    schema,
+    without_password,
+)
 from retinue.settings.sources import caller, find_config, here, load
 
 __all__ = [
     "AgentReference",
     "Caller",
+    "HttpReference",
     "Settings",
     "caller",
     "find_config",

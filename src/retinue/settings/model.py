@@ -11,9 +11,16 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     WithJsonSchema,
 )
+
+from retinue.domain.agent import AGENT_ID_PATTERN
+from retinue.domain.egress import Policy, read
+from retinue.domain.policy import Delivery
+from retinue.errors import EgressDenied
 
 PREFIX = "RETINUE_"
 ALIASES = {
@@ -66,6 +73,18 @@ def _word(value: str) -> str:
     return value
 
 
+def _endpoint(value: str) -> str:
+    try:
+        return read(value).url
+    except EgressDenied as error:
+        raise ValueError(error.message) from None
+
+
+def _allowed(value: str) -> str:
+    Policy.of([value])  # a ValueError of its own says what is wrong
+    return value
+
+
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 Origin = Annotated[str, AfterValidator(_origin)]
 Host = Annotated[str, AfterValidator(_word)]
@@ -85,11 +104,88 @@ class AgentReference(BaseModel):
     )
 
 
+class HttpCapability(BaseModel):
+    """Something an agent over HTTP can do."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1, max_length=256)
+    description: str = ""
+    parameters: dict[str, Any] | None = Field(
+        default=None, description='names and types ({"text": "string"}), or a JSON Schema'
+    )
+
+
+class HttpReference(BaseModel):
+    """An agent that answers over HTTP: ``POST {endpoint}/execute``, ``GET {endpoint}/health``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    driver: Literal["http"]
+    agent_id: str = Field(pattern=f"^{AGENT_ID_PATTERN}$")
+    name: str = Field(default="", description="the agent's id unless given")
+    description: str = ""
+    version: str = "1"
+    endpoint: Annotated[str, AfterValidator(_endpoint)] = Field(
+        description="where it is; the egress policy is for API callers, not for this file"
+    )
+    capabilities: tuple[
+        Annotated[
+            HttpCapability,
+            BeforeValidator(lambda value: {"name": value} if isinstance(value, str) else value),
+            WithJsonSchema({"anyOf": [{"type": "string"}, HttpCapability.model_json_schema()]}),
+        ],
+        ...,
+    ] = Field(min_length=1, description="their names, or {name, description, parameters}")
+    secret: str | None = Field(
+        default=None,
+        min_length=16,
+        repr=False,
+        description="what calls are signed with: ${NAME} of the environment; unset: not signed",
+    )
+    concurrency: int = Field(default=16, ge=1, le=1000, description="tasks at one time")
+    timeout: float = Field(
+        default=300.0, gt=0, le=86_400, description="seconds for a task without a limit of its own"
+    )
+    delivery: Delivery = Delivery.AT_MOST_ONCE
+    max_attempts: int = Field(default=3, ge=1, le=100)
+
+
+def _whole_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """Return a model's JSON Schema without references, so that it can stand inside another."""
+    found = model.model_json_schema()
+    parts = found.pop("$defs", {})
+
+    def whole(node: Any) -> Any:
+        if isinstance(node, list):
+            return [whole(child) for child in node]
+        if not isinstance(node, dict):
+            return node
+        rest = {key: whole(child) for key, child in node.items() if key != "$ref"}
+        return whole(parts[node["$ref"].rpartition("/")[2]]) | rest if "$ref" in node else rest
+
+    schema: dict[str, Any] = whole(found)
+    return schema
+
+
+def _kind(value: Any) -> str:
+    driver = value.get("driver") if isinstance(value, dict) else getattr(value, "driver", None)
+    return "python" if driver is None else "http"
+
+
 Reference = Annotated[
-    AgentReference,
+    Annotated[AgentReference, Tag("python")] | Annotated[HttpReference, Tag("http")],
+    Discriminator(_kind),
     BeforeValidator(_reference),
     WithJsonSchema(
-        {"anyOf": [{"type": "string"}, AgentReference.model_json_schema()]}, mode="validation"
+        {
+            "anyOf": [
+                {"type": "string"},
+                _whole_schema(AgentReference),
+                _whole_schema(HttpReference),
+            ]
+        },
+        mode="validation",
     ),
 ]
 
@@ -126,7 +222,8 @@ class Settings(BaseModel):
         default=Path(), description="the directory below which the example surveyor may read"
     )
     agents: tuple[Reference, ...] = Field(
-        default=(), description="agents to register: module:Class, or {agent, arguments}"
+        default=(),
+        description="agents to register: module:Class, {agent, arguments}, or {driver: http, …}",
     )
     entry_points: bool = Field(
         default=True,
@@ -164,11 +261,59 @@ class Settings(BaseModel):
         description="bytes of requests and answers in progress; beyond them new bodies are refused"
         " (503)",
     )
+    health_interval_seconds: float = Field(
+        default=10.0,
+        gt=0,
+        le=3600,
+        description="seconds between two health checks of an agent; three bad ones in a row take"
+        " it out of routing, a good one brings it back",
+    )
+    health_timeout_seconds: float = Field(
+        default=5.0, gt=0, le=60, description="seconds that one health check may take"
+    )
+    egress_allow: tuple[Annotated[str, AfterValidator(_allowed)], ...] = Field(
+        default=(),
+        description="hosts, addresses and networks besides the public Internet at which API"
+        " callers may register agents, like localhost, agents.internal or 10.0.0.0/8",
+    )
+    signing_key: str | None = Field(
+        default=None,
+        min_length=32,
+        repr=False,
+        description="what the secrets of registered agents are derived from; the same for all"
+        " processes of one database; unset: kept in signing.key beside the store",
+    )
     grace_seconds: float = Field(
         default=20.0,
         ge=0,
         le=3600,
         description="seconds that running work gets to end when we stop",
+    )
+    retention_days: float | None = Field(
+        default=None,
+        gt=0,
+        le=36_500,
+        description="days after its end from which an execution's events and contracts are removed;"
+        " unset: never",
+    )
+    retention_executions: int | None = Field(
+        default=None,
+        ge=1,
+        description="how many executions keep their events and contracts; of older ones that have"
+        " ended they are removed; unset: all",
+    )
+    retention_event_days: float | None = Field(
+        default=None,
+        gt=0,
+        le=36_500,
+        description="days after its end from which an execution's events are removed, though its"
+        " contracts stay; unset: as long as these",
+    )
+    cleanup_interval: float = Field(
+        default=60.0,
+        ge=0.01,
+        le=86_400,
+        description="seconds between two rounds of removing what is to be removed",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="the least important log line that is written"
@@ -208,7 +353,12 @@ class Settings(BaseModel):
         """Return the settings as JSON values; passwords and agents' arguments are masked."""
         values = self.model_dump(mode="json")
         for reference in values["agents"]:
-            reference["arguments"] = dict.fromkeys(reference["arguments"], "***")
+            if reference.get("secret") is not None:
+                reference["secret"] = "***"
+            if "arguments" in reference:
+                reference["arguments"] = dict.fromkeys(reference["arguments"], "***")
+        if values["signing_key"] is not None:
+            values["signing_key"] = "***"
         for name, value in values.items():
             if name.endswith("_url") and value is not None:
                 values[name] = without_password(value)

@@ -23,6 +23,7 @@ from retinue.settings.model import (
     PREFIX,
     AgentReference,
     Caller,
+    HttpReference,
     Settings,
     without_password,
 )
@@ -33,6 +34,7 @@ CALLER = ("RETINUE_URL", "RETINUE_API_KEY")
 _MOST_SHOWN = 100
 _FOREIGN = ("RETINUE_TEST_", "RETINUE_CI_")
 _LINE = re.compile(r"\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*?)\s*\Z")
+_SECRET = re.compile(r"\$\{[^}]+\}")
 _REFERENCE = re.compile(r"(\$?)\$\{([^}]*)\}")
 
 
@@ -151,7 +153,7 @@ def _assignments(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 def _split(name: str, value: str) -> Any:
-    if name in {"allowed_hosts", "allowed_origins"}:
+    if name in {"allowed_hosts", "allowed_origins", "egress_allow"}:
         return [part.strip() for part in value.split(",") if part.strip()]
     return value
 
@@ -193,9 +195,27 @@ def _read_file(path: Path, variables: Mapping[str, str]) -> dict[str, Any]:
                 f"{path.name}: there is no setting {key}{nearest};"
                 " `retinue settings schema` lists them"
             )
+    _refuse_literal_secrets(document, path.name)
     return {
         key: _resolved(value, variables, f"{path.name}: {key}") for key, value in document.items()
     }
+
+
+def _refuse_literal_secrets(document: Mapping[str, Any], file: str) -> None:
+    """Refuse secrets in the file, which people copy and commit: there it names them only."""
+    found = {"signing_key": document.get("signing_key")}
+    agents = document.get("agents")
+    for place, agent in enumerate(agents if isinstance(agents, list) else ()):
+        if isinstance(agent, dict):
+            found[f"agents[{place}].secret"] = agent.get("secret")
+    for where, secret in found.items():
+        if secret is not None and not (
+            isinstance(secret, str) and _SECRET.fullmatch(secret) is not None
+        ):
+            raise SettingsError(
+                f"{file}: {where} must not stand there itself: put it into the environment or"
+                " .env and write ${NAME}"
+            )
 
 
 def _resolved(value: Any, variables: Mapping[str, str], where: str) -> Any:
@@ -231,12 +251,16 @@ def _validated(values: Mapping[str, Any], named: Callable[[str], str]) -> Settin
 
 def _sentence(fault: Any, named: Callable[[str], str]) -> str:
     name = str(fault["loc"][0])
-    rest = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in fault["loc"][1:])
+    places = [place for place in fault["loc"][1:] if place not in {"python", "http"}]
+    rest = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in places)
     value = fault["input"]
     if fault["type"] == "extra_forbidden":
         key = str(fault["loc"][-1])
-        nearest = _nearest(key, AgentReference.model_fields)
+        kind = HttpReference if "http" in fault["loc"] else AgentReference
+        nearest = _nearest(key, kind.model_fields)
         return f"{named(name)}{rest}: there is no key {key}{nearest}"
+    if fault["loc"][-1] in {"secret", "signing_key"}:
+        value = "***"
     if isinstance(value, str) and name.endswith("_url"):
         value = without_password(value)
     shown = json.dumps(value, default=str, ensure_ascii=False)

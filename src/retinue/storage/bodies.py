@@ -67,19 +67,6 @@ class Bodies:
         )
         return [record_of(Event, row) for row in rows]
 
-    async def events_of(self, execution_ids: Sequence[str], limit: int, /) -> list[Event] | None:
-        """Return the events of several executions, by execution and number, if they are few."""
-        condition, among = self._among("execution_id", execution_ids)
-        rows, more = await self._bounded(
-            columns("event"),
-            "length(data)",
-            f" FROM event WHERE {condition} ORDER BY execution_id, seq",
-            [among],
-            limit,
-            PAGE_BYTES,
-        )
-        return None if more else [record_of(Event, row) for row in rows]
-
     async def data_of(self, event: Event, offset: int, length: int, /) -> bytes:
         """Return a part of an event's data."""
         rows = await self._fetch(
@@ -150,7 +137,9 @@ class Bodies:
             sessions = Where()
             sessions.equal(owner=where.owner, session_id=where.session_id)
             rows = await self._fetch(
-                f"SELECT coalesce(sum(n), 0) FROM session{sessions}", sessions.values
+                "SELECT coalesce(sum(n), 0)"
+                f" - (SELECT coalesce(sum(n), 0) FROM checkpoint{sessions}) FROM session{sessions}",
+                [*sessions.values, *sessions.values],
             )
         else:
             rows = await self._fetch(f"SELECT count(*){source}{query}", query.values)

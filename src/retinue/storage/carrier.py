@@ -53,9 +53,11 @@ class Carrier:
             await db.fetch(text, *[[]] * count)
         self._prepared = db
 
-    async def run(self, db: Connection, intents: Sequence[Intent]) -> list[Result]:
+    async def run(
+        self, db: Connection, intents: Sequence[Intent], sinks: Sequence[str] = ()
+    ) -> list[Result]:
         """Run the program of a batch inside the transaction that ``db`` is in."""
-        steps = program.run(intents)
+        steps = program.run(intents, sinks)
         answer: Any = None
         while True:
             try:

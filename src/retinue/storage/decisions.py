@@ -13,7 +13,14 @@ import msgspec
 
 from retinue.domain.audit import AuditDraft
 from retinue.domain.contract import Draft
-from retinue.domain.event import EventData, EventType, chain_event
+from retinue.domain.event import (
+    Event,
+    EventData,
+    EventType,
+    chain_answer,
+    chain_event,
+    hash_data,
+)
 from retinue.domain.execution import ACTIVE, TERMINAL, Execution, State, advance
 from retinue.domain.intent import (
     Answer,
@@ -36,7 +43,9 @@ from retinue.domain.intent import (
     Result,
 )
 from retinue.domain.question import Question, QuestionState
+from retinue.domain.session import Session
 from retinue.domain.strictjson import dumps
+from retinue.storage.statements import Change
 from retinue.storage.tables import row_of
 
 Locked = dict[str, Execution]
@@ -61,12 +70,20 @@ class Batch:
         self.changed: dict[str, Execution] = {}
         self.events: list[list[Any]] = []
         self.placed: list[Placed] = []
+        self.heads: dict[tuple[str, str], Session] = {}
         self.questions_new: list[Question] = []
         self.questions_changed: list[Question] = []
         self.questions_lost: list[str] = []
         self.tally: dict[str, list[int]] = {}
         self.audits: list[tuple[AuditDraft, int]] = []
         self.keys: list[list[Any]] = []
+        self.witnessed: list[tuple[int, Callable[[int], Change]]] = []
+
+    def witness(self, draft: AuditDraft, at: int, *changes: Callable[[int], Change]) -> None:
+        """Note an audit row, and what is to be written once its number is known."""
+        self.audits.append((draft, at))
+        place = len(self.audits) - 1
+        self.witnessed.extend((place, change) for change in changes)
 
     def add_events(self, execution: Execution, events: Sequence[EventData], at: int) -> int:
         """Give the events numbers and chain them; return the first one's number."""
@@ -74,9 +91,9 @@ class Batch:
         for event in events:
             execution.last_seq += 1
             data = dumps(event.data)
-            kind = event.type.value
-            execution.digest = chain_event(execution.digest, execution.last_seq, kind, data)
-            self.events.append([execution.id, execution.last_seq, kind, at, data])
+            row = Event(execution.id, execution.last_seq, event.type, at, data)
+            execution.digest = chain_event(execution.digest, row)
+            self.events.append([execution.id, execution.last_seq, event.type.value, at, data])
             if event.cursor is not None:
                 execution.cursor = event.cursor
         return first
@@ -92,7 +109,6 @@ class Batch:
         outcome: Any = None,
     ) -> int:
         """End an execution: events, state and RESPONSE; return the first event's number."""
-        was_active = execution.state in ACTIVE
         if execution.state is State.INPUT_REQUIRED:
             self.questions_lost.append(execution.id)
             if state is State.COMPLETED:
@@ -107,8 +123,7 @@ class Batch:
         execution.response_id = response.id
         self.changed[execution.id] = execution
         self.placed.append(Placed(execution.owner, execution.session_id, response, at, execution))
-        counted = state is not State.CANCELLED and (was_active or state is State.FAILED)
-        if execution.agent_id is not None and counted:
+        if execution.agent_id is not None and execution.counts:
             counts = self.tally.setdefault(execution.agent_id, [0, 0])
             counts[0 if state is State.COMPLETED else 1] += 1
         return first
@@ -163,6 +178,8 @@ def _requeue(batch: Batch, intent: Requeue, locked: Locked, _: Asked) -> Result:
     execution = _fenced(locked, intent.fence)
     if isinstance(execution, Conflict):
         return execution
+    if execution.cancel_requested_at is not None:
+        return Conflict("cancelled")
     if execution.state is State.INPUT_REQUIRED:
         batch.questions_lost.append(execution.id)
     execution.state = advance(execution.state, State.QUEUED)
@@ -254,13 +271,13 @@ def _answer(batch: Batch, intent: Answer, locked: Locked, questions: Asked) -> R
     question = questions.get(intent.question_id)
     if question is None or (intent.owner is not None and question.owner != intent.owner):
         return Rejected("not_found")
-    refusal = _resume(batch, locked, question)
-    if refusal is not None:
-        return refusal
+    execution = _resume(batch, locked, question)
+    if isinstance(execution, Conflict):
+        return execution
     question.state = QuestionState.ANSWERED
     question.answer = intent.answer
     question.answered_by = intent.by
-    batch.questions_changed.append(question)
+    _close(batch, execution, question)
     return Ok()
 
 
@@ -270,15 +287,25 @@ def _close_question(
     question = questions.get(intent.question_id)
     if question is None:
         return Rejected("not_found")
-    refusal = _resume(batch, locked, question)
-    if refusal is not None:
-        return refusal
+    execution = _resume(batch, locked, question)
+    if isinstance(execution, Conflict):
+        return execution
     question.state = QuestionState(intent.state)
-    batch.questions_changed.append(question)
+    _close(batch, execution, question)
     return Ok()
 
 
-def _resume(batch: Batch, locked: Locked, question: Question) -> Conflict | None:
+def _close(batch: Batch, execution: Execution, question: Question) -> None:
+    """Take how a question was closed into the digest of its execution's events."""
+    hashed = hash_data(question.answer) if question.answer is not None else None
+    question.closed_seq = execution.last_seq
+    execution.digest = chain_answer(
+        execution.digest, question.id, question.state.value, question.answered_by, hashed
+    )
+    batch.questions_changed.append(question)
+
+
+def _resume(batch: Batch, locked: Locked, question: Question) -> Execution | Conflict:
     """Let the execution that waits for ``question`` run on, or say why it does not wait."""
     if question.state is not QuestionState.OPEN:
         return Conflict("answered", {"state": question.state.value})
@@ -288,7 +315,7 @@ def _resume(batch: Batch, locked: Locked, question: Question) -> Conflict | None
         return Conflict("answered", {"state": QuestionState.LOST.value})
     execution.state = advance(execution.state, State.RUNNING)
     batch.changed[execution.id] = execution
-    return None
+    return execution
 
 
 # -- keys and the audit ------------------------------------------------------------------------
@@ -318,4 +345,4 @@ DECIDE: dict[type, Callable[[Batch, Any, Locked, Asked], Result]] = {
     PutKey: _put_key,
     Audit: _audit,
 }
-"""How each kind is decided. ``Submit``, ``Lease`` and ``RevokeKey`` need their own statements."""
+"""How each kind is decided. The kinds that are missing here need statements of their own."""

@@ -27,12 +27,13 @@ import msgspec
 
 from retinue.domain.execution import Execution
 from retinue.domain.ids import ulid
-from retinue.domain.intent import Intent, Lease, Result, Submit
+from retinue.domain.intent import ClaimLanes, Intent, Lease, Result, Submit
 from retinue.errors import StoreUnavailable, WorkerLost
 from retinue.storage.carrier import Carrier
 from retinue.storage.lease import LeaseKeeper
 from retinue.storage.link import Connection, Fault, Readers, connect, fault_of, numbered, translate
 from retinue.storage.migrate import migrate_postgres
+from retinue.storage.outbox_reads import OutboxReads
 from retinue.storage.reads import Reads
 from retinue.storage.sql import CLOCK
 from retinue.storage.tables import TABLES, record_of
@@ -75,7 +76,7 @@ class _Batch:
         self.results: list[Result] | None = None
 
 
-class PostgresStore(Reads):
+class PostgresStore(Reads, OutboxReads):
     """A ledger in a PostgreSQL database, shared with other processes."""
 
     def __init__(
@@ -95,6 +96,7 @@ class PostgresStore(Reads):
                 new epoch before the next write is applied.
         """
         self.worker = ""
+        self.sinks: tuple[str, ...] = ()
         self._dsn = dsn
         self._lease_seconds = lease_seconds
         self._on_lost = on_lost
@@ -283,7 +285,7 @@ class PostgresStore(Reads):
                 return await self._recognise(db, batch)
             batch.results = None  # in case a COMMIT was seen before: it failed
             batch.results = await self._carrier.run(
-                db, [self._of_this_epoch(intent) for intent in batch.intents]
+                db, [self._of_this_epoch(intent) for intent in batch.intents], self.sinks
             )
             if await db.execute("COMMIT") != "COMMIT":
                 raise StoreUnavailable("the server took the batch back; nothing was acknowledged")
@@ -309,6 +311,8 @@ class PostgresStore(Reads):
             return msgspec.structs.replace(intent, worker=None)
         if type(intent) is Lease and intent.worker != self.worker:
             return msgspec.structs.replace(intent, wants=())
+        if type(intent) is ClaimLanes and intent.worker != self.worker:
+            return msgspec.structs.replace(intent, worker=self.worker, limit=0)
         return intent
 
     # -- losing the server and finding it again ------------------------------------------------
@@ -386,6 +390,13 @@ class PostgresStore(Reads):
     @staticmethod
     def _among(column: str, values: Sequence[str]) -> tuple[str, Any]:
         return f"{column} = ANY(?::text[])", list(values)
+
+    @staticmethod
+    def _at_places(places: Sequence[tuple[str, str, int]]) -> tuple[str, list[Any]]:
+        return (
+            "(owner, session_id, n) IN (SELECT * FROM unnest(?::text[], ?::text[], ?::bigint[]))",
+            [list(column) for column in zip(*places, strict=True)],
+        )
 
     async def _fetch(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         if self._closed:

@@ -4,10 +4,11 @@
 result per intent, in order. Both stores drive it inside one transaction, so SQLite and PostgreSQL
 cannot differ in what they decide.
 
-Order within a batch: executions, then questions, then idempotency keys, then session heads, then
-the audit head, each locked in sorted order; so two writers cannot wait for each other. A program
-may be run again after its transaction was rolled back: it leaves nothing behind in its intents
-that a second run would mistake for a decision.
+Order within a batch: executions, then questions, then idempotency keys, then agents, then session
+heads, then lanes of the outbox, then the audit head, each locked in sorted order; so two writers
+cannot wait for each other. What is removed or erased comes after all other rows (``removal``),
+under the heads' locks. A program may be run again after its transaction was rolled back: it leaves
+nothing behind in its intents that a second run would mistake for a decision.
 """
 
 from __future__ import annotations
@@ -24,21 +25,31 @@ from retinue.domain.intent import (
     Ask,
     Cancel,
     CloseQuestion,
+    CutChain,
+    Erase,
     Expire,
     Finish,
     Intent,
     Lease,
     Ok,
+    PutAgent,
     Rejected,
+    RemoveAgent,
     Requeue,
     Result,
+    Retire,
     RevokeKey,
     Submit,
+    Sweep,
 )
 from retinue.domain.question import Question
+from retinue.domain.seal import seal, seal_request
 from retinue.domain.session import Session
 from retinue.storage.admission import lease, submit
+from retinue.storage.agents import put_or_remove
 from retinue.storage.decisions import DECIDE, Batch, Placed
+from retinue.storage.outbox import OUTBOX, outbox
+from retinue.storage.removal import remove, sessions_of
 from retinue.storage.statements import (
     Change,
     Executions,
@@ -52,30 +63,53 @@ from retinue.storage.statements import (
 from retinue.storage.tables import changes_of, record_of, row_of
 
 
-def run(intents: Sequence[Intent]) -> Program:
-    """Decide and write one batch. See the module's docstring for the protocol."""
+def run(intents: Sequence[Intent], sinks: Sequence[str] = ()) -> Program:
+    """Decide and write one batch. See the module's docstring for the protocol.
+
+    Each contract is also put into the outbox, once for every sink.
+    """
     batch = Batch()
     results: list[Result] = [Ok()] * len(intents)
     locked, questions = yield from _lock(intents)
-    submits: list[tuple[int, Submit]] = []
-    leases: list[tuple[int, Lease]] = []
+    # Those that need statements of their own, by what they are about.
+    own: dict[str, list[Any]] = {}
     for i, intent in enumerate(intents):
         kind = type(intent)
-        if kind is Submit:
-            submits.append((i, intent))  # type: ignore[arg-type]
-        elif kind is Lease:
-            leases.append((i, intent))  # type: ignore[arg-type]
-        elif kind is not RevokeKey:
+        about = _OWN.get(kind)
+        if about is None:
             results[i] = DECIDE[kind](batch, intent, locked, questions)
-    if submits:
-        yield from submit(batch, submits, results)
-    for i, wanted in leases:
-        results[i] = yield from lease(batch, wanted)
-    for i, intent in enumerate(intents):
-        if type(intent) is RevokeKey:
-            results[i] = yield from _revoke_key(batch, intent)
-    yield from _write(batch)
+        else:
+            own.setdefault(about, []).append((i, intent))
+    if own:
+        yield from _decide_own(batch, own, results)
+    removals = own.get("removal", [])
+    contracts = yield from _write_contracts(batch, sessions_of(removals))
+    if "outbox" in own or (sinks and contracts):
+        yield from outbox(contracts, sinks, own.get("outbox", []), results)
+    yield from _write(batch, removals, results)
     return results
+
+
+_OWN: dict[type, str] = {
+    Submit: "submit",
+    Lease: "lease",
+    RevokeKey: "key",
+    PutAgent: "agent",
+    RemoveAgent: "agent",
+    **dict.fromkeys(OUTBOX, "outbox"),
+    **dict.fromkeys((Retire, CutChain, Erase, Sweep), "removal"),
+}
+
+
+def _decide_own(batch: Batch, own: dict[str, list[Any]], results: list[Result]) -> Steps[None]:
+    if "submit" in own:
+        yield from submit(batch, own["submit"], results)
+    for i, wanted in own.get("lease", ()):
+        results[i] = yield from lease(batch, wanted)
+    for i, revoked in own.get("key", ()):
+        results[i] = yield from _revoke_key(batch, revoked)
+    if "agent" in own:
+        yield from put_or_remove(batch, own["agent"], results)
 
 
 def _revoke_key(batch: Batch, intent: RevokeKey) -> Steps[Result]:
@@ -137,10 +171,14 @@ def _place(heads: dict[tuple[str, str], Session], placed: list[Placed]) -> list[
         digest = None
         draft = item.draft
         execution = item.execution
+        if session.n == 0:
+            session.created_at = item.at
         if draft.status is not None:
             name = _COUNTED[draft.status]
             setattr(session, name, getattr(session, name) + 1)
-            digest = execution.digest if execution is not None else None
+            digest = seal(execution) if execution is not None else None
+        elif execution is not None:
+            digest = seal_request(execution)
         row = append(
             end, draft, owner=item.owner, session_id=item.session_id, at=item.at, digest=digest
         )
@@ -156,20 +194,37 @@ def _place(heads: dict[tuple[str, str], Session], placed: list[Placed]) -> list[
     return contracts
 
 
-def _write(batch: Batch) -> Steps[None]:
-    heads: dict[tuple[str, str], Session] = {}
-    if batch.placed:
-        keys = sorted({(p.owner, p.session_id) for p in batch.placed})
-        heads = yield Heads(keys, batch.placed[0].at)
-        contracts = _place(heads, batch.placed)
-        yield Insert("contract", [row_of(row) for row in contracts])
-        yield Change(
-            "update_session",
-            [
-                (s.n, s.head, s.completed, s.failed, s.cancelled, s.updated_at, *key)
-                for key, s in sorted(heads.items())
-            ],
-        )
+def _write_contracts(batch: Batch, named: set[tuple[str, str]]) -> Steps[list[Contract]]:
+    """Write what waits for a place; lock the heads of the sessions ``named`` as well."""
+    grown = {(p.owner, p.session_id) for p in batch.placed}
+    locked = sorted(grown)
+    if others := sorted(named - grown):
+        # What is not there is not made; a session's row is never deleted.
+        rows = yield Query("known_head", others)
+        locked = sorted([*grown, *((owner, session_id) for owner, session_id in rows)])
+    if not locked:
+        return []
+    heads = yield Heads(locked, batch.placed[0].at if batch.placed else 0)
+    if not grown:
+        return []
+    batch.heads = {key: heads[key] for key in sorted(grown)}
+    contracts = _place(batch.heads, batch.placed)
+    yield Insert("contract", [row_of(row) for row in contracts])
+    yield Change(
+        "update_session",
+        [
+            (
+                *(s.n, s.head, s.completed, s.failed, s.cancelled),
+                *(s.created_at, s.updated_at),
+                *key,
+            )
+            for key, s in batch.heads.items()
+        ],
+    )
+    return contracts
+
+
+def _write(batch: Batch, removals: list[tuple[int, Intent]], results: list[Result]) -> Steps[None]:
     if batch.new:
         yield Insert("execution", [row_of(execution) for execution in batch.new])
     if batch.changed:
@@ -179,11 +234,14 @@ def _write(batch: Batch) -> Steps[None]:
         yield Insert("event", batch.events)
     if batch.tally:
         yield Change("add_tally", [(a, *batch.tally[a]) for a in sorted(batch.tally)])
-    yield from _write_rare(batch)
-    yield Saved([*batch.new, *batch.changed.values()], list(heads.values()))
+    yield from _write_questions(batch)
+    if removals:
+        yield from remove(batch, removals, results)
+    yield from _write_audit(batch)
+    yield Saved([*batch.new, *batch.changed.values()], list(batch.heads.values()))
 
 
-def _write_rare(batch: Batch) -> Steps[None]:
+def _write_questions(batch: Batch) -> Steps[None]:
     if batch.questions_lost:
         yield Change("lose_questions", [(i,) for i in sorted(batch.questions_lost)])
     if batch.questions_new:
@@ -191,15 +249,23 @@ def _write_rare(batch: Batch) -> Steps[None]:
     if batch.questions_changed:
         yield Change(
             "update_question",
-            [(q.state.value, q.answer, q.answered_by, q.id) for q in batch.questions_changed],
+            [
+                (q.state.value, q.answer, q.answered_by, q.closed_seq, q.id)
+                for q in batch.questions_changed
+            ],
         )
+
+
+def _write_audit(batch: Batch) -> Steps[None]:
     if batch.keys:
         yield Insert("api_key", batch.keys)
     if batch.audits:
         ((n, digest),) = yield Query("lock_audit_head", [(1,)])
         rows: list[list[Any]] = []
+        numbered: list[int] = []
         for draft, at in batch.audits:
             n += 1
+            numbered.append(n)
             row = AuditRow(
                 n=n,
                 at=at,
@@ -215,3 +281,5 @@ def _write_rare(batch: Batch) -> Steps[None]:
             rows.append([*row_of(row)[:-1], digest])
         yield Insert("audit", rows)
         yield Change("update_audit_head", [(n, digest)])
+        for place, statement in batch.witnessed:
+            yield statement(numbered[place])

@@ -23,12 +23,14 @@ from retinue.interfaces import (
     StoreCounts,
     Watched,
 )
+from retinue.storage.agents import AgentReads
 from retinue.storage.bodies import Bodies
 from retinue.storage.pages import Where, columns, decode_cursor, listing
 from retinue.storage.tables import record_of
+from retinue.storage.walks import Walks
 
 
-class Reads(Bodies):
+class Reads(Bodies, AgentReads, Walks):
     """Every read of the ``Store`` protocol; see there for the contracts."""
 
     worker: str
@@ -107,7 +109,14 @@ class Reads(Bodies):
             f" coalesce(sum(failed), 0), coalesce(sum(cancelled), 0) FROM session{query}",
             query.values,
         )
-        sessions, contracts, completed, failed, cancelled = (int(value) for value in rows[0])
+        removed = await self._fetch(
+            "SELECT 0, coalesce(sum(n), 0), coalesce(sum(completed), 0),"
+            f" coalesce(sum(failed), 0), coalesce(sum(cancelled), 0) FROM checkpoint{query}",
+            query.values,
+        )
+        sessions, contracts, completed, failed, cancelled = (
+            int(had) - int(lost) for had, lost in zip(rows[0], removed[0], strict=True)
+        )
         # Each answered exchange is two contracts of one status; what is left waits or runs.
         running = Where()
         running.equal(owner=owner)

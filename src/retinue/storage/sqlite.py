@@ -31,7 +31,8 @@ from retinue.errors import RetinueError, StoreBroken, StoreFull, StoreUnavailabl
 from retinue.storage import bulk, program
 from retinue.storage.faults import STORES_FAULT, is_broken, is_full, translate
 from retinue.storage.lockfile import LockFile
-from retinue.storage.migrate import missing
+from retinue.storage.migrate import migrate_sqlite
+from retinue.storage.outbox_reads import OutboxReads
 from retinue.storage.reads import Reads
 from retinue.storage.reserve import Reserve
 from retinue.storage.sql import BATCH, UPDATES
@@ -56,7 +57,7 @@ _CALL_STOP = "stop"
 _NEW_WORK = (Submit, Refuse, Lease, PutKey)
 
 
-class SqliteStore(Reads):
+class SqliteStore(Reads, OutboxReads):
     """A ledger in one SQLite file, or in memory (``path`` None)."""
 
     def __init__(
@@ -76,6 +77,7 @@ class SqliteStore(Reads):
         """
         self.path = path
         self.worker = ""
+        self.sinks: tuple[str, ...] = ()
         self._url = url
         self._on_broken = on_broken
         self._broken: StoreBroken | None = None
@@ -138,7 +140,7 @@ class SqliteStore(Reads):
             self._reserve.take()
 
     def _begin_epoch(self) -> None:
-        self._migrate(self._db)
+        migrate_sqlite(self._db)
         # The lock says so: every earlier epoch is over.
         self._db.execute("UPDATE worker SET stopped_at = ? WHERE stopped_at IS NULL", [now_us()])
         self._db.execute(
@@ -170,14 +172,6 @@ class SqliteStore(Reads):
         db.execute("PRAGMA wal_autocheckpoint = 16000")
         self._connections.append(db)
         return db
-
-    @staticmethod
-    def _migrate(db: sqlite3.Connection) -> None:
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-        for number, script in missing("sqlite", version):
-            db.executescript(
-                f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {number};\nCOMMIT;"
-            )
 
     async def close(self) -> None:
         """Write what is waiting, give up the epoch, close."""
@@ -327,7 +321,7 @@ class SqliteStore(Reads):
         db = self._db
         db.execute("BEGIN IMMEDIATE")
         try:
-            steps = program.run(intents)
+            steps = program.run(intents, self.sinks)
             answer: Any = None
             while True:
                 try:
@@ -425,6 +419,14 @@ class SqliteStore(Reads):
     @staticmethod
     def _among(column: str, values: Sequence[str]) -> tuple[str, Any]:
         return f"{column} IN (SELECT value FROM json_each(?))", dumps(list(values)).decode()
+
+    @staticmethod
+    def _at_places(places: Sequence[tuple[str, str, int]]) -> tuple[str, list[Any]]:
+        return (
+            "(owner, session_id, n) IN (SELECT json_extract(value, '$[0]'),"
+            " json_extract(value, '$[1]'), json_extract(value, '$[2]') FROM json_each(?))",
+            [dumps([list(place) for place in places]).decode()],
+        )
 
     async def _fetch(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         if self._closed:

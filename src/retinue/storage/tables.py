@@ -10,13 +10,16 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from retinue.domain.agent import StoredAgent
 from retinue.domain.audit import AuditRow
 from retinue.domain.contract import Contract, ContractStatus, ContractType
 from retinue.domain.event import Event, EventType
 from retinue.domain.execution import Execution, State
+from retinue.domain.outbox import Lane, Parked
 from retinue.domain.policy import Delivery
 from retinue.domain.principal import ApiKey, Role
 from retinue.domain.question import Question, QuestionKind, QuestionState
+from retinue.domain.retention import Checkpoint, Mark
 from retinue.domain.session import Session
 
 R = TypeVar("R", bound=msgspec.Struct)
@@ -33,11 +36,16 @@ _TYPES = {
     "detail": "bytea",
     "data": "bytea",
     "fingerprint": "bytea",
+    "definition": "bytea",
+    "answer_hash": "bytea",
+    "data_hash": "bytea",
 }
 _NUMBERS = frozenset(
     "priority attempt max_attempts last_seq deadline_at run_at cancel_requested_at created_at "
     "started_at finished_at request_n response_n depth seq at n updated_at completed failed "
-    "cancelled expires_at revoked_at pid lease_until last_batch stopped_at count limit_ now".split()
+    "cancelled expires_at revoked_at pid lease_until last_batch stopped_at count limit_ now "
+    "first_n last_n due_at tries failed_at revision removed_at closed_seq latest began audit_n "
+    "pending".split()
 )
 
 
@@ -58,6 +66,12 @@ TABLES: dict[str, tuple[str, ...]] = {
     "question": Question.__struct_fields__,
     "api_key": ApiKey.__struct_fields__,
     "audit": AuditRow.__struct_fields__,
+    "outbox": Lane.__struct_fields__,
+    "parked": Parked.__struct_fields__,
+    "agent_definition": StoredAgent.__struct_fields__,
+    "checkpoint": Checkpoint.__struct_fields__,
+    "mark": Mark.__struct_fields__,
+    "erased_event": ("execution_id", "seq", "data_hash"),
 }
 
 _ENUMS: dict[type[msgspec.Struct], dict[str, type]] = {

@@ -17,6 +17,8 @@ from retinue.domain.intent import (
     Ask,
     Cancel,
     CloseQuestion,
+    CutChain,
+    Erase,
     Expire,
     Finish,
     Intent,
@@ -89,6 +91,8 @@ def _touched(intent: Intent) -> str | None:
         return intent.execution_id  # type: ignore[union-attr]
     if kind is Answer or kind is CloseQuestion:
         return intent.question_id  # type: ignore[union-attr]
+    if kind is CutChain or kind is Erase:
+        return f"{intent.owner}/{intent.session_id}"  # type: ignore[union-attr]
     return None
 
 

@@ -256,8 +256,6 @@ class BodyRules:
         assert await read(2, 10_000) == [3]
         assert await read(3, 10_000) == [4, 5]
         assert await read(5, 10_000) == []
-        assert len(await store.events_of([e.id, ulid()], 5) or ()) == 5
-        assert await store.events_of([e.id], 4) is None
 
     async def test_a_part_of_a_body_can_be_had(self, store: Store) -> None:
         e = await run(store)

@@ -17,6 +17,7 @@ from retinue.domain.execution import State
 from retinue.domain.ids import now_us, ulid
 from retinue.domain.intent import Append, Audit, Ok, PutKey, Refuse, Rejected, RevokeKey
 from retinue.domain.principal import ApiKey, Role
+from retinue.domain.seal import seal
 from retinue.interfaces import ContractFilter, Page, Store
 from retinue.testing.store_samples import (
     execution,
@@ -126,7 +127,7 @@ class ChainRules:
                         e = await store.execution(row.execution_id or "", owner)
                         assert e is not None
                         await verify_events(store, e)
-                        assert row.digest == e.digest
+                        assert row.digest == seal(e)
                         assert row.n == e.response_n
                         seen.add(e.id)
         assert seen == ended.keys()

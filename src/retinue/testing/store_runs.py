@@ -29,6 +29,7 @@ from retinue.domain.intent import (
 )
 from retinue.domain.principal import Role
 from retinue.domain.question import Question, QuestionKind, QuestionState
+from retinue.domain.seal import seal, seal_request
 from retinue.errors import IllegalTransition
 from retinue.interfaces import AgentTally, Page, Store
 from retinue.testing.store_samples import (
@@ -125,7 +126,8 @@ class RunRules:
         assert answered.status is ContractStatus.COMPLETED
         assert await store.bodies(stored) == (sent.body, b'{"result":[1,2]}')
         await verify_events(store, e)
-        assert answered.digest == stored.digest
+        assert answered.digest == seal(stored)
+        assert sent.digest == seal_request(stored)
 
     @pytest.mark.parametrize(
         ("state", "status"),
@@ -236,6 +238,13 @@ class CancelRules:
         await store.write(finish(e, State.CANCELLED))
         assert await store.write(cancel(e)) == Cancelling(State.CANCELLED, None)
         assert len(await verify_chain(store, e.owner, e.session_id)) == 2
+
+    async def test_what_was_asked_to_end_is_not_queued_again(self, store: Store) -> None:
+        e = await run(store)
+        await store.write(cancel(e))
+        assert await store.write(Requeue(fence(e), now_us(), now_us())) == Conflict("cancelled")
+        assert (await load(store, e)).state is State.RUNNING
+        assert await store.write(finish(e, State.CANCELLED)) == Appended(1)
 
     async def test_only_its_owner_may(self, store: Store) -> None:
         e = await queue(store)

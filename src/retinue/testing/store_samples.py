@@ -254,7 +254,7 @@ async def verify_events(store: Store, e: Execution) -> list[Event]:
     digest = GENESIS
     for number, event in enumerate(events, 1):
         assert event.seq == number
-        digest = chain_event(digest, event.seq, event.type.value, event.data)
+        digest = chain_event(digest, event)
     assert stored.last_seq == len(events)
     assert stored.digest == digest
     assert [event.seq for event in events if event.terminal] == (

@@ -38,9 +38,12 @@ from retinue.domain.intent import (
 from retinue.domain.question import QuestionState
 from retinue.errors import StoreUnavailable
 from retinue.interfaces import Store
+from retinue.testing.store_agents import AgentRules
 from retinue.testing.store_lists import BodyRules, ListRules, WatchRules
+from retinue.testing.store_outbox import OutboxRules
 from retinue.testing.store_queue import IdempotencyRules, LeaseRules, SubmitRules
 from retinue.testing.store_records import AuditRules, ChainRules, audited, verify_audit
+from retinue.testing.store_retention import ErasureRules, RetentionRules
 from retinue.testing.store_runs import CancelRules, QuestionRules, RunRules, asked, question
 from retinue.testing.store_samples import (
     execution,
@@ -144,9 +147,13 @@ class StoreSuite(
     QuestionRules,
     ChainRules,
     AuditRules,
+    OutboxRules,
+    AgentRules,
     ListRules,
     BodyRules,
     WatchRules,
+    RetentionRules,
+    ErasureRules,
     ReopenRules,
     CloseRules,
 ):

@@ -205,7 +205,7 @@ def test_what_may_be_repeated(delivery: Delivery, outcome: Any, repeats: bool) -
 
 def test_events_on_the_wire() -> None:
     event = Event("01X", 7, EventType.CONTENT_CHUNK, 1_795_000_000_000_000, b'{"content":"a"}')
-    assert msgspec.json.decode(event.as_wire()) == {
+    assert msgspec.json.decode(event.wire) == {
         "executionId": "01X",
         "eventType": "content_chunk",
         "sequence": 7,
@@ -213,7 +213,7 @@ def test_events_on_the_wire() -> None:
         "content": "a",
     }
     bare = msgspec.structs.replace(event, type=EventType.COMPLETED, data=b"{}")
-    assert msgspec.json.decode(bare.as_wire())["eventType"] == "completed"
+    assert msgspec.json.decode(bare.wire)["eventType"] == "completed"
     assert bare.terminal
     assert not event.terminal
 

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from retinue.domain.ids import now_us
-from retinue.domain.intent import Requeue
+from retinue.domain.intent import Ok, Requeue
 from retinue.errors import StoreDamaged, StoreFull, StoreLocked, StoreUnavailable
 from retinue.storage.lockfile import Holder, LockFile, read_holder
-from retinue.storage.migrate import migrations
+from retinue.storage.migrate import migrations, missing
 from retinue.storage.sqlite import SqliteStore
+from retinue.testing.store_agents import put, registration
 from retinue.testing.store_samples import execution, fence, finish, load, run, submit, verify_chain
 
 
@@ -161,6 +162,51 @@ class TestSchema:
         with closing(sqlite3.connect(store.path)) as db:
             assert db.execute("PRAGMA user_version").fetchone() == (migrations("sqlite")[-1][0],)
             assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+    @pytest.mark.parametrize("had", [(1,), (1, 7)])
+    async def test_an_older_file_is_brought_up_to_date(
+        self, tmp_path: Path, had: tuple[int, ...]
+    ) -> None:
+        path = tmp_path / "old.db"
+        scripts = dict(migrations("sqlite"))
+        with closing(sqlite3.connect(path)) as db:
+            for number in had:
+                db.executescript(f"{scripts[number]}\nPRAGMA user_version = {number};")
+        for _ in range(2):
+            store = SqliteStore(path)
+            await store.open()
+            try:
+                store.sinks = ("trace",)
+                await run(store)
+                assert (await store.outbox_backlog("trace")).contracts > 0
+            finally:
+                await store.close()
+        with closing(sqlite3.connect(path)) as db:
+            rows = db.execute("SELECT version FROM schema_version ORDER BY version").fetchall()
+            assert [number for (number,) in rows] == sorted(scripts)
+            assert db.execute("PRAGMA user_version").fetchone() == (max(scripts),)
+
+    def test_a_migration_with_a_lower_number_is_not_passed_over(self) -> None:
+        numbers = [number for number, _ in migrations("sqlite")]
+        assert numbers == sorted(set(numbers))
+        assert [number for number, _ in missing("sqlite", [])] == numbers
+        assert [number for number, _ in missing("sqlite", [1, numbers[-1]])] == numbers[1:-1]
+        assert missing("sqlite", numbers) == []
+
+    async def test_a_store_of_the_first_version_is_brought_up_to_date(self, tmp_path: Path) -> None:
+        (number, script), *later = migrations("sqlite")
+        assert (number, missing("sqlite", [number])) == (1, later)
+        with closing(sqlite3.connect(tmp_path / "old.db", isolation_level=None)) as db:
+            db.executescript(f"{script}; PRAGMA user_version = 1")
+        old = SqliteStore(tmp_path / "old.db")
+        await old.open()
+        try:
+            assert await old.write(put(registration())) == Ok()
+            assert len(await old.agents()) == 1
+        finally:
+            await old.close()
+        with closing(sqlite3.connect(tmp_path / "old.db")) as db:
+            assert db.execute("PRAGMA user_version").fetchone() == (migrations("sqlite")[-1][0],)
 
     def test_both_dialects_have_the_same_migrations(self) -> None:
         assert [n for n, _ in migrations("sqlite")] == [n for n, _ in migrations("postgres")]

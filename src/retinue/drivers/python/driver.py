@@ -8,17 +8,17 @@ never returns, is abandoned, counted, and too many of them make the agent unheal
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
+import threading
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 from retinue.agent import Agent, FunctionAgent
 from retinue.domain.agent import AgentDefinition
 from retinue.domain.ids import ulid
-from retinue.drivers.python.performance import MOST_ABANDONED, Performance
-from retinue.errors import (
-    SpawnFailed,
-)
+from retinue.drivers.python.performance import MOST_ABANDONED, Performance, settle
+from retinue.errors import ExecutionError, NotSupported, SpawnFailed, said
 from retinue.interfaces import DriverContext, Features, Health, InstanceHandle, Job
 
 
@@ -26,7 +26,7 @@ class PythonDriver:
     """Runs agents that are Python objects; ``config`` of the definition is the object."""
 
     name: ClassVar[str] = "python"
-    features: ClassVar[Features] = Features(streams=True, asks=True, park="replay")
+    features: ClassVar[Features] = Features(streams=True, asks=True, park="replay", there=True)
 
     async def start(self, agent: AgentDefinition, context: DriverContext, /) -> PythonInstance:
         """Return the instance of ``agent.config``.
@@ -37,6 +37,10 @@ class PythonDriver:
         if not isinstance(agent.config, Agent):
             raise SpawnFailed(f"{agent.agent_id}: {agent.config!r} is not an Agent")
         return PythonInstance(agent, agent.config, context)
+
+    async def check(self, agent: AgentDefinition, /) -> None:
+        """Refuse: code comes from the operator only."""
+        raise NotSupported(f"agent {agent.agent_id}: Python agents cannot be registered by callers")
 
 
 class PythonInstance:
@@ -49,6 +53,7 @@ class PythonInstance:
         self.abandoned = 0
         self.questions: dict[str, asyncio.Future[Any]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._asking: threading.Thread | None = None
         target = agent.function if isinstance(agent, FunctionAgent) else agent.execute
         self.target: Callable[..., Any] = target
         self.generates = inspect.isgeneratorfunction(target)
@@ -72,10 +77,37 @@ class PythonInstance:
             future.set_result(answer)
 
     async def ping(self) -> Health:
-        """Say whether too many calls were abandoned."""
+        """Say whether too many calls were abandoned; else ask the agent."""
         if self.abandoned >= MOST_ABANDONED:
             return Health(False, f"{self.abandoned} calls never returned")
-        return Health(True)
+        ask = self.agent.health
+        if type(self.agent).health is Agent.health:
+            return Health(True)
+        if inspect.iscoroutinefunction(inspect.unwrap(ask)):
+            answer = await ask()
+        elif self._asking is not None and self._asking.is_alive():
+            return Health(False, "its last health check has not returned")
+        else:
+            answer = await self._ask_in_thread(ask)
+        return Health(True) if answer in {None, True} else Health(False)
+
+    async def _ask_in_thread(self, ask: Callable[..., Any]) -> Any:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+
+        def work() -> None:
+            result, failure = None, None
+            try:
+                result = ask()
+            except BaseException as error:
+                failure = error if isinstance(error, Exception) else ExecutionError(said(error))
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(settle, future, result, failure)
+
+        name = f"health-{self.handle.agent_id}"
+        self._asking = threading.Thread(target=work, name=name, daemon=True)
+        self._asking.start()
+        return await future
 
     async def stop(self, grace: float, /) -> None:
         """Cancel what was abandoned. A thread cannot be ended; it dies with the process."""

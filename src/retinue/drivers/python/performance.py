@@ -14,13 +14,12 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
-from retinue.agent import Context, FunctionAgent, enter
+from retinue.agent import Context, FunctionAgent, data_of, enter
 from retinue.domain.event import EventData, EventType
 from retinue.domain.execution import Task
 from retinue.domain.ids import ulid
 from retinue.domain.principal import Authority, Role
 from retinue.errors import (
-    AgentFailed,
     Cancelled,
     ExecutionError,
     InvalidInput,
@@ -104,7 +103,7 @@ class Performance:
         while not self._events:
             if work.done():
                 self._work = None
-                return EventData(EventType.COMPLETED, {"result": _data(_result(work))})
+                return EventData(EventType.COMPLETED, {"result": data_of(_result(work))})
             self._bell = self._loop.create_future()
             await self._bell
         if len(self._events) <= MOST_QUEUED:
@@ -167,9 +166,9 @@ class Performance:
                 result = context.run(self._block)
             except BaseException as error:
                 failure = error if isinstance(error, Exception) else ExecutionError(said(error))
-                self._on_loop(_settle, future, None, failure)
+                self._on_loop(settle, future, None, failure)
             else:
-                self._on_loop(_settle, future, result, None)
+                self._on_loop(settle, future, result, None)
 
         name = f"agent-{self._instance.handle.agent_id}"
         thread = threading.Thread(target=work, name=name, daemon=True)
@@ -310,7 +309,8 @@ class Performance:
             self._runs.discard(future)
 
 
-def _settle(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:
+def settle(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:
+    """Give a future its result, or its error, unless nobody waits for it any more."""
     if future.done():
         return
     if error is not None:
@@ -337,13 +337,3 @@ def _result(work: asyncio.Future[Any]) -> Any:
 def _returned(future: asyncio.Future[Any]) -> None:
     if not future.done():
         future.set_result(None)
-
-
-def _data(result: Any) -> Any:
-    """Return the data of what an agent returned; specification 003's failure raises."""
-    if isinstance(result, dict) and isinstance(result.get("success"), bool):
-        if not result["success"]:
-            error = result.get("error")
-            raise AgentFailed(str(error) if error is not None else None)
-        return result.get("data")
-    return result

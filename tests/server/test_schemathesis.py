@@ -1,0 +1,81 @@
+"""Requests made from the OpenAPI document, good and bad, alone and in sequence.
+
+Every check of schemathesis is on. Valid data may be answered 422 only where the document cannot
+say more: a cursor has to come from a list, an event to be there, parameters to suit the capability.
+"""
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+from torture.rig import recorder
+from torture.servers import Server
+
+SECONDS = {"sqlite": 40, "postgres": 20}
+SEED = "1"
+CONFIGURATION = """
+[checks.positive_data_acceptance]
+expected-statuses = ["2xx", "3xx", 401, 403, 404, 405, 409, 422, 429, "5xx"]
+"""
+ASKING = {
+    "session_id": "s",
+    "capability": "ask",
+    "parameters": {"marker": "m", "wait_ms": 3_600_000},
+}
+
+
+def schemathesis(
+    directory: Path, url: str, key: str, seconds: int
+) -> subprocess.CompletedProcess[str]:
+    """Run it in a process of its own, for a bounded time."""
+    configuration = directory / "schemathesis.toml"
+    configuration.write_text(CONFIGURATION)
+    program = Path(sys.executable).with_name("schemathesis")
+    command = [str(program), "--config-file", str(configuration), "--no-color", "run"]
+    command += [f"{url}/openapi.json", "--header", f"Authorization: Bearer {key}"]
+    command += ["--checks", "all", "--phases", "examples,coverage,fuzzing,stateful"]
+    command += ["--seed", SEED, "--max-time", str(seconds), "--continue-on-failure"]
+    command += ["--warnings", "off", "--generation-database", "none"]
+    return subprocess.run(
+        command, cwd=directory, capture_output=True, text=True, timeout=110, check=False
+    )
+
+
+@pytest.mark.parametrize("store", ["sqlite", "postgres"])
+async def test_the_document_is_kept_to(
+    store: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    database = request.getfixturevalue("postgres_url") if store == "postgres" else None
+    configuration = tmp_path / "retinue.yaml"
+    settings = {
+        "port": 0,
+        "data_dir": str(tmp_path / "data"),
+        "database_url": database,
+        "examples": True,
+        "survey_root": str(tmp_path),
+        "entry_points": False,
+        "grace_seconds": 0.5,
+        "agents": [recorder("ask", str(tmp_path / "effects.jsonl"), "at_most_once", kind="Asker")],
+    }
+    configuration.write_text(json.dumps(settings))
+    server = Server("server", tmp_path, configuration, {})
+    server.spawn()
+    try:
+        url = await server.ready()
+        async with httpx.AsyncClient(base_url=url, trust_env=False) as client:
+            made = await client.post("/v1/keys", json={"name": "admin", "role": "admin"})
+            key = made.json()["secret"]
+            client.headers["Authorization"] = f"Bearer {key}"
+            for _ in range(20):
+                assert (await client.post("/v1/executions", json=ASKING)).status_code == 202
+            ended = await asyncio.to_thread(schemathesis, tmp_path, url, key, SECONDS[store])
+            # Else the rest of the run met nothing but 401.
+            assert (await client.get("/v1/keys")).status_code == 200
+    finally:
+        server.kill()
+    assert ended.returncode == 0, ended.stdout[-8000:] + ended.stderr[-2000:]
+    assert "Traceback" not in server.log
