@@ -153,6 +153,7 @@ def _row(scenario: Scenario, report: Report, verdict: str) -> tuple[str, ...]:
         (report.kills - report.crashes - report.cuts, "killed"),
         (report.freezes, "frozen"),
         (report.drains, "drained"),
+        (report.outages, "outages"),
         (report.examples, "examples"),
     )
     return (

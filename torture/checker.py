@@ -24,7 +24,13 @@ _EVENT_OF = {
 }
 _STATUS_OF = _EVENT_OF
 _NOT_STARTED = frozenset(
-    {"E_SHUTTING_DOWN", "E_QUEUE_FULL", "E_AGENT_UNAVAILABLE", "E_CIRCUIT_OPEN"}
+    {
+        "E_SHUTTING_DOWN",
+        "E_QUEUE_FULL",
+        "E_OVERLOADED",
+        "E_AGENT_UNAVAILABLE",
+        "E_CIRCUIT_OPEN",
+    }
 )
 """Codes of refusals that say that nothing was accepted, unless they name an execution."""
 

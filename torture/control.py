@@ -30,7 +30,7 @@ class HastyStore(SqliteStore):
             self._readers.shutdown()
             self._readers = None
 
-    def _commit(self, batch: list[Waiting]) -> None:
+    def _commit(self, batch: list[Waiting], *, again: bool = False) -> None:
         results = self._decide([item.intent for item in batch])
         self._acknowledge([(i.future, r) for i, r in zip(batch, results, strict=True)])
         time.sleep(LATE_SECONDS)

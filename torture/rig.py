@@ -63,6 +63,8 @@ class Plan:
     """A store that does not keep its promise, for a control."""
     points: tuple[str, ...] = ()
     """The crash points of a sweep; none: all, or those of the profile."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """More of the servers' settings."""
 
 
 @dataclass(kw_only=True)
@@ -76,6 +78,7 @@ class Report:
     kills: int = 0
     freezes: int = 0
     drains: int = 0
+    outages: int = 0
     crashes: int = 0
     """How many crash points ended a server."""
     cuts: int = 0
@@ -134,6 +137,7 @@ class Rig:
         self.kills: list[int] = []
         self.freezes = 0
         self.drains = 0
+        self.outages = 0
         self.crashes = 0
         self.cuts = 0
         self.answered: list[float] = []
@@ -178,6 +182,7 @@ class Rig:
                 recorder("ask", effects, "at_most_once", kind="Asker"),
                 recorder("narrow", effects, "at_most_once", concurrency=1),
             ],
+            **self.plan.settings,
         }
         (self.directory / "retinue.yaml").write_text(json.dumps(settings))
 
@@ -359,13 +364,14 @@ class Rig:
             effects=effects,
             ledger=found,
             fault=fault,
-            orderly=not self.kills and not self.freezes,
+            orderly=not (self.kills or self.freezes or self.outages),
         )
         return Report(
             seed=self.plan.seed,
             kills=len(self.kills),
             freezes=self.freezes,
             drains=self.drains,
+            outages=self.outages,
             crashes=self.crashes,
             cuts=self.cuts,
             seconds=time.monotonic() - self._started,

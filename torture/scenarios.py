@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 import traceback
 from collections.abc import Callable, Coroutine
@@ -14,11 +15,15 @@ from typing import Any
 from retinue.interfaces import Store
 from retinue.storage.postgres import PostgresStore
 from retinue.storage.sqlite import SqliteStore
-from torture import machine, power, sweep, zombie
+from retinue.testing.servers import PostgresServer
+from torture import ledger, machine, power, sweep, zombie
+from torture import subscribers as following
 from torture.callers import Wish
 from torture.checker import Violation
 from torture.image import Image
 from torture.machine import Size
+from torture.outage import Outages
+from torture.overload import TIMES, broken, press
 from torture.rig import Plan, Report, Rig
 
 ENDLESS_MS = 60_000
@@ -39,6 +44,9 @@ class Profile:
     freezes: int
     drains: int
     poisons: int
+    outages: int
+    subscribers: int
+    overload_seconds: float
     programs: int
     """That the stores and their model are compared on."""
     points: int | None
@@ -56,6 +64,9 @@ QUICK = Profile(
     freezes=2,
     drains=2,
     poisons=1,
+    outages=4,
+    subscribers=60,
+    overload_seconds=8.0,
     programs=40,
     points=8,
     cuts=4,
@@ -69,6 +80,9 @@ FULL = Profile(
     freezes=20,
     drains=15,
     poisons=5,
+    outages=40,
+    subscribers=500,
+    overload_seconds=60.0,
     programs=300,
     points=None,
     cuts=20,
@@ -157,6 +171,89 @@ async def tell(directory: Path, plan: Plan, _: Profile) -> Report:
     return story.report
 
 
+async def outages(directory: Path, plan: Plan, profile: Profile) -> Report:
+    """Kill a database under its servers, cut its connections, make it read-only."""
+    postgres = PostgresServer()
+    try:
+        await asyncio.to_thread(postgres.start)
+        database = await asyncio.to_thread(postgres.create_database, "outages")
+        async with Rig(directory, replace(plan, database=database)) as rig:
+            away = Outages(rig, postgres, Random(plan.seed))
+            rig.load.start()
+            for blow in (away.killed, away.storm, away.read_only):
+                await rig.pause()
+                rig.outages += 1
+                await blow()
+            while rig.outages < profile.outages:
+                await rig.pause()
+                rig.outages += 1
+                await away.any()()
+            report = await rig.finish()
+    finally:
+        await asyncio.to_thread(postgres.close)
+    report.answered = away.recovered
+    report.violations += away.violations
+    return report
+
+
+async def subscribers(directory: Path, plan: Plan, profile: Profile) -> Report:
+    """Kill a server under subscribers that drop and come back all the time."""
+    async with Rig(directory, plan) as rig:
+        found = await following.sweep(
+            rig, subscribers=profile.subscribers, kills=2, random=Random(plan.seed)
+        )
+        report = await rig.finish()
+    report.violations += found
+    return report
+
+
+async def overload(directory: Path, plan: Plan, profile: Profile) -> Report:
+    """Ask five times as much as a server can do."""
+    # The agent takes six at once, of 20 ms each.
+    task = json.dumps({
+        "session_id": "s%d",
+        "capability": "once",
+        "parameters": {"marker": "overload", "delay_ms": 20},
+    })  # fmt: skip
+    settings = {"max_requests": 48, "queue_bound": 40}
+    began = time.monotonic()
+    async with Rig(directory, replace(plan, settings=settings)) as rig:
+        (server,) = rig.servers
+        await press(server, callers=40, seconds=1, task=task)
+        peak = await press(server, callers=40, seconds=profile.overload_seconds / 2, task=task)
+        before = server.memory
+        over = await press(
+            server,
+            callers=400,
+            seconds=profile.overload_seconds,
+            pause=400 / (peak.goodput * TIMES),
+            task=task,
+        )
+        said = broken(peak, over, server.memory - before)
+        await rig.settle()
+        violations = await rig.stop(server)
+        fault = await ledger.verify(rig.database)
+        found = await ledger.read(rig.database)
+    said += [fault] if fault else []
+    if any(e.state != "completed" for e in found.executions.values()):
+        said.append("not all that was accepted completed")
+    return Report(
+        seed=plan.seed,
+        kills=0,
+        freezes=0,
+        drains=0,
+        outages=0,
+        seconds=time.monotonic() - began,
+        sends=peak.statuses.total() + over.statuses.total(),
+        acknowledged=peak.statuses[200] + over.statuses[200],
+        executions=len(found.executions),
+        effects=len(found.executions),
+        retaken=0,
+        violations=[*violations, *(Violation("overload", server.name, text) for text in said)],
+        directory=directory,
+    )
+
+
 async def points(directory: Path, plan: Plan, profile: Profile) -> Report:
     """End the server at every crash point."""
     chosen = sweep.crashes(plan.points, Random(plan.seed), profile.points)
@@ -225,5 +322,9 @@ SCENARIOS = (
     Scenario(name="poison", run=poison),
     Scenario(name="drain", run=drain),
     Scenario(name="drain-one-of-two", run=drain, shared=True, servers=2),
+    Scenario(name="outages", run=outages),
+    Scenario(name="outages-of-two", run=outages, servers=2),
+    Scenario(name="overload", run=overload),
+    Scenario(name="subscribers", run=subscribers),
     Scenario(name="control", run=hasty, control=True),
 )

@@ -35,7 +35,9 @@ class Server:
         environment: dict[str, str],
         *,
         store: str | None = None,
+        prefix: tuple[str, ...] = (),
     ) -> None:
+        """Prepare a server; its command begins with ``prefix``, which must become the server."""
         self.name = name
         self.url = ""
         self.crash: tuple[str, ...] = ()
@@ -45,6 +47,7 @@ class Server:
         self._config = config
         self._environment = environment
         self._store = store
+        self._prefix = prefix
         self._starts = 0
         self._started = 0.0
         self._process: subprocess.Popen[bytes] | None = None
@@ -59,6 +62,12 @@ class Server:
     def lives(self) -> bool:
         """Whether its process runs."""
         return self._process is not None and self._process.poll() is None
+
+    @property
+    def memory(self) -> int:
+        """How many bytes of its memory are its own and resident."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return next(int(x.split()[1]) for x in status.splitlines() if x[:6] == "VmRSS:") * 1024
 
     @property
     def status(self) -> int | None:
@@ -79,7 +88,14 @@ class Server:
         """Start a process, in a group of its own; do not wait until it serves."""
         self._starts += 1
         self._started = time.monotonic()
-        command = [sys.executable, "-m", "torture.serve", "--config", str(self._config)]
+        command = [
+            *self._prefix,
+            sys.executable,
+            "-m",
+            "torture.serve",
+            "--config",
+            str(self._config),
+        ]
         command += ["--ready", str(self._ready), "--parent", str(os.getpid())]
         if self._store is not None:
             command += ["--store", self._store]

@@ -17,7 +17,9 @@
     ├── NotSupported                 E_NOT_SUPPORTED
     ├── Unavailable                  E_UNAVAILABLE
     │   ├── AgentUnavailable         E_AGENT_UNAVAILABLE
+    │   ├── Overloaded               E_OVERLOADED
     │   ├── StoreUnavailable         E_STORE_UNAVAILABLE
+    │   │   └── StoreBroken          E_STORE_BROKEN
     │   ├── StoreFull                E_STORE_FULL
     │   ├── PeerUnavailable          E_PEER_UNAVAILABLE
     │   └── ShuttingDown             E_SHUTTING_DOWN
@@ -27,6 +29,7 @@
     ├── SessionBusy                  E_SESSION_BUSY
     ├── SettingsError                E_SETTINGS
     ├── StoreLocked                  E_STORE_LOCKED
+    ├── StoreDamaged                 E_STORE_DAMAGED
     ├── LedgerBroken                 E_LEDGER_BROKEN
     └── ExecutionError               E_INTERNAL
         ├── AgentFailed              E_INTERNAL
@@ -184,10 +187,22 @@ class AgentUnavailable(Unavailable):
     code = "E_AGENT_UNAVAILABLE"
 
 
+class Overloaded(Unavailable):
+    """As much is in progress as this server can hold; try again later."""
+
+    code = "E_OVERLOADED"
+
+
 class StoreUnavailable(Unavailable):
     """The store does not answer; nothing was acknowledged. Try again."""
 
     code = "E_STORE_UNAVAILABLE"
+
+
+class StoreBroken(StoreUnavailable):
+    """The disk failed under the store; nothing more is acknowledged."""
+
+    code = "E_STORE_BROKEN"
 
 
 class StoreFull(Unavailable):
@@ -254,6 +269,12 @@ class StoreLocked(RetinueError):
     """Another process has the store open."""
 
     code = "E_STORE_LOCKED"
+
+
+class StoreDamaged(RetinueError):
+    """The store's file is damaged."""
+
+    code = "E_STORE_DAMAGED"
 
 
 class LedgerBroken(RetinueError):

@@ -160,8 +160,15 @@ class Driver(Protocol):
 # -- store -------------------------------------------------------------------------------------
 
 
+PAGE_BYTES = 4 << 20
+"""How many bytes of bodies are read at once; a single row may be larger."""
+
+
 class Page(msgspec.Struct, frozen=True):
-    """Which part of a list: at most ``limit`` rows after ``cursor`` (from the last page)."""
+    """Which part of a list: at most ``limit`` rows after ``cursor`` (from the last page).
+
+    Rows with large bodies make shorter pages: ``PAGE_BYTES``, but one row at least.
+    """
 
     limit: int = 100
     cursor: str | None = None
@@ -431,13 +438,29 @@ class Store(Archive, Protocol):
         ...
 
     async def events(
-        self, execution_id: str, /, *, after: int = 0, limit: int = 1000
+        self,
+        execution_id: str,
+        /,
+        *,
+        after: int = 0,
+        limit: int = 1000,
+        most_bytes: int = PAGE_BYTES,
     ) -> Sequence[Event]:
-        """Return journaled events with a number greater than ``after``, in order."""
+        """Return journaled events with a number greater than ``after``, in order.
+
+        Not all of them: ``limit`` at most, and ``most_bytes`` of data unless the first has more.
+        """
         ...
 
-    async def events_of(self, execution_ids: Sequence[str], limit: int, /) -> list[Event]:
-        """Return the first ``limit`` events of several executions, by execution and number."""
+    async def data_of(self, event: Event, offset: int, length: int, /) -> bytes:
+        """Return ``length`` bytes of a journaled event's data, fewer at its end."""
+        ...
+
+    async def result(self, execution: Execution, offset: int, length: int, /) -> bytes | None:
+        """Return ``length`` bytes of the body of an execution's RESPONSE, fewer at its end.
+
+        None: it is not there, or erased.
+        """
         ...
 
     async def bodies(self, execution: Execution, /) -> tuple[bytes | None, bytes | None]:
@@ -566,7 +589,7 @@ class Store(Archive, Protocol):
         ...
 
     async def chain(self, owner: str, session_id: str, after: int, limit: int, /) -> list[Contract]:
-        """Return rows of one session's chain, for verification."""
+        """Return rows of one session's chain; fewer than ``limit`` when they are large."""
         ...
 
 

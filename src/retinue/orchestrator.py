@@ -18,7 +18,7 @@ from retinue.agent import Agent
 from retinue.domain.agent import AgentDefinition, HttpConfig, Registration, StoredAgent
 from retinue.domain.audit import AuditDraft, AuditRow
 from retinue.domain.budget import Limit
-from retinue.domain.event import Event
+from retinue.domain.event import Event, Piece
 from retinue.domain.execution import Execution, State, Task
 from retinue.domain.ids import iso, microseconds, now_us
 from retinue.domain.intent import Audit
@@ -39,6 +39,7 @@ from retinue.engine.journal import truncated
 from retinue.engine.keys import Keys
 from retinue.engine.ledger import Anchor, Verdict, Verification
 from retinue.engine.outcome import Reply, reply_of
+from retinue.engine.pieces import Results, in_pieces
 from retinue.engine.registry import Entry, describe
 from retinue.engine.retention import Policy, Pruned
 from retinue.errors import Conflict, Forbidden, Gone, InvalidInput, NotFound, RetinueError
@@ -112,6 +113,7 @@ class Orchestrator:
         self._engine = engine
         self._store = engine.store
         self.keys = Keys(engine.store)
+        self._results = Results(engine.store)
         self._registered: dict[str, int] = {}
         self.started_at = now_us()
 
@@ -171,6 +173,16 @@ class Orchestrator:
         """
         authority = await self._authority(principal)
         return await self._engine.submit(task, authority)
+
+    async def reply(self, accepted: Accepted, *, until_asked: bool = False) -> Reply:
+        """Return the reply of an accepted task once it has ended, or (asked for) asks a person.
+
+        Raises:
+            ShuttingDown: this process stops first; the execution is kept.
+        """
+        if until_asked:
+            return await self._engine.intake.reply_or_question(accepted.execution_id)
+        return await self._engine.intake.answer(accepted)
 
     async def _authority(self, principal: Principal) -> Authority:
         if not principal.role.covers(Role.OPERATOR):
@@ -342,6 +354,25 @@ class Orchestrator:
                 if events:
                     events[-1] = await complete(self._store, events[-1])
                 yield events
+
+    async def stream(
+        self,
+        execution_id: str,
+        *,
+        after: int = 0,
+        heartbeat: float | None = None,
+        principal: Principal = LOCAL_ADMIN,
+    ) -> AsyncGenerator[list[Piece], None]:
+        """Yield what ``follow`` does as every streaming door sends it, in bounded pieces.
+
+        Raises:
+            NotFound: there is none of this owner.
+        """
+        await self.execution(execution_id, principal)
+        batches = self._engine.journal.follow(execution_id, after=after, heartbeat=heartbeat)
+        async with aclosing(in_pieces(self._results, batches)) as pieces:
+            async for some in pieces:
+                yield some
 
     async def events(
         self, execution_id: str, after: int, limit: int, principal: Principal = LOCAL_ADMIN

@@ -5,6 +5,7 @@ Started in order, stopped in reverse: store, engine, agents, orchestrator.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import importlib
 import importlib.metadata
@@ -30,7 +31,7 @@ from retinue.engine.core import Engine
 from retinue.engine.journal import Journal
 from retinue.engine.retention import Policy as Keeping
 from retinue.engine.roster import checked
-from retinue.errors import InvalidInput, SettingsError
+from retinue.errors import InvalidInput, SettingsError, StoreBroken
 from retinue.interfaces import Driver, Memory, Sink, Store
 from retinue.orchestrator import Orchestrator
 from retinue.settings import HttpReference, Settings
@@ -44,17 +45,22 @@ ENTRY_POINTS = "retinue.agents"
 
 
 def open_store(
-    settings: Settings, *, url: str | None = None, on_lost: Callable[[], None] | None = None
+    settings: Settings,
+    *,
+    url: str | None = None,
+    on_lost: Callable[[], None] | None = None,
+    on_broken: Callable[[StoreBroken], None] | None = None,
 ) -> Store:
     """Return the store that the settings name, not opened yet.
 
     ``database_url`` is ``sqlite:///path``, ``sqlite://`` (in memory) or ``postgresql://…``; unset
     it is ``retinue.db`` in the data directory. ``url`` is where this process will serve;
-    ``on_lost`` is called when others may take over what it runs (PostgreSQL only).
+    ``on_lost`` is called when others may take over what it runs (PostgreSQL only), ``on_broken``
+    when the disk failed and the store cannot go on (SQLite only).
     """
     address = settings.database_url
     if address is None or address.startswith("sqlite:"):
-        return SqliteStore(store_file(settings), url=url)
+        return SqliteStore(store_file(settings), url=url, on_broken=on_broken)
     from retinue.storage.postgres import PostgresStore  # noqa: PLC0415 asyncpg only when used
 
     return PostgresStore(address, lease_seconds=settings.lease_seconds, on_lost=on_lost)
@@ -172,7 +178,11 @@ class Runtime:
         drivers: Iterable[Driver] = (),
     ) -> None:
         self.settings = settings or Settings(database_url="sqlite://", examples=False)
-        self.store = store or open_store(self.settings, url=url, on_lost=self.lost)
+        self._failure: StoreBroken | None = None
+        self._failed = asyncio.Event()
+        self.store = store or open_store(
+            self.settings, url=url, on_lost=self.lost, on_broken=self._broken
+        )
         own: tuple[Driver, ...] = (
             PythonDriver(),
             HttpDriver(Egress.of(self.settings.egress_allow)),
@@ -206,6 +216,18 @@ class Runtime:
     def lost(self) -> None:
         """Stop what runs: the store's ``on_lost``."""
         self.engine.lost()
+
+    def _broken(self, failure: StoreBroken) -> None:
+        self._failure = failure
+        self._failed.set()
+        # Nothing that runs can be recorded any more; the next start says what became of it.
+        self.engine.lost()
+
+    async def failed(self) -> StoreBroken:
+        """Return once the store has failed for good: the process should end."""
+        await self._failed.wait()
+        assert self._failure is not None
+        return self._failure
 
     async def start(self) -> Orchestrator:
         """Open the store, load the agents, take over what earlier processes left.

@@ -9,6 +9,7 @@ from retinue import Context, Orchestrator, Runtime, Settings, capability
 from retinue.domain.event import Event
 from retinue.domain.execution import Task
 from retinue.errors import StoreUnavailable
+from retinue.interfaces import PAGE_BYTES
 from retinue.storage.sqlite import SqliteStore
 
 EVENTS = 2500
@@ -26,13 +27,19 @@ class Counting(SqliteStore):
         self.let.set()
 
     async def events(
-        self, execution_id: str, /, *, after: int = 0, limit: int = 1000
+        self,
+        execution_id: str,
+        /,
+        *,
+        after: int = 0,
+        limit: int = 1000,
+        most_bytes: int = PAGE_BYTES,
     ) -> Sequence[Event]:
         self.reads += 1
         await self.let.wait()
         if self.away:
             raise StoreUnavailable
-        return await super().events(execution_id, after=after, limit=limit)
+        return await super().events(execution_id, after=after, limit=limit, most_bytes=most_bytes)
 
 
 @capability()

@@ -146,6 +146,36 @@ def _chunks(raw: bytes) -> list[bytes]:
     return found
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["x" * 100_000, '"\\é€\n' * 50_000, ["\\", '"', {"é": [1.5, None]}] * 20_000, "x" * 32_766,
+     "x" * 32_765, [], {}, None, ""],
+    ids=["text", "escapes", "structure", "piece", "nearly", "list", "dict", "null", "empty"],
+)  # fmt: skip
+def test_a_result_of_any_size_is_streamed_whole(
+    server: Served, client: httpx.Client, submit: Submit, value: Any
+) -> None:
+    execution = submit("reflect", {"value": value})
+    (*_, last) = read(client, execution)
+    assert last.data["result"] == value
+    said = last.data["final_response"]
+    assert said == value if isinstance(value, str) else json.loads(said) == value
+    (*_, told) = server.run(_follow(server, execution))
+    assert told == last.data
+
+
+async def _follow(server: Served, execution: str) -> list[dict[str, Any]]:
+    batches = [b async for b in server.orchestrator.follow(execution)]
+    return [json.loads(event.wire) for batch in batches for event in batch]
+
+
+def test_large_events_are_streamed_whole_and_in_order(client: httpx.Client, submit: Submit) -> None:
+    frames = list(read(client, submit("flood", {"size": 400_000, "count": 5})))
+    assert [frame.id for frame in frames] == list(range(1, len(frames) + 1))
+    sizes = [len(f.data["message"]) for f in frames if f.data["eventType"] == "progress"]
+    assert sizes == [400_000] * 5
+
+
 def test_a_silent_stream_shows_signs_of_life(
     server: Served, client: httpx.Client, submit: Submit, name: str
 ) -> None:

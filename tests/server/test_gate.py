@@ -11,6 +11,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from retinue import errors
 from retinue.errors import RetinueError
+from retinue.server.admission import Admission
 from retinue.server.errors import error_messages, status_of
 from retinue.server.gate import ANSWERED, Gate
 
@@ -32,6 +33,9 @@ EXPECTED = {
     "AgentUnavailable": 503,
     "StoreUnavailable": 503,
     "StoreFull": 507,
+    "StoreBroken": 503,
+    "StoreDamaged": 500,
+    "Overloaded": 503,
     "ShuttingDown": 503,
     "PeerUnavailable": 503,
     "PeerRefused": 502,
@@ -100,7 +104,8 @@ async def through(app: Any) -> list[Message]:
     async def receive() -> Message:
         return {"type": "http.request", "body": b"", "more_body": False}
 
-    gate = Gate(app, hosts=(), origins=(), most_bytes=1024)
+    admission = Admission(most_requests=1, most_streams=1, most_bytes=1024)
+    gate = Gate(app, hosts=(), origins=(), most_bytes=1024, admission=admission)
     scope: Scope = {
         "type": "http",
         "method": "GET",

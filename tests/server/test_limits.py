@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+
+from retinue.server.routing import Patience
 
 if TYPE_CHECKING:
     from tests.server.conftest import Served
@@ -134,6 +137,12 @@ def test_chunks_within_the_limit_are_put_together(client: httpx.Client) -> None:
         ("nonsense\r\n\r\n", 400),
         ("GET / HTTP/9.9\r\n\r\n", 400),
         ("GET /v1/health HTTP/1.1\r\n\r\n", 421),
+        ("GET /v1/health HTTP/1.1\r\nHost: localhost:80.evil.com\r\n\r\n", 421),
+        ("GET /v1/health HTTP/1.1\r\nHost: localhost:80@evil.com\r\n\r\n", 421),
+        ("GET /v1/health HTTP/1.1\r\nHost: [::1].evil.com\r\n\r\n", 421),
+        ("GET /v1/health HTTP/1.1\r\nHost: localhost:123456\r\n\r\n", 421),
+        ("GET /v1/health HTTP/1.1\r\nHost: LOCALHOST:80\r\n\r\n", 200),
+        ("GET /v1/health HTTP/1.1\r\nHost: [::1]:80\r\n\r\n", 200),
         ("GET /v1/health HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n", 400),
         ("GET /v1/health HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer a\r\n"
          "Authorization: Bearer b\r\n\r\n", 400),
@@ -142,19 +151,82 @@ def test_chunks_within_the_limit_are_put_together(client: httpx.Client) -> None:
         ("GET /v1/health HTTP/1.1\r\nHost: localhost\r\n" + "X: 1\r\n" * 100 + "\r\n", 431),
         ("GET /v1/health HTTP/1.1\r\nHost: localhost\r\nX: " + "x" * 65_600, 431),
         ("GET /" + "x" * 65_600, 431),
+        ("GET /v1/health HTTP/1.1\r\nHost: localhost\r\nX: " + "x" * 100_000 + "\r\n\r\n", 431),
         ("POST /v1/orchestrate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
          "Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}", 400),
         ("GET /v1/health HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
          "Connection: Upgrade\r\n\r\n", 200),
     ],
-    ids=["nonsense", "version", "no host", "two hosts", "two credentials", "101 headers",
-         "one header 101 times", "long header", "long URL", "two lengths", "upgrade"],
+    ids=["nonsense", "version", "no host", "no port", "no user", "no address", "long port",
+         "upper case", "IPv6", "two hosts", "two credentials", "101 headers",
+         "one header 101 times", "long header", "long URL", "long head in one read",
+         "two lengths", "upgrade"],
 )  # fmt: skip
 def test_requests_by_hand(server: Served, sent: str, status: int) -> None:
     found, answer = server.raw(sent)
     assert found == status
     if status != 200:
         assert json.loads(answer).keys() == {"code", "message", "retryable", "details"}
+
+
+CHUNKED = (
+    "POST /v1/orchestrate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    "Transfer-Encoding: chunked\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    "trailers",
+    ["X: " + "x" * 200_000, "X: 1\r\n" * 40_000, "X: " + "x" * 200_000 + "\r\n\r\n"],
+    ids=["one without an end", "many without an end", "one with an end"],
+)
+def test_trailers_are_bounded(server: Served, trailers: str) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(CHUNKED.encode() + b"2\r\n{}\r\n0\r\n")
+        time.sleep(0.05)  # another read than the head's
+        with contextlib.suppress(ConnectionError):  # it need not hear us out
+            connection.sendall(trailers.encode())
+        assert connection.recv(65536).startswith(b"HTTP/1.1 431 ")
+
+
+def test_a_body_in_chunks_of_one_byte_is_a_body(server: Served) -> None:
+    body = task("x" * 20_000)
+    chunks = "".join(f"1\r\n{chr(byte)}\r\n" for byte in body)
+    status, answer = server.raw(CHUNKED + chunks + "0\r\nX-Trailer: 1\r\n\r\n")
+    assert (status, json.loads(answer)["data"]) == (200, "x" * 20_000)
+
+
+def test_who_takes_nothing_of_an_answer_is_cut(start: Callable[..., Served]) -> None:
+    server = start(max_body_bytes=32 << 20, patience=Patience(send=0.5))
+    sent = task("x" * (15 << 20))
+    head = CHUNKED.replace("Transfer-Encoding: chunked", f"Content-Length: {len(sent)}")
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        connection.sendall(head.encode() + sent)
+        until = time.monotonic() + 10
+        while server.connections():
+            assert time.monotonic() < until, "it is never cut"
+            time.sleep(0.02)
+        got = 0
+        with contextlib.suppress(ConnectionError):
+            while part := connection.recv(1 << 20):
+                got += len(part)
+        assert got < 10 << 20  # what the kernel had taken
+
+
+def test_who_takes_an_answer_slowly_gets_all_of_it(start: Callable[..., Served]) -> None:
+    server = start(max_body_bytes=32 << 20, patience=Patience(send=0.5))
+    sent = task("x" * (8 << 20))
+    head = CHUNKED.replace("Transfer-Encoding: chunked", f"Content-Length: {len(sent)}")
+    got = 0
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        connection.sendall(head.encode() + sent)
+        while got < 8 << 20:
+            part = connection.recv(512 * 1024)
+            assert part, got
+            got += len(part)
+            time.sleep(0.05)  # a slow reader is what this is about
 
 
 @pytest.mark.parametrize(

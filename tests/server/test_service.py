@@ -291,3 +291,36 @@ def _answer_once(listener: socket.socket) -> None:
     with connection:
         assert connection.recv(4096).startswith(b"GET /v1/health ")
         connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+
+
+@pytest.mark.parametrize("path", ["/v1/health", "/v1/agents", "/v1/contracts", "/v1/"])
+def test_head_is_get_without_a_body(client: httpx.Client, path: str) -> None:
+    whole, head = client.get(path), client.head(path)
+    assert (head.status_code, head.content) == (whole.status_code, b"")
+    assert head.headers["content-type"] == whole.headers["content-type"]
+    assert int(head.headers["content-length"]) > 0
+
+
+def test_head_of_a_stream_ends_at_once(
+    server: Served, client: httpx.Client, submit: Callable[..., str], name: str
+) -> None:
+    execution = submit("hold", {"name": name})
+    server.wait_begun(name)
+    head = client.head(f"/v1/executions/{execution}/events")
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"].startswith("text/event-stream")
+    server.let(name)
+
+
+def test_head_of_what_only_takes_post_is_405(client: httpx.Client) -> None:
+    assert client.head("/v1/orchestrate").status_code == 405
+    assert client.head("/v1/nowhere").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "limit", ["1e3", "1.0", "0x10", " 5", "5 ", "+5", "٣", "", "true", "9" * 30]
+)
+def test_a_limit_is_a_whole_number(client: httpx.Client, limit: str) -> None:
+    answer = client.get("/v1/contracts", params={"limit": limit})
+    assert answer.status_code == 422
+    assert answer.json()["details"]["path"] == "limit"

@@ -35,6 +35,10 @@ _HINTS = {
     "E_EGRESS_DENIED": "the operator allows hosts and networks with egress_allow",
     "E_FORBIDDEN": "use a key with a higher role, or ask an admin for one",
     "E_STORE_FULL": "free some space, then try again",
+    "E_STORE_BROKEN": "check the disk (its kernel messages say more), then start again: what was"
+    " acknowledged is kept",
+    "E_STORE_DAMAGED": "stop what uses it and keep a copy; then put a backup in its place, or save"
+    " what can be read: sqlite3 FILE .recover",
     "E_INTERNAL": "RETINUE_LOG_LEVEL=error shows where, and so does a server's log",
     "E_LEDGER_BROKEN": "keep a copy of the store before you change anything",
 }

@@ -77,15 +77,29 @@ class Event(msgspec.Struct, frozen=True, dict=True):
     @cached_property
     def wire(self) -> bytes:
         """The JSON object that every streaming door sends for this event."""
-        head = b'{"executionId":"%s","eventType":"%s","sequence":%d,"timestamp":"%s"' % (
+        return self.wire_head() + self.wire_tail()
+
+    def wire_head(self) -> bytes:
+        """Return the object's beginning, up to where its data go."""
+        return b'{"executionId":"%s","eventType":"%s","sequence":%d,"timestamp":"%s"' % (
             self.execution_id.encode(),
             self.type.encode(),
             self.seq,
             iso(self.at).encode(),
         )
-        if self.data == b"{}":
-            return head + b"}"
-        return head + b"," + self.data[1:]
+
+    def wire_tail(self) -> bytes:
+        """Return the object's end: its data."""
+        return b"}" if self.data == b"{}" else b"," + self.data[1:]
+
+
+class Piece(msgspec.Struct, frozen=True):
+    """A part of an event as it is sent: ``wire`` is part of its JSON object."""
+
+    seq: int
+    wire: bytes
+    first: bool = True
+    last: bool = True
 
 
 def hash_data(data: bytes) -> bytes:

@@ -2,6 +2,11 @@
 
 Ids are ULIDs (26 Crockford base-32 characters): they sort by creation time and are strictly
 increasing within a process. Stored times are integer microseconds since the epoch, UTC.
+
+Stored times are compared with one another: a deadline with now, a retry with now. So now must go
+as time goes, also when somebody sets the system's clock. The clock here is read once, when the
+process starts; from then on a clock that nobody can set tells how long ago that was. What the two
+differ by is made up for slowly (``follow_clock``).
 """
 
 from __future__ import annotations
@@ -22,6 +27,25 @@ _PATTERN = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}\Z")
 _LOW_BITS = 50
 
 
+_STEP_NS = 5_000_000
+
+
+def _steady() -> int:
+    """Return nanoseconds that pass as time does, also while the machine is asleep."""
+    return time.clock_gettime_ns(_STEADY)
+
+
+class _Clock:
+    """How far the epoch is from the steady clock's beginning, in nanoseconds."""
+
+    def __init__(self) -> None:
+        self.offset = time.time_ns() - _steady()
+
+
+_STEADY = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+_clock = _Clock()
+
+
 class _Ulids:
     """A strictly increasing source of ULIDs, safe for use by several threads.
 
@@ -37,7 +61,7 @@ class _Ulids:
         self._random: list[bytes] = []
 
     def next(self) -> str:
-        at = time.time_ns() // 1_000_000
+        at = now_us() // 1_000
         with self._lock:
             if at > self._at or self._low + 1 >> _LOW_BITS:
                 self._renew(max(at, self._at + (at <= self._at)))
@@ -98,8 +122,19 @@ def at_of(made: str) -> int:
 
 
 def now_us() -> int:
-    """Return the time in integer microseconds since the epoch, UTC."""
-    return time.time_ns() // 1_000
+    """Return the time in integer microseconds since the epoch, UTC; it never jumps."""
+    return (_clock.offset + _steady()) // 1_000
+
+
+def follow_clock() -> float:
+    """Come a little nearer to the system's clock; return by how many seconds that is ahead.
+
+    To be called about once a second: that makes up for a second in a few minutes, and time never
+    goes back. What is hours off stays so until the process starts anew.
+    """
+    ahead = time.time_ns() - (_clock.offset + _steady())
+    _clock.offset += max(-_STEP_NS, min(_STEP_NS, ahead))
+    return ahead / 1_000_000_000
 
 
 def iso(at: int) -> str:

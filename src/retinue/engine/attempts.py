@@ -56,6 +56,7 @@ from retinue.errors import (
     InvalidResult,
     RetinueError,
     ShuttingDown,
+    StoreBroken,
     Unanswered,
     Unavailable,
     WorkerLost,
@@ -369,7 +370,7 @@ class Attempts:
         while True:
             try:
                 return await self._store.write(intent)
-            except WorkerLost:
+            except (WorkerLost, StoreBroken):
                 return Conflict("fenced")
             except Unavailable as error:
                 log.warning("store away: %s", error.message)

@@ -2,7 +2,8 @@
 
 ``follow`` is the one way to watch an execution, whoever runs it. A channel exists only while
 somebody watches: it holds the last few committed events, so that readers near the end need no
-query, and one that lags reads on from the store. One poll a second over all watched executions
+query, and one that lags reads on from the store. Channels and pages are bounded by bytes as well:
+a reader that takes nothing costs one page at most. One poll a second over all watched executions
 finds what other processes wrote; publishing in this process only shortens the wait.
 """
 
@@ -22,9 +23,10 @@ from retinue.errors import NotFound
 from retinue.interfaces import Store, Watched
 
 KEPT = 256
+KEPT_BYTES = 64 * 1024
 PAGE = 1000
-PAGES_KEPT = 4
-PAGE_BYTES = 1 << 20
+PAGES_KEPT = 2
+PAGE_BYTES = 64 * 1024
 
 
 def truncated(execution_id: str, after: int, last: int) -> Event:
@@ -40,13 +42,14 @@ def truncated(execution_id: str, after: int, last: int) -> Event:
 class _Channel:
     """What the watchers of one execution share."""
 
-    __slots__ = ("bell", "ended", "pages", "recent", "seq", "watchers")
+    __slots__ = ("bell", "bytes", "ended", "pages", "recent", "seq", "watchers")
 
     def __init__(self) -> None:
         self.watchers = 0
         self.seq = 0
         self.ended = False
-        self.recent: deque[Event] = deque(maxlen=KEPT)
+        self.recent: deque[Event] = deque()
+        self.bytes = 0
         self.bell: asyncio.Future[None] | None = None
         self.pages: dict[int, asyncio.Task[list[Event]]] = {}
         """The last few pages read from the store, by the cursor they follow: readers that lag
@@ -56,6 +59,20 @@ class _Channel:
         bell, self.bell = self.bell, None
         if bell is not None and not bell.done():
             bell.set_result(None)
+
+    def keep(self, event: Event) -> None:
+        """Keep the next event, and let go of those that are too many or too large."""
+        if self.recent and event.seq != self.recent[-1].seq + 1:
+            self.forget()  # another process wrote in between
+        self.recent.append(event)
+        self.bytes += len(event.data)
+        while len(self.recent) > KEPT or (self.bytes > KEPT_BYTES and self.recent):
+            self.bytes -= len(self.recent.popleft().data)
+
+    def forget(self) -> None:
+        """Keep none: readers turn to the store."""
+        self.recent.clear()
+        self.bytes = 0
 
     def since(self, cursor: int) -> list[Event] | None:
         """Return the recent events after ``cursor``, or None when they do not reach back so far."""
@@ -83,9 +100,7 @@ class Journal:
         if channel is None:
             return
         for event in events:
-            if channel.recent and event.seq != channel.recent[-1].seq + 1:
-                channel.recent.clear()  # another process wrote in between
-            channel.recent.append(event)
+            channel.keep(event)
             channel.seq = max(channel.seq, event.seq)
             channel.ended = channel.ended or event.terminal
         channel.ring()
@@ -137,9 +152,10 @@ class Journal:
                         yield [truncated(execution_id, cursor, channel.seq)]
                         return
                     if events:
-                        cursor = events[-1].seq
-                        yield events
-                        if events[-1].terminal:
+                        cursor, terminal = events[-1].seq, events[-1].terminal
+                        yield events  # the reader's own: it may empty the list
+                        del events
+                        if terminal:
                             return
                         continue
                 if channel.ended:
@@ -160,7 +176,10 @@ class Journal:
         return list(await asyncio.shield(page))
 
     async def _read(self, execution_id: str, cursor: int) -> list[Event]:
-        return list(await self._store.events(execution_id, after=cursor, limit=PAGE))
+        events = await self._store.events(
+            execution_id, after=cursor, limit=PAGE, most_bytes=PAGE_BYTES
+        )
+        return list(events)
 
     async def _removed(self, execution_id: str) -> bool:
         """Say whether retention has removed the events."""

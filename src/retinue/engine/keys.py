@@ -5,6 +5,7 @@ With no active key the one local user is admin; the first key makes every caller
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import secrets
@@ -20,7 +21,8 @@ from retinue.errors import InvalidInput, NotFound, Unauthenticated
 from retinue.interfaces import Store
 
 PREFIX = "rtn_"
-_REFRESH_SECONDS = 2.0
+_FRESH_SECONDS = 1.0
+_GOOD_SECONDS = 2.0
 
 
 def _hash(secret: str) -> str:
@@ -28,20 +30,47 @@ def _hash(secret: str) -> str:
 
 
 class Keys:
-    """The keys of one store. Keys made by other processes are seen within two seconds."""
+    """The keys of one store. Keys made by other processes are seen within two seconds.
+
+    One look at the store serves all who ask meanwhile, and the next one begins before anybody has
+    to wait for it.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._active: list[ApiKey] = []
         self._read_at: float | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._changes = 0
 
     async def active(self) -> list[ApiKey]:
         """Return the keys that are not revoked."""
-        now = time.monotonic()
-        if self._read_at is None or now - self._read_at > _REFRESH_SECONDS:
-            self._active = [key for key in await self._store.keys() if key.revoked_at is None]
-            self._read_at = now
-        return self._active
+        while True:
+            age = time.monotonic() - self._read_at if self._read_at is not None else _GOOD_SECONDS
+            if age < _FRESH_SECONDS:
+                return self._active
+            reading = self._reading
+            if reading is None:
+                reading = self._reading = asyncio.create_task(self._read())
+                # Who waits hears what went wrong; so does the next one to ask.
+                reading.add_done_callback(lambda task: task.cancelled() or task.exception())
+            if age < _GOOD_SECONDS:
+                return self._active
+            await asyncio.shield(reading)
+
+    async def _read(self) -> None:
+        try:
+            began, changes = time.monotonic(), self._changes
+            active = [key for key in await self._store.keys() if key.revoked_at is None]
+            if changes == self._changes:
+                self._active, self._read_at = active, began
+        finally:
+            self._reading = None
+
+    def _changed(self) -> None:
+        """Forget what is known, and what is being read just now."""
+        self._changes += 1
+        self._read_at = None
 
     async def authenticate(self, secret: str) -> Principal:
         """Return who the secret belongs to.
@@ -68,7 +97,7 @@ class Keys:
         Raises:
             InvalidInput: it is the first key and no admin's: nobody could make another one.
         """
-        self._read_at = None
+        self._changed()
         if role is not Role.ADMIN and not any(k.role is Role.ADMIN for k in await self.active()):
             raise InvalidInput(
                 "the first key must be an admin's (role admin): once there is a key, every caller"
@@ -87,7 +116,7 @@ class Keys:
             detail=dumps(key_detail(key)),
         )
         await self._store.write(PutKey(key, draft))
-        self._read_at = None
+        self._changed()
         return key, secret
 
     async def revoke(self, key_id: str, *, by: Principal) -> None:
@@ -100,7 +129,7 @@ class Keys:
         result = await self._store.write(RevokeKey(key_id, now_us(), draft))
         if isinstance(result, Rejected):
             raise NotFound(f"no active key {key_id}")
-        self._read_at = None
+        self._changed()
 
     async def all(self) -> list[ApiKey]:
         """Return all keys, revoked ones too."""

@@ -15,7 +15,7 @@ from retinue.domain.ids import now_us
 from retinue.domain.intent import Append, Appended, Conflict, Fence
 from retinue.domain.strictjson import NotJson, check, dumps
 from retinue.engine.journal import Journal
-from retinue.errors import InvalidResult, Unavailable, WorkerLost
+from retinue.errors import InvalidResult, StoreBroken, Unavailable, WorkerLost
 from retinue.interfaces import Store
 
 MERGE_SECONDS = 0.05
@@ -113,7 +113,7 @@ class Pen:
             try:
                 result = await self._store.write(Append(self._fence, events, at))
                 break
-            except WorkerLost:
+            except (WorkerLost, StoreBroken):
                 self._on_fenced()
                 return
             except Unavailable:

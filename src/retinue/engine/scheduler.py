@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from retinue.domain.audit import ANCHOR, AuditDraft
 from retinue.domain.execution import DEAD_LETTER, Execution
-from retinue.domain.ids import now_us
+from retinue.domain.ids import follow_clock, now_us
 from retinue.domain.intent import Audit, Conflict, Expire, Fence, Finish, Ok, Requeue
 from retinue.domain.policy import Delivery
 from retinue.domain.question import QuestionState
@@ -31,6 +31,7 @@ from retinue.interfaces import Store
 log = logging.getLogger(__name__)
 TICK_SECONDS = 1.0
 ANCHOR_SECONDS = 60.0
+JUMP_SECONDS = 2.0
 _PAGE = 500
 
 
@@ -71,6 +72,7 @@ class Scheduler:
         self._grown = grown
         self._follow = follow
         self._anchor_due = 0.0
+        self._jumped = False
         self._retention = retention
         self._cleaning: asyncio.Task[None] | None = None
 
@@ -121,6 +123,7 @@ class Scheduler:
 
     async def tick(self) -> None:
         """Do everything that is due."""
+        self._look_at_the_clock()
         await self._follow()
         now = now_us()
         for execution in await self._store.overdue(now, _PAGE):
@@ -140,6 +143,16 @@ class Scheduler:
             for one in seen:
                 if one.cancel_requested:
                     self._attempts.cancel(one.id, "request")
+
+    def _look_at_the_clock(self) -> None:
+        ahead = follow_clock()
+        jumped, self._jumped = self._jumped, abs(ahead) > JUMP_SECONDS
+        if self._jumped and not jumped:
+            log.warning(
+                "the system's clock was set: it is %+.0f s off; recorded times go on steadily and"
+                " take it over at the next start",
+                ahead,
+            )
 
     async def _hear_answers(self) -> None:
         """Hand in the answers to questions asked here that were given through other processes."""

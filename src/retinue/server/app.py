@@ -28,6 +28,7 @@ from retinue.server import (
     queue,
     sessions,
 )
+from retinue.server.admission import Admission
 from retinue.server.auth import Access
 from retinue.server.gate import Gate
 from retinue.server.openapi import SECURITY, Schemas, describe, words
@@ -149,6 +150,11 @@ class Application(FastAPI):
             hosts=self.hosts,
             origins=settings.allowed_origins,
             most_bytes=settings.max_body_bytes,
+            admission=Admission(
+                most_requests=settings.max_requests,
+                most_streams=settings.max_streams,
+                most_bytes=settings.max_held_bytes,
+            ),
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -144,7 +144,11 @@ def _payload(body: bytes | None, result: msgspec.Raw, error: dict[str, Any] | No
 
 
 async def list_contracts(call: Call) -> bytes:
-    """List contracts: of a session, by sender or by receiver."""
+    """List contracts: of a session, by sender or by receiver.
+
+    A page ends after `limit` contracts, or sooner where their bodies are large: go on with
+    `next_cursor` until it is null.
+    """
     query = call.query(ContractQuery)
     if query.session_id is not None:
         check_session_id(query.session_id)

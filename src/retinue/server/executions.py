@@ -15,6 +15,7 @@ from retinue.domain.strictjson import dumps
 from retinue.errors import InvalidInput
 from retinue.interfaces import ExecutionFilter
 from retinue.orchestrator import Accepted as Taken
+from retinue.server.admission import share_of
 from retinue.server.errors import ErrorBody
 from retinue.server.orchestrate import IDEMPOTENCY, TaskBody, idempotency_key, task_of
 from retinue.server.records import NULL, Query, SessionId, Time, Ulid, raw, when
@@ -290,7 +291,7 @@ async def retry(call: Call) -> Response:
     return _accepted(await call.orchestrator.retry(execution_id, call.principal, key))
 
 
-async def events(call: Call) -> Response:
+async def events(call: Call) -> bytes | Response:
     """Stream an execution's events, as they are journaled, until the last one.
 
     Server-sent events: `id` is the event's number, `data` the event. A reader that comes back
@@ -317,14 +318,15 @@ async def events(call: Call) -> Response:
             last=execution.last_seq,
             ended=execution.terminal,
         )
-        return Response(encode(listing), media_type="application/json")
+        return encode(listing)
     if execution.terminal and after == execution.last_seq:
         return Response(status_code=204)
+    share_of(call.scope).become_stream()
     patience = call.door.patience
-    batches = call.orchestrator.follow(
+    batches = call.orchestrator.stream(
         execution_id, after=after, heartbeat=patience.heartbeat, principal=call.principal
     )
-    return EventStream(batches, send_seconds=patience.send)
+    return EventStream(batches)
 
 
 async def erase_execution(call: Call) -> bytes:

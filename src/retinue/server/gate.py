@@ -8,6 +8,7 @@ JSON bodies only. It is also the one place where an exception becomes an answer.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable
 from http import HTTPStatus
 from urllib.parse import urlsplit
@@ -17,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from retinue.domain.strictjson import body_within
 from retinue.errors import Forbidden, InvalidInput, RetinueError, UnsupportedMedia
+from retinue.server.admission import Admission
 from retinue.server.errors import (
     Refused,
     from_router,
@@ -31,9 +33,13 @@ LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 HEADERS = "retinue.headers"
 """The scope's key for the request's headers as a dict of bytes."""
 
+HEAD = "retinue.head"
+"""The scope's key that says that only the head of the answer is wanted."""
+
 ANSWERED = "retinue.answered"
 """The scope's key that says that an answer has begun."""
 
+_AUTHORITY = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^:\[\]@/\s]+)(?::[0-9]{0,5})?\Z")
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 _MOST_REMEMBERED = 1024
 _MOST_DIGITS = 20
@@ -53,8 +59,10 @@ class Gate:
         hosts: Iterable[str],
         origins: Iterable[str],
         most_bytes: int,
+        admission: Admission,
     ) -> None:
         self._app = app
+        self._admission = admission
         self._hosts = {host.lower() for host in (*LOOPBACK_NAMES, *hosts)}
         self._origins = {origin.lower().rstrip("/") for origin in origins}
         self._most_bytes = most_bytes
@@ -68,10 +76,14 @@ class Gate:
         try:
             raw = scope["headers"]
             scope[HEADERS] = headers = dict(raw)
+            if scope["method"] == "HEAD":
+                # Asked as GET, answered without a body: that the server does by its own scope.
+                scope = {**scope, "method": "GET", HEAD: True}
             if len(headers) != len(raw):
                 _check_repeated(raw)
             self._check(scope, headers)
-            await self._app(scope, receive, send)
+            with self._admission.admit(scope):
+                await self._app(scope, receive, send)
         except RetinueError as error:
             await _refuse(scope, send, error, None)
         except Refused as refused:
@@ -189,11 +201,12 @@ def _is_json(kind: bytes) -> bool:
 
 
 def _without_port(authority: str) -> str:
-    """Return a Host or an authority without its port; IPv6 stays in its brackets."""
-    authority = authority.strip().lower()
-    if authority.startswith("["):
-        return authority.partition("]")[0] + "]"
-    return authority.partition(":")[0]
+    """Return a Host or an authority without its port; IPv6 stays in its brackets.
+
+    What is no name and no port is nobody's: an empty text.
+    """
+    found = _AUTHORITY.match(authority.strip().lower())
+    return found["name"] if found is not None else ""
 
 
 def _arrived_at(scope: Scope) -> tuple[str, ...]:

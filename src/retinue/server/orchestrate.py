@@ -249,9 +249,10 @@ async def orchestrate(call: Call) -> bytes:
     """
     task, body = await task_of(call, AwaitedTaskBody)
     until_asked = body.on_question == "return"
-    return reply_bytes(
-        await call.orchestrator.perform(task, call.principal, until_asked=until_asked)
-    )
+    accepted = await call.orchestrator.submit(task, call.principal)
+    waiting = call.orchestrator.reply(accepted, until_asked=until_asked)
+    reply = await call.while_there(waiting)
+    return reply_bytes(reply) if reply is not None else b""  # nobody is there to read it
 
 
 OPERATIONS = (

@@ -26,7 +26,10 @@ NULL = msgspec.Raw(b"null")
 
 
 class Query(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a list is asked for; ``cursor`` is the last page's ``next_cursor``."""
+    """What a list is asked for; ``cursor`` is the last page's ``next_cursor``.
+
+    A page may have fewer rows than `limit` where they are large.
+    """
 
     limit: Limit = 100
     cursor: (

@@ -8,14 +8,16 @@ fields.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from http import HTTPStatus
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
+import msgspec.inspect
 from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
@@ -26,25 +28,30 @@ from retinue.domain.principal import Principal
 from retinue.domain.strictjson import NotJson, body_within, check, decode
 from retinue.errors import InvalidInput, NotFound
 from retinue.orchestrator import Orchestrator
+from retinue.server.admission import share_of
 from retinue.server.auth import Access
 from retinue.server.errors import Refused
 from retinue.server.gate import ANSWERED, HEADERS
+from retinue.server.streams import LEFT
 from retinue.settings import Settings
 
 T = TypeVar("T", bound=msgspec.Struct)
+R = TypeVar("R")
 
 encode = msgspec.json.Encoder().encode
 
 _MOST_PARAMETERS = 32
+_INTEGER = re.compile(r"-?[0-9]{1,20}\Z", re.ASCII)
+_PIECE_BYTES = 64 * 1024
 _AT = re.compile(r" - at `(?P<path>[^`]*)`\Z")
 _MISSING = re.compile(r"missing required field `(?P<field>[^`]*)`")
 
 
 class Patience(msgspec.Struct, frozen=True, kw_only=True):
-    """How long streams wait, in seconds.
+    """How long we wait, in seconds.
 
-    ``heartbeat``: between two signs of life on a silent stream. ``send``: for a reader of a
-    stream to take anything.
+    ``heartbeat``: between two signs of life on a silent stream. ``send``: for a reader to take
+    anything of what it is sent.
     """
 
     heartbeat: float = 15.0
@@ -86,9 +93,11 @@ class Call(Request):
 
         Raises:
             TooLarge: it goes past the limit.
+            Overloaded: too many bytes are held already.
             Refused: it ended early. (The time it has is the protocol's to bound.)
         """
         limit = self.door.settings.max_body_bytes
+        share = share_of(self.scope)
         parts: list[bytes] = []
         total = 0
         while True:
@@ -98,9 +107,38 @@ class Call(Request):
             part: bytes = message.get("body", b"")
             total += len(part)
             body_within(total, limit)
+            share.hold(len(part))
             if not message.get("more_body", False):
                 return part if not parts else b"".join((*parts, part))
             parts.append(part)
+
+    async def while_there(self, work: Coroutine[Any, Any, R]) -> R | None:
+        """Return what ``work`` returns; None when the client left first: then it is stopped.
+
+        For waiting only. Who waits for somebody that left holds a place that others need.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        left = False
+
+        def leave() -> None:
+            nonlocal left
+            left = True
+            task.cancel()
+
+        if self.scope.get(LEFT):
+            work.close()
+            return None
+        self.scope[LEFT] = leave
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if not left:
+                raise
+            task.uncancel()
+            return None
+        finally:
+            self.scope.pop(LEFT, None)
 
     async def record(self, kind: type[T]) -> T:
         """Return the body as a record.
@@ -129,6 +167,9 @@ class Call(Request):
         except ValueError as error:
             raise InvalidInput(f"the query string is not valid: {error}") from None
         values = dict(pairs)
+        for name in _integers(kind) & values.keys():
+            if _INTEGER.match(values[name]) is None:
+                raise InvalidInput(f"{name}: it must be a whole number", details={"path": name})
         if len(values) != len(pairs):
             names = [name for name, _ in pairs]
             twice = sorted({name for name in names if names.count(name) > 1})
@@ -157,6 +198,13 @@ class Call(Request):
         if not is_ulid(given):
             raise NotFound(f"no {what} {given}")
         return given
+
+
+@functools.cache
+def _integers(kind: type[msgspec.Struct]) -> frozenset[str]:
+    """Return the names of a query's whole numbers: msgspec would read 1e3 as one."""
+    fields = msgspec.inspect.type_info(kind).fields  # type: ignore[attr-defined]
+    return frozenset(f.encode_name for f in fields if isinstance(f.type, msgspec.inspect.IntType))
 
 
 class _Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -207,6 +255,12 @@ class Route(APIRoute):
 def _serving(endpoint: Endpoint, status: int) -> ASGIApp:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         answer = await endpoint(Call(scope, receive))
+        if isinstance(answer, bytes):
+            share = share_of(scope)
+            if scope["method"] == "GET" and len(answer) > _PIECE_BYTES:
+                share.hold(len(answer))  # what is only read can be read again
+            else:
+                share.hold_anyway(len(answer))
         scope[ANSWERED] = True
         if not isinstance(answer, bytes):
             await answer(scope, receive, send)
@@ -216,9 +270,22 @@ def _serving(endpoint: Endpoint, status: int) -> ASGIApp:
             (b"content-length", b"%d" % len(answer)),
         ]
         await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": answer})
+        if len(answer) > _PIECE_BYTES:
+            await _send_in_pieces(send, answer)
+        else:
+            await send({"type": "http.response.body", "body": answer})
 
     return app
+
+
+async def _send_in_pieces(send: Send, answer: bytes) -> None:
+    """Send a large body piece by piece: what its reader does not take is not copied."""
+    view = memoryview(answer)
+    last = (len(answer) - 1) // _PIECE_BYTES * _PIECE_BYTES
+    for at in range(0, last, _PIECE_BYTES):
+        body = bytes(view[at : at + _PIECE_BYTES])
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+    await send({"type": "http.response.body", "body": bytes(view[last:])})
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):

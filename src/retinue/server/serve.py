@@ -18,12 +18,13 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import uvicorn
 
-from retinue.errors import SettingsError
+from retinue.errors import RetinueError, SettingsError
 from retinue.orchestrator import Orchestrator
+from retinue.server import files
 from retinue.server.app import create_app
 from retinue.server.protocol import BoundedProtocol
 from retinue.server.routing import Patience
@@ -32,6 +33,7 @@ from retinue.settings import Settings
 log = logging.getLogger(__name__)
 
 BACKLOG = 2048
+SEND_BUFFER = 256 * 1024
 CLOSE_SECONDS = 5
 YOUNG_OBJECTS = 10_000
 KEEP_ALIVE_SECONDS = 65
@@ -42,6 +44,10 @@ class Startable(Protocol):
 
     async def start(self) -> Orchestrator:
         """Start the system."""
+        ...
+
+    async def failed(self) -> RetinueError:
+        """Return once it cannot go on: why."""
         ...
 
     async def stop(self, grace: float | None = None) -> bool:
@@ -72,6 +78,9 @@ def bind(settings: Settings) -> socket.socket:
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Connections inherit it. The kernel's own growing buffers would keep megabytes for each
+        # reader that takes nothing.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         listener.bind(address)
         listener.listen(BACKLOG)
         listener.setblocking(False)
@@ -158,11 +167,14 @@ async def serve(
 
     Raises:
         SettingsError: the address can be reached from elsewhere and there is no API key.
-        RetinueError: the system cannot be started.
+        RetinueError: the system cannot be started, or cannot go on.
     """
     asking = contextlib.nullcontext(stop) if stop is not None else _signals()
+    if stop is None:
+        files.raise_limit()
     with contextlib.closing(listener), asking as asked:
         orchestrator = await runtime.start()
+        failing = asyncio.create_task(runtime.failed())
         try:
             loopback = is_loopback(listener)
             if not loopback and not await orchestrator.keys.active():
@@ -179,17 +191,23 @@ async def serve(
             )
             if stop is None:
                 _spare_the_collector()
-            server = _Server(_config(app))
+            server = _Server(_config(app, patience or Patience()))
             serving = asyncio.create_task(server.serve([listener]))
             await _first(serving, server.listening)
             if ready is not None and not serving.done():
                 ready(orchestrator, url_of(listener))
-            await _first(serving, asked)
-            if not serving.done():
+            await _first(serving, asked, failing)
+            if failing.done():
+                log.critical("stopping: %s", failing.result().message)
+                orchestrator.close_streams()
+            elif not serving.done():
                 await _drain(orchestrator, settings.grace_seconds)
             server.should_exit = True
             await serving
+            if failing.done():
+                raise failing.result()
         finally:
+            failing.cancel()
             await runtime.stop(0)
 
 
@@ -213,17 +231,24 @@ async def _drain(orchestrator: Orchestrator, grace: float) -> None:
     orchestrator.close_streams()
 
 
-async def _first(serving: asyncio.Task[None], event: asyncio.Event) -> None:
-    """Return when ``event`` is set, or the server has ended."""
+async def _first(
+    serving: asyncio.Task[None], event: asyncio.Event, *others: asyncio.Task[Any]
+) -> None:
+    """Return when ``event`` is set, or the server or another task has ended."""
     waiting = asyncio.create_task(event.wait())
-    await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({serving, waiting, *others}, return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
 
 
-def _config(app: object) -> uvicorn.Config:
+def _config(app: object, patience: Patience) -> uvicorn.Config:
+    class Protocol(BoundedProtocol):
+        send_seconds = patience.send
+        most_connections = files.connections()
+        most_refused = files.spare()
+
     return uvicorn.Config(
         app,  # type: ignore[arg-type]
-        http=BoundedProtocol,
+        http=Protocol,
         ws="none",
         lifespan="off",
         interface="asgi3",

@@ -1,8 +1,8 @@
-"""Server-sent events: a journal's batches as one chunk each.
+"""Server-sent events: a journal's batches as one chunk each, large ones as several.
 
-A stream ends in order after the terminal event or when the journal closes. It is cut when its
-reader takes nothing for too long, or when the store fails; the reader comes back with the last
-number it has.
+A stream ends in order after the terminal event or when the journal closes. It is cut when the
+store fails, or by the protocol when its reader takes nothing for too long; the reader comes back
+with the last number it has.
 """
 
 from __future__ import annotations
@@ -15,14 +15,18 @@ from contextlib import aclosing
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from retinue.domain.event import Event
+from retinue.domain.event import Piece
 from retinue.errors import RetinueError
+from retinue.server.gate import HEAD
 
 log = logging.getLogger(__name__)
 
 HEARTBEAT = b":\n\n"
 ABORT = "retinue.abort"
 """The scope's key for cutting the connection at once, unsent bytes and all."""
+
+LEFT = "retinue.left"
+"""The scope's key for what the protocol calls when the client is gone; True once it is."""
 
 _CUT_SECONDS = 1.0
 _HEADERS = [
@@ -32,21 +36,27 @@ _HEADERS = [
 ]
 
 
-def frame(events: list[Event]) -> bytes:
-    """Return a batch as it is sent; no events make a heartbeat."""
-    if not events:
+def frame(pieces: list[Piece]) -> bytes:
+    """Return pieces of events as they are sent; none make a heartbeat."""
+    if not pieces:
         return HEARTBEAT
-    return b"".join([b"id: %d\ndata: %b\n\n" % (event.seq, event.wire) for event in events])
+    parts: list[bytes] = []
+    for piece in pieces:
+        if piece.first:
+            parts.append(b"id: %d\ndata: " % piece.seq)
+        parts.append(piece.wire)
+        if piece.last:
+            parts.append(b"\n\n")
+    return b"".join(parts)
 
 
 class EventStream(Response):
     """The answer that streams ``batches``."""
 
-    def __init__(self, batches: AsyncGenerator[list[Event], None], *, send_seconds: float) -> None:
+    def __init__(self, batches: AsyncGenerator[list[Piece], None]) -> None:
         self.status_code = 200
         self.background = None
         self._batches = batches
-        self._send_seconds = send_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Stream until the end, until the reader goes, or until it takes nothing any more."""
@@ -64,23 +74,17 @@ class EventStream(Response):
 
     async def _write(self, scope: Scope, send: Send) -> bool:
         """Write all there is; return whether it was all."""
-        loop = asyncio.get_running_loop()
         async with aclosing(self._batches) as batches:
             try:
-                async with asyncio.timeout(None) as clock:
-                    await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-                    async for events in batches:
-                        clock.reschedule(loop.time() + self._send_seconds)
-                        body = frame(events)
-                        await send({"type": "http.response.body", "body": body, "more_body": True})
-                        clock.reschedule(None)
-                    clock.reschedule(loop.time() + self._send_seconds)
+                await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+                if scope.get(HEAD):
                     await send({"type": "http.response.body", "body": b""})
-            except TimeoutError:
-                if not clock.expired():
-                    raise
-                log.info("dropped a stream whose reader takes nothing: %s", scope["path"])
-                return False
+                    return True
+                async for pieces in batches:
+                    body = frame(pieces)
+                    pieces.clear()  # what waits to be sent is held once
+                    await send({"type": "http.response.body", "body": body, "more_body": True})
+                await send({"type": "http.response.body", "body": b""})
             except RetinueError as error:
                 log.warning("stream cut: %s: %s", scope["path"], error.message)
                 return False

@@ -258,6 +258,21 @@ class Settings(BaseModel):
     max_result_bytes: int = Field(
         default=16 << 20, ge=1024, description="bytes that the result of an agent may have, as JSON"
     )
+    max_requests: int = Field(
+        default=4096,
+        ge=1,
+        description="requests that may be in progress at once, those that wait for a reply"
+        " included; more are refused (503)",
+    )
+    max_streams: int = Field(
+        default=4096, ge=1, description="event streams that may be open at once"
+    )
+    max_held_bytes: int = Field(
+        default=256 << 20,
+        ge=1 << 20,
+        description="bytes of requests and answers in progress; beyond them new bodies are refused"
+        " (503)",
+    )
     health_interval_seconds: float = Field(
         default=10.0,
         gt=0,

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum, auto
 from functools import lru_cache
 from typing import Any, TypeAlias
+from urllib.parse import parse_qsl, urlsplit
 
 import asyncpg
 
@@ -112,7 +113,8 @@ async def connect(dsn: str, *, writer: bool = False, idle_seconds: float = 0.0) 
             process that was stopped in the middle of a batch do not stop everybody else.
 
     Raises:
-        StoreUnavailable: the address makes no sense. Otherwise the driver's own errors.
+        StoreUnavailable: the address makes no sense, or nothing answers there; the message names
+            the host and the database, never the password.
     """
     settings = dict(_SETTINGS)
     if writer:
@@ -130,6 +132,21 @@ async def connect(dsn: str, *, writer: bool = False, idle_seconds: float = 0.0) 
         )
     except ValueError as error:
         raise StoreUnavailable(f"the address of the database is not valid: {error}") from error
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        said = "no answer in time" if isinstance(error, TimeoutError) else str(error)
+        raise StoreUnavailable(
+            f"the database {_place(dsn)} does not answer: {said}; nothing was acknowledged"
+        ) from error
+
+
+def _place(dsn: str) -> str:
+    """Return the name and the hosts of a database."""
+    parts = urlsplit(dsn)
+    given = dict(parse_qsl(parts.query))
+    hosts = parts.netloc.rpartition("@")[2] or given.get("host") or "localhost"
+    if "port" in given and ":" not in hosts:
+        hosts = f"{hosts}:{given['port']}"
+    return f"{given.get('dbname') or parts.path.lstrip('/') or '(default)'} at {hosts}"
 
 
 @lru_cache(maxsize=512)

@@ -2,6 +2,9 @@
 
 Held by ``flock``, so it goes with the process however that ends; the file names the holder's pid
 and URL, so that a second ``serve`` can say who is there and ``run`` can become its client.
+
+A file can be removed from under its lock, and a new one of that name locks nothing. So the store's
+own file is locked as well: that one is what must not have two writers.
 """
 
 from __future__ import annotations
@@ -27,11 +30,13 @@ class Holder(msgspec.Struct, frozen=True):
 
 
 class LockFile:
-    """An exclusive lock on ``path``."""
+    """An exclusive lock on ``path``, and on the store that it stands for."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, store: Path) -> None:
         self.path = path
+        self._store = store
         self._fd: int | None = None
+        self._store_fd: int | None = None
 
     def acquire(self, url: str | None) -> None:
         """Take the lock and write who holds it.
@@ -39,18 +44,31 @@ class LockFile:
         Raises:
             StoreLocked: another process holds it; details name its ``pid`` and ``url``.
         """
-        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        if not _locked(fd):
+        while True:
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            if not _locked(fd):
+                os.close(fd)
+                raise self._taken(read_holder(self.path))
+            if _is_at(fd, self.path):
+                break
+            os.close(fd)  # it was removed before we had the lock
+        # Made by whoever is first, and open for as long as SQLite has it open: closing a file
+        # takes from this process what locks it holds on it.
+        store_fd = os.open(self._store, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if not _locked(store_fd):
+            os.close(store_fd)
             os.close(fd)
-            holder = read_holder(self.path)
-            where = f" serving {holder.url}" if holder and holder.url else ""
-            who = f"process {holder.pid}{where}" if holder else "another process"
-            raise StoreLocked(
-                f"{who} has this store open ({self.path.parent}); stop it, or use it as a client",
-                details={"pid": holder.pid if holder else None, "url": holder and holder.url},
-            )
-        self._fd = fd
+            raise self._taken(None)
+        self._fd, self._store_fd = fd, store_fd
         self.describe(url)
+
+    def _taken(self, holder: Holder | None) -> StoreLocked:
+        where = f" serving {holder.url}" if holder and holder.url else ""
+        who = f"process {holder.pid}{where}" if holder else "another process"
+        return StoreLocked(
+            f"{who} has this store open ({self.path.parent}); stop it, or use it as a client",
+            details={"pid": holder.pid if holder else None, "url": holder and holder.url},
+        )
 
     def describe(self, url: str | None) -> None:
         """Write the holder's pid and URL into the locked file."""
@@ -64,6 +82,17 @@ class LockFile:
             os.ftruncate(self._fd, 0)
             os.close(self._fd)
             self._fd = None
+        if self._store_fd is not None:
+            os.close(self._store_fd)
+            self._store_fd = None
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    """Say whether an open file is still the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _locked(fd: int) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 from retinue.domain.contract import Contract
 from retinue.domain.outbox import Parked
 from retinue.interfaces import Backlog, Listing, Page
-from retinue.storage.reads import decode_cursor, encode_cursor
+from retinue.storage.pages import decode_cursor, encode_cursor
 from retinue.storage.sql import NOBODY
 from retinue.storage.tables import TABLES, record_of
 

@@ -104,6 +104,7 @@ class PostgresStore(Reads, OutboxReads):
         self._flagged = False
         self._closed = True
         self._down = False
+        self._why: str | None = None
         self._over = False
         self._batches = 0
         self._writer: Connection | None = None
@@ -196,7 +197,7 @@ class PostgresStore(Reads, OutboxReads):
         if self._closed:
             raise StoreUnavailable("the store is closed; nothing was acknowledged")
         if self._down:
-            raise StoreUnavailable
+            raise StoreUnavailable(self._why)
         future: asyncio.Future[Result] = self._loop.create_future()
         self._waiting.append(Waiting(intent, future))
         if not self._flagged and self._writing is None:
@@ -338,6 +339,7 @@ class PostgresStore(Reads, OutboxReads):
             except Exception as error:
                 failure = error
             self._down = True
+            self._why = str(_failure(failure))
             self._recovering = self._loop.create_task(self._recover())
             settle([(item.future, _failure(failure)) for item in self._waiting])
             self._waiting.clear()

@@ -24,15 +24,17 @@ from typing import Any
 
 from retinue.domain.execution import ACTIVE, Execution
 from retinue.domain.ids import now_us, ulid
-from retinue.domain.intent import Intent, Result
+from retinue.domain.intent import Intent, Lease, PutKey, Refuse, Result, Submit
 from retinue.domain.session import Session
 from retinue.domain.strictjson import dumps
-from retinue.errors import Conflict, InvalidInput, RetinueError, StoreFull, StoreUnavailable
+from retinue.errors import RetinueError, StoreBroken, StoreFull, StoreUnavailable
 from retinue.storage import bulk, program
+from retinue.storage.faults import STORES_FAULT, is_broken, is_full, translate
 from retinue.storage.lockfile import LockFile
 from retinue.storage.migrate import migrate_sqlite
 from retinue.storage.outbox_reads import OutboxReads
 from retinue.storage.reads import Reads
+from retinue.storage.reserve import Reserve
 from retinue.storage.sql import BATCH, UPDATES
 from retinue.storage.statements import (
     Change,
@@ -48,21 +50,40 @@ from retinue.storage.writer import Answered, Waiting, settle, take
 
 _STATEMENTS = {name: statement.sqlite for name, statement in BATCH.items()}
 _HEADS_KEPT = 20_000
+_READER_CACHE_KIB = 16 * 1024  # the writer knows its rows; who reads a large body needs it once
 GATHER_SECONDS = 0.001
 _CALL_STOP = "stop"
-# What fails a whole batch; anything else is the fault of one intent in it.
-_STORES_FAULT = (sqlite3.OperationalError, sqlite3.InternalError, sqlite3.NotSupportedError)
+# What may still be written when the disk is full: what ends work, not what begins it.
+_NEW_WORK = (Submit, Refuse, Lease, PutKey)
 
 
 class SqliteStore(Reads, OutboxReads):
     """A ledger in one SQLite file, or in memory (``path`` None)."""
 
-    def __init__(self, path: Path | None, *, url: str | None = None) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        url: str | None = None,
+        on_broken: Callable[[StoreBroken], None] | None = None,
+    ) -> None:
+        """Prepare a store without opening it.
+
+        Args:
+            path: the file; None keeps everything in memory.
+            url: where this process serves.
+            on_broken: called in the event loop when the disk failed: nothing is acknowledged from
+                then on, and the process should end.
+        """
         self.path = path
         self.worker = ""
         self.sinks: tuple[str, ...] = ()
         self._url = url
-        self._lock = LockFile(path.with_suffix(".lock")) if path is not None else None
+        self._on_broken = on_broken
+        self._broken: StoreBroken | None = None
+        self._lock = LockFile(path.with_suffix(".lock"), path) if path is not None else None
+        self._reserve = Reserve(path.with_suffix(".reserve")) if path is not None else None
+        self._full = False
         self._waiting: deque[Waiting] = deque()
         self._calls: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._flagged = False
@@ -85,25 +106,15 @@ class SqliteStore(Reads, OutboxReads):
                 # What people have agents do is nobody else's business on this machine.
                 self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 self._lock.acquire(self._url)
-                self.path.touch(mode=0o600, exist_ok=True)
             except OSError as error:
                 raise StoreUnavailable(f"cannot open the store {self.path}: {error}") from error
         self._loop = asyncio.get_running_loop()
         self.worker = ulid()
         try:
-            self._db = self._connect()
-            migrate_sqlite(self._db)
-            # The lock says so: every earlier epoch is over.
-            self._db.execute(
-                "UPDATE worker SET stopped_at = ? WHERE stopped_at IS NULL", [now_us()]
-            )
-            self._db.execute(
-                "INSERT INTO worker (id, node, pid, started_at) VALUES (?, ?, ?, ?)",
-                [self.worker, platform.node(), os.getpid(), now_us()],
-            )
+            self._begin()
         except sqlite3.Error as error:
             self._release()
-            raise StoreUnavailable(f"cannot open the store {self.path}: {error}") from error
+            raise self._unopened(error) from error
         except RetinueError:
             self._release()
             raise
@@ -112,6 +123,39 @@ class SqliteStore(Reads, OutboxReads):
             self._readers = ThreadPoolExecutor(2, thread_name_prefix="retinue-read")
         self._thread = threading.Thread(target=self._run, name="retinue-write", daemon=True)
         self._thread.start()
+
+    def _begin(self) -> None:
+        """Connect and begin a new epoch; on a full disk, with the space of the reserve."""
+        try:
+            self._db = self._connect()
+            self._begin_epoch()
+        except sqlite3.Error as error:
+            # SQLite's own files need space, too, and it says of some of them only that it failed.
+            if is_broken(error) or self._reserve is None or not self._reserve.give_up():
+                raise
+            self._full = True
+            self._db = self._connect()
+            self._begin_epoch()
+        if self._reserve is not None and not self._full:
+            self._reserve.take()
+
+    def _begin_epoch(self) -> None:
+        migrate_sqlite(self._db)
+        # The lock says so: every earlier epoch is over.
+        self._db.execute("UPDATE worker SET stopped_at = ? WHERE stopped_at IS NULL", [now_us()])
+        self._db.execute(
+            "INSERT INTO worker (id, node, pid, started_at) VALUES (?, ?, ?, ?)",
+            [self.worker, platform.node(), os.getpid(), now_us()],
+        )
+
+    def _unopened(self, error: sqlite3.Error) -> Exception:
+        """Return what says why the store cannot be opened."""
+        ours = translate(error, self.path)
+        if isinstance(ours, StoreFull):
+            return StoreFull(f"the disk of the store {self.path} is full")
+        if type(ours) is StoreUnavailable:
+            return StoreUnavailable(f"cannot open the store {self.path}: {error}")
+        return ours
 
     def _connect(self) -> sqlite3.Connection:
         db = sqlite3.connect(
@@ -159,6 +203,8 @@ class SqliteStore(Reads, OutboxReads):
         """Apply one intent and return once it is durable."""
         if self._closed:
             raise StoreUnavailable("the store is closed; nothing was acknowledged")
+        if self._broken is not None:
+            raise StoreBroken(self._broken.message)
         future: asyncio.Future[Result] = self._loop.create_future()
         self._waiting.append(Waiting(intent, future))
         if not self._flagged:
@@ -182,6 +228,8 @@ class SqliteStore(Reads, OutboxReads):
                 self._expected = len(batch) + len(self._waiting)
                 self._gather_until = time.monotonic() + GATHER_SECONDS
                 stop = stop or self._gather()
+        if self._broken is not None:
+            return
         # A full disk cannot take it, nor does it matter: the next open says it again.
         with contextlib.suppress(sqlite3.Error):
             self._db.execute(
@@ -210,19 +258,60 @@ class SqliteStore(Reads, OutboxReads):
                 break
         return False
 
-    def _commit(self, batch: list[Waiting]) -> None:
+    def _commit(self, batch: list[Waiting], *, again: bool = False) -> None:
+        if self._broken is not None:
+            self._refuse(batch, self._broken)
+            return
+        if self._full and not again and not (batch := self._admitted(batch)):
+            return
         answered: Answered
         try:
             results = self._apply([item.intent for item in batch])
             answered = [(i.future, r) for i, r in zip(batch, results, strict=True)]
         except Exception as error:
-            if len(batch) > 1 and not isinstance(error, _STORES_FAULT):
+            if len(batch) > 1 and not isinstance(error, STORES_FAULT):
                 # One of them cannot be applied: let each stand alone, so that only it fails.
                 for item in batch:
                     self._commit([item])
                 return
-            answered = [(item.future, _translate(error)) for item in batch]
+            if is_broken(error):
+                self._break(error, batch)
+                return
+            if is_full(error) and self._reserve is not None and not again:
+                # Once more, without new work, in the space that was kept for this.
+                self._full = True
+                if self._reserve.give_up():
+                    if batch := self._begun(batch):
+                        self._commit(batch, again=True)
+                    return
+            answered = [(item.future, translate(error, self.path)) for item in batch]
         self._acknowledge(answered)
+
+    def _admitted(self, batch: list[Waiting]) -> list[Waiting]:
+        """Return what may be written of a batch now that the disk is full, or was."""
+        if self._reserve is None or self._reserve.take():
+            self._full = False
+            return batch
+        return self._begun(batch)
+
+    def _begun(self, batch: list[Waiting]) -> list[Waiting]:
+        """Refuse the new work in a batch; return the rest."""
+        new = [item for item in batch if isinstance(item.intent, _NEW_WORK)]
+        self._refuse(new, StoreFull())
+        return [item for item in batch if not isinstance(item.intent, _NEW_WORK)]
+
+    def _refuse(self, batch: list[Waiting], why: StoreFull | StoreBroken) -> None:
+        if batch:
+            self._acknowledge([(item.future, type(why)(why.message)) for item in batch])
+
+    def _break(self, error: Exception, batch: list[Waiting]) -> None:
+        """Stop writing for good: the disk does not keep what it was given."""
+        broken = translate(error, self.path)
+        assert isinstance(broken, StoreBroken)
+        self._broken = broken
+        self._refuse(batch, broken)
+        if self._on_broken is not None:
+            self._loop.call_soon_threadsafe(self._on_broken, broken)
 
     def _acknowledge(self, answered: Answered) -> None:
         self._loop.call_soon_threadsafe(settle, answered)
@@ -347,13 +436,14 @@ class SqliteStore(Reads, OutboxReads):
                 return await self._loop.run_in_executor(self._readers, self._read, sql, values)
             return await self._on_writer(lambda: self._db.execute(sql, values).fetchall())
         except (sqlite3.Error, OverflowError, UnicodeError) as error:
-            raise _translate(error) from error
+            raise translate(error, self.path) from error
 
     def _read(self, sql: str, values: Sequence[Any]) -> list[Any]:
         db: sqlite3.Connection | None = getattr(self._local, "db", None)
         if db is None:
             db = self._local.db = self._connect()
             db.execute("PRAGMA query_only = ON")
+            db.execute(f"PRAGMA cache_size = -{_READER_CACHE_KIB}")
         return db.execute(sql, values).fetchall()
 
     async def _on_writer(self, work: Callable[[], list[Any]]) -> list[Any]:
@@ -370,16 +460,3 @@ class SqliteStore(Reads, OutboxReads):
         self._calls.put(call)
         rows: list[Any] = await future
         return rows
-
-
-def _translate(error: Exception) -> Exception:
-    match error:
-        case sqlite3.IntegrityError():
-            return Conflict(f"the store refuses a record: {error}")
-        case sqlite3.DataError() | OverflowError() | UnicodeError():
-            return InvalidInput(f"the store cannot hold a value: {error}")
-        case sqlite3.Error():
-            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
-                return StoreFull()
-            return StoreUnavailable(f"the store does not answer: {error}; nothing was acknowledged")
-    return error

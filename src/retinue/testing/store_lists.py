@@ -17,6 +17,7 @@ from retinue.domain.ids import now_us, ulid
 from retinue.domain.intent import Append, Audit
 from retinue.errors import InvalidInput
 from retinue.interfaces import (
+    PAGE_BYTES,
     ContractFilter,
     ContractView,
     ExecutionFilter,
@@ -38,6 +39,7 @@ from retinue.testing.store_samples import (
     queue,
     run,
     text,
+    verify_chain,
     want,
 )
 
@@ -217,6 +219,65 @@ class ListRules:
         cursor = (await store.executions(ExecutionFilter(), Page(1))).next_cursor
         with pytest.raises(InvalidInput, match="cursor"):
             await store.audit(Page(1, cursor))
+
+
+class BodyRules:
+    """What is large is read in bounded pages, and in parts."""
+
+    async def test_pages_are_bounded_by_bytes(self, store: Store) -> None:
+        body = b'"' + b"x" * (PAGE_BYTES // 3) + b'"'
+        for i in range(5):
+            e = await run(store, execution(key=f"k{i}"))
+            await store.write(finish(e, body=body))
+        e = await run(store, execution(key="huge"))
+        await store.write(finish(e, body=b'"' + b"x" * (2 * PAGE_BYTES) + b'"'))
+        everything: list[ContractView] = []
+        page, pages = Page(limit=1000), 0
+        while True:
+            listing = await store.contracts(ContractFilter(), page)
+            size = sum(len(v.contract.body or b"") for v in listing.items)
+            answers = sum(len(v.answered or b"") for v in listing.items)
+            assert len(listing.items) == 1 or size + answers <= 2 * PAGE_BYTES
+            assert listing.total == 12
+            everything += listing.items
+            pages += 1
+            if listing.next_cursor is None:
+                break
+            page = Page(1000, listing.next_cursor)
+        assert [v.contract.n for v in everything] == list(range(1, 13))
+        assert pages > 4
+        rows = await store.chain("ann", "s1", 0, 1000)
+        assert 0 < len(rows) < 12
+        assert sum(len(row.body or b"") for row in rows) <= PAGE_BYTES
+        assert len(await verify_chain(store, "ann", "s1")) == 12
+
+    async def test_events_are_bounded_by_bytes(self, store: Store) -> None:
+        e = await run(store)
+        sizes = [10, 2000, 500_000, 10, 10]
+        await store.write(Append(fence(e), tuple(text("x" * n) for n in sizes), now_us()))
+
+        async def read(after: int, most_bytes: int) -> list[int]:
+            events = await store.events(e.id, after=after, most_bytes=most_bytes)
+            return [event.seq for event in events]
+
+        assert await read(0, 1000) == [1]
+        assert await read(0, 10_000) == [1, 2]
+        assert await read(2, 10_000) == [3]
+        assert await read(3, 10_000) == [4, 5]
+        assert await read(5, 10_000) == []
+
+    async def test_a_part_of_a_body_can_be_had(self, store: Store) -> None:
+        e = await run(store)
+        assert await store.result(e, 0, 10) is None
+        await store.write(Append(fence(e), (text("äx" * 1000),), now_us()))
+        body = '"' + "é1" * 500 + '"'
+        await store.write(finish(e, body=body.encode()))
+        ended = await load(store, e)
+        parts = [await store.result(ended, at, 100) for at in range(0, 1600, 100)]
+        assert b"".join(part or b"" for part in parts) == body.encode()
+        event = (await store.events(e.id))[0]
+        parts = [await store.data_of(event, at, 99) for at in range(0, 4000, 99)]
+        assert b"".join(part or b"" for part in parts) == event.data
 
 
 class WatchRules:

@@ -40,7 +40,7 @@ from retinue.domain.question import QuestionState
 from retinue.errors import StoreUnavailable
 from retinue.interfaces import Store
 from retinue.testing.store_agents import AgentRules
-from retinue.testing.store_lists import ListRules, WatchRules
+from retinue.testing.store_lists import BodyRules, ListRules, WatchRules
 from retinue.testing.store_outbox import OutboxRules
 from retinue.testing.store_queue import IdempotencyRules, LeaseRules, SubmitRules
 from retinue.testing.store_records import AuditRules, ChainRules, audited, verify_audit
@@ -172,6 +172,7 @@ class StoreSuite(
     OutboxRules,
     AgentRules,
     ListRules,
+    BodyRules,
     WatchRules,
     RetentionRules,
     ErasureRules,

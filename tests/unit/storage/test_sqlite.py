@@ -3,6 +3,8 @@
 import asyncio
 import os
 import sqlite3
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 
 from retinue.domain.ids import now_us
 from retinue.domain.intent import Ok, Requeue
-from retinue.errors import StoreFull, StoreLocked, StoreUnavailable
+from retinue.errors import StoreDamaged, StoreFull, StoreLocked, StoreUnavailable
 from retinue.storage.lockfile import Holder, LockFile, read_holder
 from retinue.storage.migrate import migrations, missing
 from retinue.storage.sqlite import SqliteStore
@@ -52,7 +54,7 @@ class TestLock:
     def test_the_file_names_who_holds_it(self, tmp_path: Path) -> None:
         path = tmp_path / "a.lock"
         assert read_holder(path) is None
-        lock = LockFile(path)
+        lock = LockFile(path, path.with_suffix(".db"))
         lock.acquire("http://127.0.0.1:1")
         assert read_holder(path) == Holder(os.getpid(), "http://127.0.0.1:1")
         lock.describe("http://127.0.0.1:22")
@@ -66,19 +68,37 @@ class TestLock:
 
     def test_a_lock_without_a_readable_holder_holds_all_the_same(self, tmp_path: Path) -> None:
         path = tmp_path / "a.lock"
-        lock = LockFile(path)
+        lock = LockFile(path, path.with_suffix(".db"))
         lock.acquire(None)
         path.write_bytes(b"not json")
         assert read_holder(path) is None
         with pytest.raises(StoreLocked, match="another process"):
-            LockFile(path).acquire(None)
+            LockFile(path, path.with_suffix(".db")).acquire(None)
         lock.release()
+
+    async def test_a_removed_lock_file_lets_nobody_in(
+        self, store: SqliteStore, tmp_path: Path
+    ) -> None:
+        assert store.path is not None
+        store.path.with_suffix(".lock").unlink()
+        for _ in range(2):  # the second one finds the file that the first one made
+            # From another process: closing a file takes this one's own locks on it.
+            script = (
+                "import asyncio, sys; from pathlib import Path\n"
+                "from retinue.storage.sqlite import SqliteStore\n"
+                "asyncio.run(SqliteStore(Path(sys.argv[1])).open())"
+            )
+            command = [sys.executable, "-c", script, str(store.path)]
+            done = await asyncio.to_thread(_run, command)
+            assert done.returncode
+            assert "StoreLocked" in done.stderr
+        await run(store)
 
     async def test_a_failed_open_gives_the_lock_up(self, tmp_path: Path) -> None:
         path = tmp_path / "ledger.db"
         path.write_bytes(b"this is not a database, whatever its name says" * 100)
         for _ in range(2):
-            with pytest.raises(StoreUnavailable, match="cannot open the store"):
+            with pytest.raises(StoreDamaged, match=r"the store .*ledger\.db is damaged"):
                 await SqliteStore(path).open()
         assert read_holder(path.with_suffix(".lock")) is None
 
@@ -205,3 +225,7 @@ async def test_only_the_owner_may_read_the_store(tmp_path: Path) -> None:
         assert {file.stat().st_mode & 0o077 for file in [tmp_path / "data", *files]} == {0}
     finally:
         await store.close()
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,0 +1,42 @@
+"""PostgreSQL killed, cut off and made read-only under load: no word that is not kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from torture.rig import Plan
+from torture.scenarios import QUICK, outages
+
+from retinue.errors import StoreUnavailable
+from retinue.storage.postgres import PostgresStore
+from retinue.testing.servers import PostgresServer
+
+
+@pytest.mark.parametrize("servers", [1, 2])
+async def test_an_outage_loses_and_doubles_nothing(tmp_path: Path, servers: int) -> None:
+    report = await outages(tmp_path, Plan(seed=servers, servers=servers), replace(QUICK, outages=3))
+    assert not report.violations, report
+    assert report.acknowledged > 50
+    assert len(report.answered) == 3
+
+
+@pytest.mark.parametrize(
+    ("place", "shown"),
+    [
+        ("postgresql://ann:se%20cret@127.0.0.1:1/ledger", "ledger at 127.0.0.1:1"),
+        ("postgresql://ann:se%20cret@/ledger?host=127.0.0.1&port=1", "ledger at 127.0.0.1:1"),
+        ("postgresql://ann:se%20cret@127.0.0.1:1,127.0.0.1:2/ledger", "ledger at 127.0.0.1:1"),
+    ],
+)
+async def test_who_cannot_be_reached_is_named_without_its_password(place: str, shown: str) -> None:
+    with pytest.raises(StoreUnavailable) as caught:
+        await PostgresStore(place).open()
+    assert shown in caught.value.message
+    assert "cret" not in caught.value.message
+
+
+async def test_a_database_that_is_not_there_is_named(postgres_server: PostgresServer) -> None:
+    with pytest.raises(StoreUnavailable, match=f"nowhere at 127.0.0.1:{postgres_server.port}"):
+        await PostgresStore(postgres_server.url("nowhere")).open()
