@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
+from retinue.archive import Standing
 from retinue.domain.execution import TERMINAL, Execution, counts
 from retinue.domain.execution import State as ExecutionState
 from retinue.domain.retention import REMOVED
@@ -18,7 +19,7 @@ from retinue.engine.chains import Chains
 from retinue.engine.replay import Marks, Replay
 from retinue.engine.verdict import UNREADABLE, Broken, Fault, Progress, Verdict, session_name
 from retinue.engine.witness import Anchor, Witness
-from retinue.interfaces import AgentTally, Standing, Store
+from retinue.interfaces import AgentTally, Store
 
 __all__ = ["Anchor", "Fault", "Verdict", "Verification"]
 

@@ -15,10 +15,11 @@ from collections.abc import AsyncIterator, Callable
 
 import msgspec
 
+from retinue.archive import Beginning
 from retinue.domain.ids import now_us, ulid_after
 from retinue.domain.intent import CutChain, Retire, Retired, Sweep, Swept
 from retinue.domain.retention import Bounds
-from retinue.interfaces import Beginning, Store
+from retinue.interfaces import Store
 
 log = logging.getLogger(__name__)
 

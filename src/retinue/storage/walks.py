@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from retinue.archive import Beginning, Ended, Standing
 from retinue.domain.audit import AuditRow
 from retinue.domain.contract import Contract
 from retinue.domain.event import Event
 from retinue.domain.execution import Execution, State
 from retinue.domain.question import Question
 from retinue.domain.retention import Checkpoint, Mark
-from retinue.interfaces import Beginning, Ended, Standing
 from retinue.storage.tables import TABLES, record_of
 
 PAGE_BYTES = 8 << 20
