@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from retinue.domain.contract import (
@@ -17,7 +17,14 @@ from retinue.domain.contract import (
     chain_hash,
     status_of,
 )
-from retinue.domain.event import Event, EventData, EventType, chain_event
+from retinue.domain.event import (
+    Event,
+    EventData,
+    EventType,
+    chain_answer,
+    chain_event,
+    hash_data,
+)
 from retinue.domain.execution import Execution, State
 from retinue.domain.ids import now_us, ulid
 from retinue.domain.intent import (
@@ -33,6 +40,7 @@ from retinue.domain.intent import (
     Want,
 )
 from retinue.domain.policy import Delivery
+from retinue.domain.question import Question
 from retinue.interfaces import Store
 
 T = TypeVar("T")
@@ -247,14 +255,23 @@ async def verify_chain(store: Store, owner: str, session_id: str) -> list[Contra
     return rows
 
 
-async def verify_events(store: Store, e: Execution) -> list[Event]:
-    """Check that an execution's events are gap-free and chain to its digest; return them."""
+async def verify_events(store: Store, e: Execution, closed: Sequence[Question] = ()) -> list[Event]:
+    """Check that an execution's events are gap-free and chain to its digest; return them.
+
+    ``closed`` are its questions that were answered or have expired: the digest holds them too.
+    """
     events = list(await store.events(e.id))
     stored = await load(store, e)
     digest = GENESIS
     for number, event in enumerate(events, 1):
         assert event.seq == number
         digest = chain_event(digest, event)
+        for question in closed:
+            if question.closed_seq == number:
+                hashed = hash_data(question.answer) if question.answer is not None else None
+                digest = chain_answer(
+                    digest, question.id, question.state.value, question.answered_by, hashed
+                )
     assert stored.last_seq == len(events)
     assert stored.digest == digest
     assert [event.seq for event in events if event.terminal] == (
