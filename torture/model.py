@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+NOTHING = 999_999
+"""The number of what is never made."""
 HOUR = 3600 * 1_000_000
 STEP = 60 * 1_000_000
 """What a step of priority is worth of waiting."""
@@ -238,7 +240,8 @@ class Model:
                 lively = [e.number for e in known if e.state not in ENDS]
         if lively and step.which % 4:
             return replace(step, which=lively[step.which % len(lively)])
-        return replace(step, which=step.which % max(made, 1))
+        # Nobody can name what is only made in the same commit.
+        return replace(step, which=step.which % made if made else NOTHING)
 
     def stored(self) -> list[Execution]:
         """Return the executions that are there."""

@@ -21,6 +21,7 @@ from retinue.domain.execution import EDGES, Execution, State
 from retinue.domain.ids import now_us
 from retinue.domain.intent import Fence, Idempotency, Result, Want
 from retinue.domain.policy import rank_of
+from retinue.engine.ledger import Verification
 from retinue.interfaces import ExecutionFilter, Page, Store
 from retinue.testing.store_samples import execution as sample
 from retinue.testing.store_samples import finish, request, response, verify_chain, verify_events
@@ -139,8 +140,9 @@ class Performer:
             case model.Requeue(later=later):
                 return intent.Requeue(fence, now + (HOUR if later else 0), now)
             case model.Ask():
-                event = EventData(EventType.INPUT_REQUIRED, {"number": number})
                 question_id = self.ids.question(number)
+                shown = {"question_id": question_id, "prompt": "Go on?", "schema": None}
+                event = EventData(EventType.INPUT_REQUIRED, shown)
                 return intent.Ask(fence, question_id, event, "Go on?", None, None, now)
         assert isinstance(step, model.Finish)
         made = finish(self._attempted(step), State(step.state))
@@ -259,30 +261,31 @@ class Performer:
 
         ``asked`` is how many questions may be there.
         """
-        executions = {}
-        events = {}
-        for number, execution in sorted((await self.look()).items()):
-            plain = msgspec.to_builtins(execution)
-            executions[number] = {**plain, "worker": self._epoch(execution.worker)}
-            events[number] = [
-                msgspec.to_builtins(event) for event in await verify_events(self.store, execution)
-            ]
-        chains = {}
-        for session in SESSIONS:
-            if await self.store.session(self.owner, session) is not None:
-                rows = await verify_chain(self.store, self.owner, session)
-                chains[session] = [msgspec.to_builtins(row) for row in rows]
         questions: dict[int, Any] = {}
         for number in range(asked):
             question = await self.store.question(self.ids.question(number), None)
             if question is not None:
                 questions[number] = msgspec.to_builtins(question)
+        executions = {}
+        events = {}
+        for number, execution in sorted((await self.look()).items()):
+            plain = msgspec.to_builtins(execution)
+            executions[number] = {**plain, "worker": self._epoch(execution.worker)}
+            told = await verify_events(self.store, execution)
+            events[number] = [msgspec.to_builtins(event) for event in told]
+        chains = {}
+        for session in SESSIONS:
+            if await self.store.session(self.owner, session) is not None:
+                rows = await verify_chain(self.store, self.owner, session)
+                chains[session] = [msgspec.to_builtins(row) for row in rows]
         tallies = {
             name: (tally.completed, tally.failed)
             for agent, tally in (await self.store.tallies()).items()
             for name in model.AGENTS
             if agent == self._agent(name)
         }
+        verdict = await Verification(self.store).run(self.owner)
+        assert verdict.ok, verdict.fault
         return {
             "executions": executions,
             "events": events,
