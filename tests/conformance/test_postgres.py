@@ -396,7 +396,7 @@ class TestOutbox:
 
 
 class TestOpening:
-    @pytest.mark.parametrize("had", [(1,), (1, 7)])
+    @pytest.mark.parametrize("had", [(1,), (1, 6)])
     async def test_an_older_schema_is_brought_up_to_date(
         self, opened: Open, sql: Sql, had: tuple[int, ...]
     ) -> None:

@@ -21,9 +21,6 @@ if TYPE_CHECKING:  # the SQLite store does without the driver of PostgreSQL
 _LOCK = 0x72_6574_696E_7565
 """The advisory lock that lets one process migrate at a time: "retinue" in ASCII."""
 
-_UNLISTED = {1: (1,), 7: (1, 7)}
-"""What SQLite files had applied that told only their newest number."""
-
 
 def migrations(dialect: str) -> list[tuple[int, str]]:
     """Return the numbered migrations of a dialect, in order."""
@@ -62,7 +59,7 @@ def migrate_sqlite(db: sqlite3.Connection) -> None:
     if listed:
         applied = [number for (number,) in db.execute("SELECT version FROM schema_version")]
     else:
-        applied = list(_UNLISTED.get(newest, (newest,) if newest else ()))
+        applied = [newest] if newest else []  # the first version did not list any
     # The newest number stays in its old place, too: there older programs look for it.
     for number, script in missing("sqlite", {*applied, *([newest] if newest else [])}):
         newest = max(newest, number)

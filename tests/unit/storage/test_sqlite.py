@@ -163,7 +163,7 @@ class TestSchema:
             assert db.execute("PRAGMA user_version").fetchone() == (migrations("sqlite")[-1][0],)
             assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
-    @pytest.mark.parametrize("had", [(1,), (1, 7)])
+    @pytest.mark.parametrize("had", [(1,)])
     async def test_an_older_file_is_brought_up_to_date(
         self, tmp_path: Path, had: tuple[int, ...]
     ) -> None:
