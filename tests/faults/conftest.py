@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from torture.servers import Server
 
-FLEET = ("large", "loud", "reflect", "until", "busy")
+FLEET = ("large", "loud", "reflect", "until", "single", "busy")
 
 Start = Callable[..., Awaitable[Server]]
 

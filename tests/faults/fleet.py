@@ -40,6 +40,14 @@ async def until(path: str, context: Context) -> str:
     return path
 
 
+@capability(options=Options(failure_threshold=1_000_000, concurrency=1))
+async def single(path: str = "") -> str:
+    """Work until the file is there, one at a time."""
+    while path and not await asyncio.to_thread(Path(path).exists):
+        await asyncio.sleep(0.02)
+    return path
+
+
 @capability(options=Options(failure_threshold=1_000_000, concurrency=8))
 async def busy(milliseconds: int = 5) -> int:
     """Take a while; eight at a time."""

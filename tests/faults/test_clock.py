@@ -87,10 +87,11 @@ async def test_a_clock_that_is_set_changes_nothing(
     server = await start(environment=clock.environment, database_url=url, lease_seconds=3)
     flag = tmp_path / "flag"
     running = await submit(server, "until", {"path": str(flag)}, timeout_ms=60_000)
-    # Eight of these fill the agent: the ninth waits in the queue, with a deadline an hour away.
-    filling = [await submit(server, "busy", {"milliseconds": 9000}) for _ in range(8)]
-    queued = await submit(server, "busy", {"milliseconds": 1}, timeout_ms=3_600_000)
-    hasty = await submit(server, "busy", {"milliseconds": 1}, timeout_ms=5_000)
+    # It holds the agent's one place until the test lets it: the others wait in the queue, one of
+    # them with a deadline an hour away.
+    holding = await submit(server, "single", {"path": str(flag)})
+    queued = await submit(server, "single", {}, timeout_ms=3_600_000)
+    hasty = await submit(server, "single", {}, timeout_ms=8_000)
     assert (await shown(server, queued))["state"] == "queued"
     link = await Connection.open(server.url)
     task = {"session_id": "s", "capability": "reflect", "parameters": {"value": "once"}}
@@ -108,7 +109,7 @@ async def test_a_clock_that_is_set_changes_nothing(
     late = await ended(server, hasty)
     assert late["state"] == "timed_out"
     flag.touch()
-    for accepted in (running, queued, *filling):
+    for accepted in (running, holding, queued):
         found = await ended(server, accepted)
         assert (found["state"], found["attempt"]) == ("completed", 1)
     assert "took over" not in server.log
