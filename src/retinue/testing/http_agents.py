@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import gzip
 import json
+import socket
 import ssl
 import threading
 import time
@@ -103,14 +104,18 @@ class HttpAgent:
         self._loop = asyncio.get_running_loop()
         self._stop, self._let = asyncio.Event(), asyncio.Event()
         self._serving: set[asyncio.Task[None]] = set()
-        server = await asyncio.start_server(
-            self._connected, "127.0.0.1", self.port, ssl=self._tls, limit=1 << 22
-        )
-        self.port = server.sockets[0].getsockname()[1]
-        self._ready.set()
-        await self._stop.wait()
-        server.close()
-        for task in list(self._serving):
+        self._accepting: set[asyncio.Task[None]] = set()
+        # Not asyncio's server: closed while it accepts, it loses that connection.
+        with socket.create_server(("127.0.0.1", self.port)) as listener:
+            listener.setblocking(False)
+            self.port = listener.getsockname()[1]
+            self._loop.add_reader(listener, self._accept, listener)
+            self._ready.set()
+            await self._stop.wait()
+            self._loop.remove_reader(listener)
+        while self._accepting:
+            await asyncio.wait(self._accepting)
+        for task in self._serving:
             task.cancel()
         if self._serving:
             await asyncio.wait(self._serving)
@@ -124,21 +129,34 @@ class HttpAgent:
         self.open_connections += by
         self.connections += by > 0
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # it left already
+            task = asyncio.create_task(self._begin(listener.accept()[0]))
+            self._accepting.add(task)
+            task.add_done_callback(self._accepting.discard)
+
+    async def _begin(self, connection: socket.socket) -> None:
+        reader = asyncio.StreamReader(limit=1 << 22)
+        protocol = asyncio.StreamReaderProtocol(reader, self._accepted)
+        with contextlib.suppress(OSError):  # no TLS came about
+            await self._loop.connect_accepted_socket(lambda: protocol, connection, ssl=self._tls)
+
+    def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._connected(reader, writer))
         self._serving.add(task)
+        task.add_done_callback(lambda _: writer.transport.abort())  # even if it never began
+        task.add_done_callback(self._serving.discard)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._note(lambda: self._count(1))
         try:
             while await self._serve_one(reader, writer):
                 pass
-        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            writer.close()
+            await writer.wait_closed()
+        except (OSError, asyncio.IncompleteReadError):
             pass
         finally:
-            self._serving.discard(task)
-            writer.close()
-            with contextlib.suppress(OSError, asyncio.CancelledError):
-                await writer.wait_closed()
             self._note(lambda: self._count(-1))
 
     async def _serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
