@@ -115,24 +115,28 @@ def _of(later: Later, kinds: frozenset[type]) -> list[tuple[int, Any]]:
 def _decide_later(
     batch: Batch, later: Later, locked: dict[str, Execution], results: list[Result]
 ) -> Steps[None]:
-    yield from _let_in(batch, later, locked, results)
+    submits: list[tuple[int, Submit]] = later.get(Submit, [])
+    fresh = (yield from claim(submits, results)) if submits else []
+    agents = _of(later, _AGENTS)
+    if agents:  # before any head is locked
+        yield from put_or_remove(batch, agents, results)
+    yield from _let_in(batch, later, fresh, locked, results)
     for i, wanted in later.get(Lease, ()):
         results[i] = yield from lease(batch, wanted)
     for i, revoked in later.get(RevokeKey, ()):
         results[i] = yield from _revoke_key(batch, revoked)
-    agents = _of(later, _AGENTS)
-    if agents:
-        yield from put_or_remove(batch, agents, results)
 
 
 def _let_in(
-    batch: Batch, later: Later, locked: dict[str, Execution], results: list[Result]
+    batch: Batch,
+    later: Later,
+    fresh: list[tuple[int, Submit]],
+    locked: dict[str, Execution],
+    results: list[Result],
 ) -> Steps[None]:
     """Decide what lets executions into the queue: those that wait the longest come first."""
-    submits: list[tuple[int, Submit]] = later.get(Submit, [])
     promotes: list[tuple[int, Promote]] = later.get(Promote, [])
     releases: list[tuple[int, Release]] = later.get(Release, [])
-    fresh = (yield from claim(submits, results)) if submits else []
     turns = Turns()
     now = now_us()
     asked = asking(fresh, now) | waking(locked, promotes)
@@ -146,7 +150,7 @@ def _let_in(
     for i, due in promotes:
         results[i] = promote(batch, due, locked, turns)
     if fresh:
-        yield from submit(batch, submits, fresh, results, turns, now)
+        yield from submit(batch, later[Submit], fresh, results, turns, now)
 
 
 def _revoke_key(batch: Batch, intent: RevokeKey) -> Steps[Result]:
