@@ -32,7 +32,7 @@ FILE = "retinue.yaml"
 CALLER = ("RETINUE_URL", "RETINUE_API_KEY")
 """What the command line reads as a client of a server; see ``Caller``."""
 _MOST_SHOWN = 100
-_FOREIGN = ("RETINUE_TEST_", "RETINUE_CI_")
+_FOREIGN = ("RETINUE_TEST_", "RETINUE_CI_", "RETINUE_MARK")
 _LINE = re.compile(r"\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*?)\s*\Z")
 _SECRET = re.compile(r"\$\{[^}]+\}")
 _REFERENCE = re.compile(r"(\$?)\$\{([^}]*)\}")

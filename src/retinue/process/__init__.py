@@ -1,0 +1,1 @@
+"""Agent processes: how they are started, read, written to and stopped."""
