@@ -12,6 +12,7 @@ from typing import Any
 
 from retinue.errors import SpawnFailed
 from retinue.keeper.tree import children
+from retinue.process import AgentConfig, AgentHandle, Backend, LocalProcessRunner
 from retinue.process.child import Child, Streams
 from retinue.process.link import Command, KeeperLink
 
@@ -44,28 +45,41 @@ async def owner(forks: bool) -> None:
 
 
 async def thousand() -> None:
-    """Run 1,000 children at once, kill them all, and count."""
+    """Run 1,000 agents at once, call each ten times, kill them all, and count."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    link = KeeperLink()
-    await link.start()
-    before = open_files()
-    agents: list[Child] = await asyncio.gather(*(link.spawn(SLEEP, Streams()) for _ in range(1000)))
-    running = sum(agent.exit is None for agent in agents)
-    threads = threading.active_count()
-    for agent in agents:
-        agent.kill()
-    exits = collections.Counter([(await agent.wait()).signal for agent in agents])
-    for agent in agents:
-        await agent.wait_gone()
-    left = len(children(link.pid or 0))
-    fds = open_files() - before
-    await link.close()
-    print(
-        json.dumps(
-            {"running": running, "threads": threads, "exits": exits, "left": left, "fds": fds}
-        )
-    )
+    cat = Backend(command=("cat",), prompt="none")
+    async with LocalProcessRunner(catalogue={"cat": cat}) as runner:
+        await (await runner.spawn(AgentConfig("first", "cat", ""))).kill()
+        before = open_files()
+        configs = [AgentConfig(f"agent-{n}", "cat", "") for n in range(1000)]
+        handles = [
+            handle
+            for handle in await runner.spawn_many(configs, batch=100)
+            if isinstance(handle, AgentHandle)
+        ]
+        threads = threading.active_count()
+        listed = await runner.list_agents()
+        running = sum(not agent.status.final for agent in listed)
+        names = {agent.name for agent in listed}
+
+        async def call(handle: AgentHandle) -> int:
+            answered = 0
+            for n in range(10):
+                line = b"%s %d\n" % (handle.name.encode(), n)
+                await handle.write_stdin(line)
+                answered += await handle.next_stdout() == line
+            return answered
+
+        calls = sum(await asyncio.gather(*map(call, handles)))
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        await asyncio.gather(*(runner.kill(handle.id()) for handle in handles))
+        exits = collections.Counter([(await handle.wait()).signal for handle in handles])
+        after = sum(not agent.status.final for agent in await runner.list_agents())
+        fds = open_files() - before
+    answer: dict[str, Any] = {"running": running, "names": len(names), "threads": threads}
+    answer |= {"calls": calls, "memory": memory, "exits": exits, "after": after, "fds": fds}
+    print(json.dumps(answer))
 
 
 async def descriptors() -> None:

@@ -224,12 +224,15 @@ async def test_one_out_of_descriptors_refuses_and_recovers() -> None:
     assert done == {"refused": True, "left": 0, "again": 0}
 
 
-async def test_a_thousand_children_need_no_thread_and_are_all_reaped() -> None:
+@pytest.mark.requirement("001.many")
+async def test_a_thousand_agents_need_no_thread_answer_10_000_calls_and_are_all_reaped() -> None:
     done = await program("thousand")
-    assert done["running"] == 1000
+    assert (done["running"], done["names"]) == (1000, 1001)
     assert done["threads"] <= 32
+    assert done["calls"] == 10_000
+    assert done["memory"] <= 250
     assert done["exits"] == {"9": 1000}
-    assert done["left"] == 0
+    assert done["after"] == 0
     assert done["fds"] <= 0
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -61,11 +62,15 @@ class Exit(msgspec.Struct, frozen=True):
 
 
 class Streams(msgspec.Struct, frozen=True):
-    """What becomes of a process's output; ``log`` keeps a capped copy."""
+    """What becomes of a process's output.
+
+    ``on_stdout`` sees every line as it comes, from the first on; ``log`` keeps a capped copy.
+    """
 
     stdout: Bounds = Bounds()
     stderr: Bounds = Bounds(when_full="drop")
     log: InstanceLog | None = None
+    on_stdout: Callable[[bytes], None] | None = None
 
 
 class Child:
@@ -80,6 +85,7 @@ class Child:
         self.ended_at: float | None = None
         self.exit: Exit | None = None
         self._link = link
+        self._listeners: list[Callable[[Exit], None]] = []
         self._has_exited = asyncio.Event()
         self._is_gone = asyncio.Event()
         self.stdin = Writer(fds[0]) if len(fds) > 2 else None  # noqa: PLR2004
@@ -87,11 +93,19 @@ class Child:
         self.stdout = Reader(
             fds[-2], streams.stdout, log.stream("stdout") if log is not None else None
         )
+        self.stdout.on_item = streams.on_stdout
         self.stderr = Reader(
             fds[-1], streams.stderr, log.stream("stderr") if log is not None else None
         )
 
     # -- what the link tells -------------------------------------------------------------------
+
+    def when_exited(self, call: Callable[[Exit], None]) -> None:
+        """Have ``call`` told how it ended, before those who wait are; at once when it has."""
+        if self.exit is None:
+            self._listeners.append(call)
+        else:
+            call(self.exit)
 
     def exited(self, status: Exit) -> None:
         """Note how it ended."""
@@ -100,6 +114,8 @@ class Child:
             self.ended_at = time.monotonic()
             if self.stdin is not None:
                 self.stdin.close()
+            for call in self._listeners:
+                call(status)
             self._has_exited.set()
 
     def vanished(self) -> None:

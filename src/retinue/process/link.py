@@ -85,9 +85,12 @@ class KeeperLink:
         if self._loop is not loop:
             # The loop of an earlier asyncio.run() is gone, and all that waited in it.
             self._drop()
-            self._loop, self._starting = loop, asyncio.Lock()
+            self._loop, self._starting, self._sweeping = loop, asyncio.Lock(), None
         assert self._starting is not None
         async with self._starting:
+            if self._wire is None and self._process is not None:
+                process, self._process = self._process, None
+                await _ended(process)
             if self._wire is None:
                 self._open(loop)
                 async with asyncio.timeout(START_SECONDS):

@@ -188,6 +188,12 @@ class Reader:
     def _full(self) -> bool:
         return len(self._items) >= self._bounds.most or self._size >= self._bounds.most_bytes
 
+    def read_ahead(self) -> None:
+        """Take what the pipe holds now as far as there is room, without waiting for the loop."""
+        for _ in range(MOST_PIPE // CHUNK):
+            if self._chunks or not self._read():
+                break
+
     def finish(self) -> None:
         """Take what the pipe still holds and close it: nobody is left to write to it."""
         for _ in range(MOST_PIPE // CHUNK):  # a pipe cannot hold more
