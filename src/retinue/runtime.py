@@ -46,6 +46,7 @@ from retinue.settings import (
     HttpReference,
     Settings,
     environment,
+    without_password,
 )
 from retinue.storage.keyfile import FILE as KEY_FILE
 from retinue.storage.keyfile import signing_key
@@ -226,10 +227,10 @@ def command_agent(given: CommandReference) -> AgentDefinition:
 def _scope(settings: Settings) -> str | None:
     """Return what marks the processes of this store's agents; None: a store of this process."""
     file = store_file(settings)
-    address = settings.database_url if file is None else f"sqlite:{file.absolute()}"
+    address = f"sqlite:{file.absolute()}" if file is not None else settings.database_url
     if address is None or address == "sqlite://":
         return None
-    return hashlib.sha256(address.encode()).hexdigest()[:16]
+    return hashlib.sha256(without_password(address).encode()).hexdigest()[:16]
 
 
 class Runtime:

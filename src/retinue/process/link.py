@@ -93,8 +93,12 @@ class KeeperLink:
                 await _ended(process)
             if self._wire is None:
                 self._open(loop)
-                async with asyncio.timeout(START_SECONDS):
-                    await self._ask({"op": "sweep"})
+                try:
+                    async with asyncio.timeout(START_SECONDS):
+                        await self._ask({"op": "sweep"})
+                except TimeoutError:
+                    self._lost()
+                    raise SpawnFailed("the keeper was started and does not answer") from None
 
     def _open(self, loop: asyncio.AbstractEventLoop) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -168,7 +172,7 @@ class KeeperLink:
         if had:
             try:
                 await self.start()
-            except (SpawnFailed, TimeoutError):
+            except SpawnFailed:
                 pass  # the next spawn says so
 
     # -- frames --------------------------------------------------------------------------------

@@ -60,6 +60,8 @@ class Standing:
 
     def _told(self, event: dict[str, Any]) -> AgentStatus | None:
         kind = event.get("type")
+        if not isinstance(kind, str):
+            return None
         if kind == "thought_update":
             return AgentStatus.THINKING
         if kind == "status_update":
