@@ -4,6 +4,7 @@
 
     RetinueError                     E_INTERNAL
     ├── InvalidInput                 E_INVALID_INPUT
+    │   ├── InvalidContext           E_INVALID_INPUT
     │   ├── TooLarge                 E_TOO_LARGE
     │   ├── UnsupportedMedia         E_UNSUPPORTED_MEDIA
     │   └── EgressDenied             E_EGRESS_DENIED
@@ -39,8 +40,10 @@
         ├── CircuitOpen              E_CIRCUIT_OPEN
         ├── SpawnFailed              E_MODULE_LOAD
         ├── CommunicationError       E_STREAM_BROKEN
+        │   ├── IoError              E_STREAM_BROKEN
         │   └── WorkerLost           E_STREAM_BROKEN
         ├── InvalidResult            E_INTERNAL
+        ├── ProviderError            E_INTERNAL
         ├── BudgetExceeded           E_BUDGET_EXCEEDED
         ├── Fenced                   E_FENCED
         └── HumanInputRequired       E_HUMAN_INPUT_REQUIRED
@@ -95,6 +98,10 @@ class InvalidInput(RetinueError):
     code = "E_INVALID_INPUT"
     kind = "validation"
     default_outcome = "not_started"
+
+
+class InvalidContext(InvalidInput):
+    """The task, its context or its environment cannot be given to the agent."""
 
 
 class TooLarge(InvalidInput):
@@ -342,6 +349,19 @@ class CommunicationError(ExecutionError):
 
 class WorkerLost(CommunicationError):
     """The worker that ran this execution died; whether the work had effects is not known."""
+
+
+class IoError(CommunicationError):
+    """The operating system refused an operation on the agent's files or pipes.
+
+    The ``OSError`` is its ``__cause__``; ``details`` has its ``errno``.
+    """
+
+
+class ProviderError(ExecutionError):
+    """The model's provider refused or failed; ``details`` has what it said."""
+
+    kind = "provider_error"
 
 
 class InvalidResult(ExecutionError):

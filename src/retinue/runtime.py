@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import hashlib
 import importlib
 import importlib.metadata
 import logging
+import signal
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
@@ -24,17 +26,28 @@ from retinue.domain.agent import (
     definition_of_remote,
 )
 from retinue.domain.egress import Policy as Egress
-from retinue.domain.policy import RatePolicy
+from retinue.domain.policy import RatePolicy, RetryPolicy
+from retinue.drivers.command import CommandConfig, CommandDriver
 from retinue.drivers.http import HttpDriver
 from retinue.drivers.python import PythonDriver
 from retinue.engine.core import Engine
 from retinue.engine.journal import Journal
 from retinue.engine.retention import Policy as Keeping
 from retinue.engine.roster import checked
+from retinue.engine.schema import parameters_schema
 from retinue.errors import InvalidInput, SettingsError, StoreBroken
 from retinue.interfaces import Driver, Memory, Sink, Store
 from retinue.orchestrator import Orchestrator
-from retinue.settings import HttpReference, Settings
+from retinue.process.environment import inherited
+from retinue.process.link import KeeperLink
+from retinue.settings import (
+    AgentReference,
+    CommandReference,
+    HttpReference,
+    Settings,
+    environment,
+    without_password,
+)
 from retinue.storage.keyfile import FILE as KEY_FILE
 from retinue.storage.keyfile import signing_key
 from retinue.storage.lockfile import Holder, read_holder
@@ -42,6 +55,11 @@ from retinue.storage.sqlite import SqliteStore
 
 log = logging.getLogger(__name__)
 ENTRY_POINTS = "retinue.agents"
+_PROMPT = {
+    "type": "object",
+    "properties": {"prompt": {"type": "string", "description": "what it is to do"}},
+    "required": ["prompt"],
+}
 
 
 def open_store(
@@ -160,6 +178,61 @@ def _signing_key(settings: Settings) -> Callable[[], bytes] | None:
     return functools.cache(lambda: signing_key(path))
 
 
+def command_agent(given: CommandReference) -> AgentDefinition:
+    """Return the definition of an agent that is a command line.
+
+    Raises:
+        SettingsError: a capability's parameters are not valid.
+    """
+    limits = {
+        "memory_bytes": given.max_memory_mb and given.max_memory_mb * (1 << 20),
+        "cpu_percent": given.max_cpu_percent,
+        "files": given.max_open_files,
+        "file_bytes": given.max_file_mb and int(given.max_file_mb * (1 << 20)),
+    }
+    try:
+        capabilities = tuple(
+            Capability(
+                name=c.name, description=c.description, parameters=parameters_schema(c.parameters)
+            )
+            for c in given.capabilities
+        )
+    except InvalidInput as error:
+        raise SettingsError(f"agent {given.agent_id}: {error.message}") from None
+    prompted = Capability(name=given.agent_id, description=given.description, parameters=_PROMPT)
+    return AgentDefinition(
+        agent_id=given.agent_id,
+        name=given.name or given.agent_id,
+        description=given.description,
+        version=given.version,
+        driver=CommandDriver.name,
+        config=CommandConfig(
+            command=given.command,
+            prompt=given.prompt,
+            output=given.output,
+            environment=given.environment,
+            work_dir=str(given.work_dir) if given.work_dir is not None else None,
+            interrupt=signal.Signals[f"SIG{given.interrupt}"],
+            stop_seconds=given.stop_seconds,
+            limits={name: limit for name, limit in limits.items() if limit is not None},
+        ),
+        capabilities=capabilities or (prompted,),
+        concurrency=given.concurrency,
+        timeout_us=int(given.timeout * 1_000_000),
+        delivery=given.delivery,
+        retry=RetryPolicy(max_attempts=given.max_attempts),
+    )
+
+
+def _scope(settings: Settings) -> str | None:
+    """Return what marks the processes of this store's agents; None: a store of this process."""
+    file = store_file(settings)
+    address = f"sqlite:{file.absolute()}" if file is not None else settings.database_url
+    if address is None or address == "sqlite://":
+        return None
+    return hashlib.sha256(without_password(address).encode()).hexdigest()[:16]
+
+
 class Runtime:
     """A system in this process: ``async with Runtime(settings) as orchestrator``.
 
@@ -183,9 +256,12 @@ class Runtime:
         self.store = store or open_store(
             self.settings, url=url, on_lost=self.lost, on_broken=self._broken
         )
+        self.keeper = KeeperLink(_scope(self.settings))
+        processes = self.settings.data_dir / "processes"
         own: tuple[Driver, ...] = (
             PythonDriver(),
             HttpDriver(Egress.of(self.settings.egress_allow)),
+            CommandDriver(self.keeper, processes, environment(inherited)),
         )
         rate = self.settings.rate_limit_per_minute
         self.engine = Engine(
@@ -238,8 +314,12 @@ class Runtime:
         """
         await self.open()
         try:
+            if any(isinstance(given, CommandReference) for given in self.settings.agents):
+                # At once: what an earlier keeper left behind is not to work beside us.
+                await self.keeper.start()
             await self.engine.start()
         except BaseException:
+            await self.keeper.close()
             await self.store.close()
             raise
         return self.orchestrator
@@ -257,6 +337,8 @@ class Runtime:
             for given in self.settings.agents:
                 if isinstance(given, HttpReference):
                     self.orchestrator.register_definition(remote_agent(given))
+                elif isinstance(given, CommandReference):
+                    self.orchestrator.register_definition(command_agent(given))
             await self.engine.roster.follow()
         except BaseException:
             await self.store.close()
@@ -266,6 +348,7 @@ class Runtime:
     async def close(self) -> None:
         """Close what was opened only."""
         await self.engine.close()
+        await self.keeper.close()
         await self.store.close()
 
     def _agents(self) -> list[Agent]:
@@ -277,7 +360,7 @@ class Runtime:
         agents.extend(
             load_agent(given.agent, given.arguments)
             for given in self.settings.agents
-            if not isinstance(given, HttpReference)
+            if isinstance(given, AgentReference)
         )
         if self.settings.entry_points:
             found = importlib.metadata.entry_points(group=ENTRY_POINTS)
@@ -291,6 +374,7 @@ class Runtime:
         """
         clean = await self.engine.drain(self.settings.grace_seconds if grace is None else grace)
         await self.engine.stop()
+        await self.keeper.close()
         await self.store.close()
         return clean
 

@@ -108,3 +108,20 @@ def test_space_and_speed_are_judged(
     monkeypatch.setattr(doctor, "_sync_ms", lambda _: 200.0)
     speed, space = doctor._data(Settings(data_dir=tmp_path))
     assert (speed.state, space.state) == ("warn", state)
+
+
+@pytest.mark.parametrize(
+    ("program", "state", "part"),
+    [
+        ("sh", "ok", "tool can do tool, by /"),
+        ("no-such-cli", "fail", "tool: cannot start no-such-cli: no such command on the PATH (/"),
+    ],
+)
+def test_the_program_of_a_command_is_looked_for(
+    place: Place, program: str, state: str, part: str
+) -> None:
+    agent = f"{{driver: command, agent_id: tool, command: [{program}]}}"
+    (place.directory / "retinue.yaml").write_text(f"agents: [{agent}]\n")
+    line = found(place, ORCHESTRATOR_PORT="0")["agent"]
+    assert line["state"] == state
+    assert line["text"].startswith(part)

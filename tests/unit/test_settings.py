@@ -224,6 +224,43 @@ def test_agents_come_in_two_forms(tmp_path: Path) -> None:
     assert [(a.agent, a.arguments) for a in references] == [("a.b:C", {}), ("x:Y", {"n": 1})]
 
 
+def test_a_command_is_an_agent_of_the_file(tmp_path: Path) -> None:
+    text = """
+      agents:
+        - {driver: command, agent_id: wc, command: [wc, -w], work_dir: here}
+        - driver: command
+          agent_id: cli
+          command: [cli, run]
+          environment: {API_KEY: "${KEY}"}
+    """
+    found = load(tmp_path, text, KEY="canary")
+    commands = [given for given in found.agents if isinstance(given, settings.CommandReference)]
+    assert [(c.agent_id, c.command, c.work_dir) for c in commands] == [
+        ("wc", ("wc", "-w"), tmp_path / "here"),
+        ("cli", ("cli", "run"), None),
+    ]
+    assert commands[1].environment == {"API_KEY": "canary"}
+    assert "canary" not in json.dumps(found.shown()) + repr(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("agent_id: a b, command: [x]", "agents[0].agent_id"),
+        ("agent_id: a, command: []", "agents[0].command is []"),
+        ("agent_id: a, command: [1]", "agents[0].command[0] is 1"),
+        ("agent_id: a, command: [x], promt: stdin", "did you mean prompt?"),
+        ("agent_id: a, command: [x], interrupt: KILL", "'INT', 'TERM'"),
+        ("agent_id: a, command: rm -rf", "agents[0].command is"),
+        ("agent_id: a, command: [x], environment: {A: [canary]}", 'environment.A is "***"'),
+    ],
+)
+def test_a_bad_command_is_refused_saying_what_is_wrong(
+    tmp_path: Path, text: str, part: str
+) -> None:
+    assert part in refusal(tmp_path, f"agents: [{{driver: command, {text}}}]")
+
+
 def test_settings_are_frozen(tmp_path: Path) -> None:
     found = load(tmp_path)
     with pytest.raises(ValidationError):

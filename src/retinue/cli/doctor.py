@@ -20,7 +20,7 @@ from retinue.cli.options import Config, Json
 from retinue.errors import RetinueError, SettingsError
 
 if TYPE_CHECKING:
-    from retinue.settings import Settings
+    from retinue.settings import CommandReference, Settings
 
 OLDEST_PYTHON = (3, 11)
 OLDEST_SQLITE = (3, 35)
@@ -203,9 +203,12 @@ def _port_of(url: str) -> int | None:
 def _agents(settings: Settings) -> Iterator[Finding]:
     """Whether every agent that is named can be loaded."""
     from retinue.runtime import load_agent, remote_agent
-    from retinue.settings import HttpReference
+    from retinue.settings import CommandReference, HttpReference
 
     for reference in settings.agents:
+        if isinstance(reference, CommandReference):
+            yield _command(reference)
+            continue
         if isinstance(reference, HttpReference):
             try:
                 capabilities = remote_agent(reference).capabilities
@@ -227,6 +230,25 @@ def _agents(settings: Settings) -> Iterator[Finding]:
             yield Finding("fail", "agent", text, "correct the agent")
         else:
             yield Finding("ok", "agent", f"{agent.agent_id} can do {names or 'nothing'}")
+
+
+def _command(reference: CommandReference) -> Finding:
+    """Whether an agent that is a command line has its program, and where."""
+    from retinue.process.environment import inherited
+    from retinue.process.executable import directory, find
+    from retinue.runtime import command_agent
+    from retinue.settings import environment
+
+    path = {**environment(inherited), **reference.environment}.get("PATH")
+    try:
+        capabilities = command_agent(reference).capabilities
+        cwd = directory(str(reference.work_dir)) if reference.work_dir is not None else "/"
+        program = find(reference.command[0], path, cwd)
+    except RetinueError as error:
+        text = f"{reference.agent_id}: {error.message}"
+        return Finding("fail", "agent", text, "install it, or correct it in retinue.yaml")
+    names = ", ".join(c.name for c in capabilities)
+    return Finding("ok", "agent", f"{reference.agent_id} can do {names}, by {program}")
 
 
 def _survey(settings: Settings) -> Iterator[Finding]:

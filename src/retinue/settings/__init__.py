@@ -4,6 +4,7 @@
 command over both. ``.env`` stands for environment that is not set.
 """
 
+from retinue.settings.commands import CommandReference, environment
 from retinue.settings.model import (
     AgentReference,
     Caller,
@@ -17,9 +18,11 @@ from retinue.settings.sources import caller, find_config, here, load
 __all__ = [
     "AgentReference",
     "Caller",
+    "CommandReference",
     "HttpReference",
     "Settings",
     "caller",
+    "environment",
     "find_config",
     "here",
     "load",

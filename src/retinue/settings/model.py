@@ -21,6 +21,7 @@ from retinue.domain.agent import AGENT_ID_PATTERN
 from retinue.domain.egress import Policy, read
 from retinue.domain.policy import Delivery
 from retinue.errors import EgressDenied
+from retinue.settings.commands import CommandReference
 
 PREFIX = "RETINUE_"
 ALIASES = {
@@ -170,11 +171,15 @@ def _whole_schema(model: type[BaseModel]) -> dict[str, Any]:
 
 def _kind(value: Any) -> str:
     driver = value.get("driver") if isinstance(value, dict) else getattr(value, "driver", None)
-    return "python" if driver is None else "http"
+    if driver is None:
+        return "python"
+    return "command" if driver == "command" else "http"
 
 
 Reference = Annotated[
-    Annotated[AgentReference, Tag("python")] | Annotated[HttpReference, Tag("http")],
+    Annotated[AgentReference, Tag("python")]
+    | Annotated[HttpReference, Tag("http")]
+    | Annotated[CommandReference, Tag("command")],
     Discriminator(_kind),
     BeforeValidator(_reference),
     WithJsonSchema(
@@ -183,6 +188,7 @@ Reference = Annotated[
                 {"type": "string"},
                 _whole_schema(AgentReference),
                 _whole_schema(HttpReference),
+                _whole_schema(CommandReference),
             ]
         },
         mode="validation",
@@ -223,7 +229,8 @@ class Settings(BaseModel):
     )
     agents: tuple[Reference, ...] = Field(
         default=(),
-        description="agents to register: module:Class, {agent, arguments}, or {driver: http, …}",
+        description="agents to register: module:Class, {agent, arguments}, {driver: http, …} or"
+        " {driver: command, …}",
     )
     entry_points: bool = Field(
         default=True,
@@ -367,6 +374,8 @@ class Settings(BaseModel):
         for reference in values["agents"]:
             if reference.get("secret") is not None:
                 reference["secret"] = "***"
+            if "environment" in reference:
+                reference["environment"] = dict.fromkeys(reference["environment"], "***")
             if "arguments" in reference:
                 reference["arguments"] = dict.fromkeys(reference["arguments"], "***")
         if values["signing_key"] is not None:

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from retinue.errors import SettingsError
+from retinue.settings.commands import CommandReference
 from retinue.settings.model import (
     ALIASES,
     PREFIX,
@@ -32,7 +33,10 @@ FILE = "retinue.yaml"
 CALLER = ("RETINUE_URL", "RETINUE_API_KEY")
 """What the command line reads as a client of a server; see ``Caller``."""
 _MOST_SHOWN = 100
-_FOREIGN = ("RETINUE_TEST_", "RETINUE_CI_")
+_TAG = 2
+"""Where in a fault's place the kind of an agent stands: agents, which one, its kind, …"""
+_KINDS: dict[object, type[BaseModel]] = {"http": HttpReference, "command": CommandReference}
+_FOREIGN = ("RETINUE_TEST_", "RETINUE_CI_", "RETINUE_MARK")
 _LINE = re.compile(r"\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*?)\s*\Z")
 _SECRET = re.compile(r"\$\{[^}]+\}")
 _REFERENCE = re.compile(r"(\$?)\$\{([^}]*)\}")
@@ -251,15 +255,15 @@ def _validated(values: Mapping[str, Any], named: Callable[[str], str]) -> Settin
 
 def _sentence(fault: Any, named: Callable[[str], str]) -> str:
     name = str(fault["loc"][0])
-    places = [place for place in fault["loc"][1:] if place not in {"python", "http"}]
+    places = [place for at, place in enumerate(fault["loc"]) if at not in {0, _TAG}]
     rest = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in places)
     value = fault["input"]
     if fault["type"] == "extra_forbidden":
         key = str(fault["loc"][-1])
-        kind = HttpReference if "http" in fault["loc"] else AgentReference
-        nearest = _nearest(key, kind.model_fields)
+        kind = _KINDS.get(fault["loc"][_TAG]) if len(fault["loc"]) > _TAG else None
+        nearest = _nearest(key, (kind or AgentReference).model_fields)
         return f"{named(name)}{rest}: there is no key {key}{nearest}"
-    if fault["loc"][-1] in {"secret", "signing_key"}:
+    if fault["loc"][-1] in {"secret", "signing_key"} or "environment" in fault["loc"]:
         value = "***"
     if isinstance(value, str) and name.endswith("_url"):
         value = without_password(value)
@@ -286,6 +290,9 @@ def _at(settings: Settings, cwd: Path) -> Settings:
         for name in ("data_dir", "survey_root")
     }
     values: dict[str, Any] = dict(settings.__dict__) | paths
+    values["agents"] = tuple(
+        given.at(cwd) if isinstance(given, CommandReference) else given for given in settings.agents
+    )
     address = settings.database_url
     if address is not None and address.startswith("sqlite:///"):
         values["database_url"] = f"sqlite:///{cwd / Path(address.removeprefix('sqlite:///'))}"

@@ -1,0 +1,82 @@
+"""What the ``command`` driver is told of an agent. It comes from the operator's file only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+
+from retinue.errors import InvalidInput
+from retinue.interfaces import Job
+
+MOST_ARGUMENT = 120 << 10
+
+
+class CommandConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """A command line and how a task goes in and comes out.
+
+    ``prompt``: the task's text by stdin, or as the last argument after ``--``; or the whole task
+    as one JSON object by stdin (``json``). ``output``: what stdout is; see ``dialect``. ``limits``
+    are the keeper's. ``interrupt`` is the signal that asks it to stop, ``stop_seconds`` how long
+    it then has.
+    """
+
+    command: tuple[str, ...]
+    prompt: Literal["stdin", "argument", "json"] = "stdin"
+    output: Literal["text", "json", "json-lines"] = "text"
+    environment: Mapping[str, str] = {}
+    work_dir: str | None = None
+    interrupt: int = 15
+    stop_seconds: float = 5.0
+    limits: Mapping[str, float] = {}
+    log_bytes: int = 1 << 20
+
+
+def arguments(config: CommandConfig, job: Job) -> list[str]:
+    """Return the argument vector; a task can only ever be the one text after ``--``.
+
+    Raises:
+        InvalidInput: the text cannot be an argument.
+    """
+    argv = list(config.command)
+    if config.prompt == "argument":
+        text = prompt_of(job)
+        if "\0" in text or len(text.encode()) > MOST_ARGUMENT:
+            raise InvalidInput(
+                f"the prompt cannot be an argument: more than {MOST_ARGUMENT} bytes, or a NUL"
+            )
+        argv += ["--", text]
+    return argv
+
+
+def stdin_of(config: CommandConfig, job: Job) -> bytes | None:
+    """Return what the command reads; None: it has no stdin."""
+    if config.prompt == "argument":
+        return None
+    if config.prompt == "stdin":
+        return prompt_of(job).encode()
+    task = {
+        "capability": job.execution.capability,
+        "parameters": job.parameters,
+        "context": job.context,
+        "intent": job.intent,
+        "session_id": job.execution.session_id,
+        "execution_id": job.execution.id,
+    }
+    return _json(task).encode() + b"\n"
+
+
+def prompt_of(job: Job) -> str:
+    """Return a task as text: its context, if any, then ``parameters.prompt``, or all of them."""
+    given = job.parameters
+    asked = given.get("prompt") if isinstance(given, dict) else given
+    parts = [job.context, asked if asked is not None else given]
+    return "\n\n".join(
+        part if isinstance(part, str) else _json(part) for part in parts if part is not None
+    )
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

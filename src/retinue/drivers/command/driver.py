@@ -1,0 +1,147 @@
+"""The ``command`` driver: an agent is a command line, an execution is one process of it.
+
+The command line comes from the operator's file; a task is only ever its stdin, or the one text
+after ``--``. Each agent has a HOME and a working directory of its own, each execution a TMPDIR
+that goes with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import Coroutine, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from retinue.domain.agent import AgentDefinition
+from retinue.domain.ids import ulid
+from retinue.drivers.command.config import CommandConfig
+from retinue.drivers.command.performance import Performance
+from retinue.errors import NotSupported, SpawnFailed
+from retinue.interfaces import DriverContext, Features, Health, InstanceHandle, Job
+from retinue.process.executable import directory, find
+from retinue.process.link import KeeperLink
+
+MOST_LOGS = 100
+"""How many executions' logs are kept per agent; the oldest are removed."""
+
+
+class CommandDriver:
+    """Runs CLIs; ``config`` of the definition is a ``CommandConfig``."""
+
+    name: ClassVar[str] = "command"
+    features: ClassVar[Features] = Features(streams=True)
+
+    def __init__(self, link: KeeperLink, root: Path, environment: Mapping[str, str]) -> None:
+        self.link = link
+        self.root = root
+        self.environment = environment
+
+    async def start(self, agent: AgentDefinition, context: DriverContext, /) -> CommandInstance:
+        """Return an instance; its processes come with its executions.
+
+        Raises:
+            SpawnFailed: the program is not there, or its directories cannot be made.
+        """
+        if not isinstance(agent.config, CommandConfig):
+            raise SpawnFailed(f"{agent.agent_id} has no command")
+        instance = CommandInstance(self, agent, agent.config, context)
+        await asyncio.to_thread(instance.prepare)
+        return instance
+
+    async def check(self, agent: AgentDefinition, /) -> None:
+        """Refuse: what is run on this machine comes from the operator's file."""
+        raise NotSupported("a command line comes from the configuration file only")
+
+
+class CommandInstance:
+    """One agent's command line, and where its processes live."""
+
+    def __init__(
+        self,
+        driver: CommandDriver,
+        definition: AgentDefinition,
+        config: CommandConfig,
+        context: DriverContext,
+    ) -> None:
+        self.handle = InstanceHandle(definition.agent_id, ulid())
+        self.config = config
+        self.link = driver.link
+        self.lent = context
+        # An id may be ".."; with the prefix it is a plain name.
+        self.root = driver.root / f"agent-{definition.agent_id}"
+        self.home = self.root / "home"
+        self.work_dir = Path(config.work_dir) if config.work_dir else self.root / "work"
+        self.logs = self.root / "logs"
+        self.path = ""
+        self.running: set[Performance] = set()
+        self._ending: set[asyncio.Task[None]] = set()
+        self._inherited = driver.environment
+
+    def prepare(self) -> None:
+        """Make the agent's directories and find its program.
+
+        Raises:
+            SpawnFailed: one of them is not to be had.
+        """
+        own = [self.home, self.logs] + ([] if self.config.work_dir else [self.work_dir])
+        try:
+            for made in own:
+                made.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise SpawnFailed(f"{error.filename} cannot be made: {error.strerror}") from error
+        cwd = directory(str(self.work_dir))
+        environment = self.environment(self.root)
+        self.path = find(self.config.command[0], environment.get("PATH"), cwd)
+
+    def environment(self, tmp: Path) -> dict[str, str]:
+        """Return what a process of this agent sees of the world."""
+        own = {"HOME": str(self.home), "TMPDIR": str(tmp)}
+        return {**self._inherited, **own, **self.config.environment}
+
+    def masked(self, text: str) -> str:
+        """Return ``text`` without the values that the operator gave this agent."""
+        for value in self.config.environment.values():
+            if len(value) >= 4:  # noqa: PLR2004 a shorter one is no secret, and would mask words
+                text = text.replace(value, "***")
+        return text
+
+    def execute(self, job: Job, /) -> Performance:
+        """Perform ``job``; see ``Instance``."""
+        return Performance(self, job)
+
+    async def answer(self, question_id: str, answer: Any, /) -> None:
+        """Refuse: a command asks nothing."""
+        raise NotSupported("a command does not ask questions")
+
+    async def ping(self) -> Health:
+        """Say whether the program is still there."""
+        try:
+            find(self.config.command[0], self._inherited.get("PATH"), str(self.work_dir))
+        except SpawnFailed as error:
+            return Health(False, error.message)
+        return Health(True)
+
+    async def stop(self, grace: float, /) -> None:
+        """End every process of this agent."""
+        for performance in tuple(self.running):
+            self.aside(performance.end(min(grace, self.config.stop_seconds)))
+        if self._ending:
+            await asyncio.wait(self._ending)
+
+    def aside(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Do something to its end, whoever stops waiting for it."""
+        task = asyncio.create_task(work)
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+        return task
+
+    def begin(self, execution_id: str, attempt: int) -> tuple[Path, Path]:
+        """Make an execution's TMPDIR; return it and where its log goes."""
+        name = f"{execution_id}-{attempt}"
+        tmp = self.root / "tmp" / name
+        tmp.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for old in sorted(os.listdir(self.logs))[: -(MOST_LOGS - 1)]:
+            shutil.rmtree(self.logs / old, ignore_errors=True)
+        return tmp, self.logs / name

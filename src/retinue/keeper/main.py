@@ -1,0 +1,297 @@
+"""The keeper's loop: one thread, which waits for the socket, for children and for its timers.
+
+Every child of the keeper is either the leader of an agent or a leftover: a process whose leader has
+ended. Leaders are subreapers of their own, so nothing of a living agent ever comes here, and every
+leftover may be ended. An agent is *gone* once its leader was reaped and no leftover of it exists.
+
+Ordering: frames are taken before children are reaped before one process is spawned, so a signal
+never waits for more than one spawn. A leader's pid is signalled only while it is not reaped, and
+only this loop reaps: the pid cannot have become a stranger's.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from typing import Any
+
+from retinue.keeper.agent import Agent
+from retinue.keeper.frames import Closed, Frame, Wire
+from retinue.keeper.spawn import become_subreaper, spawn
+from retinue.keeper.tree import MARK, children, incarnation, mark_of, stat, strays, tree, usage
+
+LAST_SECONDS = 10.0
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
+
+
+class Keeper:
+    """What this process keeps, for the owner at the other end of the socket."""
+
+    def __init__(self, sock: socket.socket, owner: int, scope: str) -> None:
+        self._wire = Wire(sock)
+        self._scope = scope
+        self._self = incarnation(os.getpid())
+        self._agents: dict[str, Agent] = {}
+        self._leaders: dict[int, Agent] = {}
+        self._leftovers: dict[int, tuple[Agent, ...]] = {}
+        self._spawns: deque[Frame] = deque()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(sock, selectors.EVENT_READ, "socket")
+        self._selector.register(owner, selectors.EVENT_READ, "owner")
+        self._bell, rings = socket.socketpair()
+        for end in (self._bell, rings):
+            end.setblocking(False)
+        self._selector.register(self._bell, selectors.EVENT_READ, "children")
+        signal.set_wakeup_fd(rings.fileno(), warn_on_full_buffer=False)
+        self._rings = rings
+
+    def run(self) -> None:
+        """Work until the owner is gone, then end everything."""
+        try:
+            while True:
+                self._turn()
+        except Closed:
+            pass
+        finally:
+            self._end_all()
+
+    def _turn(self) -> None:
+        for key, events in self._selector.select(self._patience()):
+            if key.data == "owner":
+                raise Closed
+            if key.data == "children":
+                _drain(self._bell)
+            elif events & selectors.EVENT_READ:
+                for frame, _ in self._wire.receive():
+                    self._obey(frame)
+        self._reap()
+        now = time.monotonic()
+        due = [a for a in self._agents.values() if a.due is not None and a.due <= now]
+        if any(agent.ended for agent in due):
+            self._find_leftovers()
+        for agent in due:
+            self._look(agent, now)
+        if self._spawns:
+            self._spawn(self._spawns.popleft())
+        self._watch(self._wire.flush())
+
+    def _watch(self, flushed: bool) -> None:
+        wanted = selectors.EVENT_READ | (0 if flushed else selectors.EVENT_WRITE)
+        if self._selector.get_key(self._wire.socket).events != wanted:
+            self._selector.modify(self._wire.socket, wanted, "socket")
+
+    def _patience(self) -> float | None:
+        if self._spawns:
+            return 0.0
+        due = min((a.due for a in self._agents.values() if a.due is not None), default=None)
+        return None if due is None else max(due - time.monotonic(), 0.0)
+
+    # -- what the owner wants ------------------------------------------------------------------
+
+    def _obey(self, frame: Frame) -> None:
+        agent = self._agents.get(frame.get("id", ""))
+        match frame["op"]:
+            case "spawn":
+                self._spawns.append(frame)
+            case "signal":
+                count = self._signal(agent, frame["signal"], frame["tree"]) if agent else 0
+                self._answer(frame, {"count": count})
+            case "kill":
+                if agent is not None:
+                    agent.end("killed", time.monotonic())
+                else:
+                    self._forget_spawn(frame["id"])
+            case "usage":
+                self._answer(frame, self._usage(agent) if agent else {})
+            case "sweep":
+                self._answer(frame, {"count": self._sweep()})
+
+    def _answer(self, frame: Frame, answer: dict[str, Any]) -> None:
+        self._wire.put({"op": "answer", "re": frame["n"], **answer})
+
+    def _forget_spawn(self, agent_id: str) -> None:
+        """Take back a spawn that has not happened."""
+        for frame in [f for f in self._spawns if f["id"] == agent_id]:
+            self._spawns.remove(frame)
+            self._wire.put({"op": "refused", "id": agent_id, "errno": 0, "why": "taken back"})
+
+    def _spawn(self, frame: Frame) -> None:
+        name = frame["id"]
+        frame["env"] = {**frame["env"], MARK: f"{self._scope}:{self._self}:{name}"}
+        try:
+            pid, fds = spawn(frame)
+        except (OSError, ValueError) as error:
+            errno = error.errno if isinstance(error, OSError) else 0
+            file = error.filename if isinstance(error, OSError) else None
+            why = getattr(error, "strerror", None) or str(error)
+            self._wire.put({"op": "refused", "id": name, "errno": errno, "why": why, "file": file})
+            return
+        found = stat(pid)
+        agent = Agent(name, pid, found.started if found is not None else 0, frame, time.monotonic())
+        self._agents[name] = self._leaders[pid] = agent
+        self._wire.put({"op": "started", "id": name, "pid": pid, "start": agent.started}, fds)
+
+    def _signal(self, agent: Agent, number: int, whole: bool) -> int:
+        """Signal an agent's leader, or its whole tree; return how many processes got it."""
+        if agent.ended:
+            return 0
+        return sum(_kill(pid, number) for pid in (tree([agent.pid]) if whole else [agent.pid]))
+
+    def _usage(self, agent: Agent) -> dict[str, Any]:
+        if agent.ended:
+            return {}
+        found = usage([agent.pid])
+        state = stat(agent.pid)
+        agent.peak = max(agent.peak, found.memory)
+        return {
+            "cpu": found.cpu,
+            "memory": found.memory,
+            "processes": found.processes,
+            "peak": agent.peak,
+            "stopped": state is not None and state.state in {"T", "t"},
+        }
+
+    def _sweep(self) -> int:
+        """End what an earlier keeper of this scope left when it was killed itself."""
+        count = 0
+        for _ in range(5):  # what it starts meanwhile carries the mark, too
+            killed = sum(_kill(pid, signal.SIGKILL) for pid in strays(self._scope))
+            if not killed:
+                break
+            count += killed
+        return count
+
+    # -- children ------------------------------------------------------------------------------
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status, used = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            self._leftovers.pop(pid, None)
+            agent = self._leaders.pop(pid, None)
+            if agent is None:
+                continue
+            self._wire.put(
+                {
+                    "op": "exit",
+                    "id": agent.name,
+                    "code": os.waitstatus_to_exitcode(status),
+                    "reason": agent.reason,
+                    "cpu": used.ru_utime + used.ru_stime,
+                    "peak": max(agent.peak, used.ru_maxrss * 1024),
+                }
+            )
+            agent.exited(time.monotonic())
+
+    def _look(self, agent: Agent, now: float) -> None:
+        """Do what is due for an agent: measure it, end it, or see whether it is gone."""
+        if not agent.ended:
+            if not agent.ending:
+                agent.judge(usage([agent.pid]), now)
+            if agent.ending:
+                self._strike([agent.pid], again=agent.strikes > 0)
+                agent.struck(now)
+            return
+        left = [pid for pid, owners in self._leftovers.items() if agent in owners]
+        if not left:
+            del self._agents[agent.name]
+            self._wire.put({"op": "gone", "id": agent.name})
+        elif agent.ending or now >= agent.patience:
+            self._strike(left, again=agent.strikes > 0)
+            agent.struck(now)
+        else:
+            agent.look_again(now)
+
+    def _find_leftovers(self) -> None:
+        """Say of every child that leads no agent whose leftover it is."""
+        now = set(children(os.getpid())) - self._leaders.keys()
+        for pid in self._leftovers.keys() - now:
+            del self._leftovers[pid]
+        for pid in now - self._leftovers.keys():
+            self._leftovers[pid] = self._owners(pid)
+
+    def _owners(self, pid: int) -> tuple[Agent, ...]:
+        """Return whose leftover a process is: all that it may belong to when it does not show."""
+        ended = [a for a in self._agents.values() if a.ended]
+        found = stat(pid)
+        mark = mark_of(pid) or ""
+        for agent in ended:
+            if (found is not None and found.session == agent.pid) or mark.endswith(
+                f":{self._self}:{agent.name}"
+            ):
+                return (agent,)
+        return tuple(ended)
+
+    @staticmethod
+    def _strike(roots: list[int], *, again: bool) -> None:
+        """Kill trees. What survives one strike is stopped first, so that it cannot fork away."""
+        if again:
+            seen: set[int] = set()
+            for _ in range(5):
+                new = set(tree(roots)) - seen
+                if not new:
+                    break
+                for pid in new:
+                    _kill(pid, signal.SIGSTOP)
+                seen |= new
+        for pid in tree(roots):  # from the top: no parent is left to start anew what was killed
+            _kill(pid, signal.SIGKILL)
+
+    def _end_all(self) -> None:
+        """End every process below this one; nothing else is left to do."""
+        self._wire.close()
+        until = time.monotonic() + LAST_SECONDS
+        pause, again = 0.002, False
+        while time.monotonic() < until:
+            below = children(os.getpid())
+            if not below:
+                return
+            self._strike(below, again=again)
+            time.sleep(pause)
+            pause, again = min(pause * 2, 0.1), pause > 0.01  # noqa: PLR2004
+            try:
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+            except ChildProcessError:
+                pass
+
+
+def _kill(pid: int, number: int) -> int:
+    try:
+        os.kill(pid, number)
+    except (ProcessLookupError, PermissionError):
+        return 0
+    return 1
+
+
+def _drain(bell: socket.socket) -> None:
+    try:
+        while bell.recv(4096):
+            pass
+    except BlockingIOError:
+        pass
+
+
+def main() -> None:
+    """Run with ``socket-fd owner-pidfd scope`` as arguments."""
+    # Handlers, not SIG_IGN: what is ignored stays ignored in the programs we start. Whoever stops
+    # us means our owner, and gets us with it.
+    for number in (*_SIGNALS, signal.SIGCHLD):
+        signal.signal(number, lambda *_: None)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # Popen restores this one
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    become_subreaper("retinue-keeper")
+    sock = socket.socket(fileno=int(sys.argv[1]))
+    os.set_inheritable(sock.fileno(), False)
+    owner = int(sys.argv[2])
+    os.set_inheritable(owner, False)
+    Keeper(sock, owner, sys.argv[3]).run()

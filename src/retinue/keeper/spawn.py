@@ -1,0 +1,105 @@
+"""Start one process: its pipes, its session, its limits. Only a keeper calls this.
+
+The child leads a session of its own, dies with its keeper (PDEATHSIG), and is the subreaper of
+what it starts: so all of that stays below it while it lives, and comes to the keeper, at once, when
+it has ended. Descriptors 0 to 2 are all it inherits.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
+_PR_SET_CHILD_SUBREAPER = 36
+_LIMITS = {
+    "files": resource.RLIMIT_NOFILE,
+    "file_bytes": resource.RLIMIT_FSIZE,
+    "processes": resource.RLIMIT_NPROC,
+    "address_space": resource.RLIMIT_AS,
+    "core_bytes": resource.RLIMIT_CORE,
+}
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def become_subreaper(name: str) -> None:
+    """Have orphans below this process come to it, and call it ``name``."""
+    if _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "PR_SET_CHILD_SUBREAPER is refused")
+    _libc.prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
+
+
+def spawn(frame: dict[str, Any]) -> tuple[int, tuple[int, ...]]:
+    """Start what ``frame`` says; return its pid and our ends of its pipes (stdin, if any, first).
+
+    ``argv``, ``path`` (the file to execute), ``env``, ``cwd``, ``stdin`` (whether it has one) and
+    ``limits``.
+
+    Raises:
+        OSError: it cannot be started; ``strerror`` says why.
+    """
+    ours: list[int] = []
+    theirs: list[int] = []
+    try:
+        if frame["stdin"]:
+            reads, writes = os.pipe()
+            theirs.append(reads)
+            ours.append(writes)
+        else:
+            theirs.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        for _ in range(2):
+            reads, writes = os.pipe()
+            theirs.append(writes)
+            ours.append(reads)
+        pid = _start(frame, theirs)
+    except BaseException:
+        for fd in ours:
+            os.close(fd)
+        raise
+    finally:
+        for fd in theirs:
+            os.close(fd)
+    return pid, tuple(ours)
+
+
+def _start(frame: dict[str, Any], fds: list[int]) -> int:
+    try:
+        process = subprocess.Popen(
+            frame["argv"],
+            executable=frame["path"],
+            env=frame["env"],
+            cwd=frame["cwd"],
+            stdin=fds[0],
+            stdout=fds[1],
+            stderr=fds[2],
+            start_new_session=True,
+            preexec_fn=_before_exec(frame.get("limits") or {}),  # noqa: PLW1509 one thread
+        )
+    except subprocess.SubprocessError as error:
+        raise OSError(0, f"its limits cannot be set: {error}") from None
+    # The keeper reaps all its children itself; Popen is not to wait for this one.
+    process.returncode = 0
+    return process.pid
+
+
+def _before_exec(limits: dict[str, int]) -> Callable[[], None]:
+    wanted = [(_LIMITS[name], value) for name, value in limits.items() if name in _LIMITS]
+    keeper = os.getpid()
+
+    def prepare() -> None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != keeper:
+            os._exit(1)  # the keeper was killed before the line above
+        _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        for kind, value in wanted:
+            hard = resource.getrlimit(kind)[1]
+            most = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            resource.setrlimit(kind, (most, most))
+
+    return prepare

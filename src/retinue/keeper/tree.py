@@ -1,0 +1,137 @@
+"""What /proc says of processes: children, marks, start times, usage. Nothing here changes any."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable
+from typing import NamedTuple
+
+MARK = "RETINUE_MARK"
+"""The variable that every agent process and what it starts carries: see ``mark_of``."""
+
+TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_LISTS_CHILDREN = os.path.exists(f"/proc/self/task/{threading.get_native_id()}/children")
+
+
+class Stat(NamedTuple):
+    """Some fields of /proc/PID/stat; ticks and pages as the kernel counts them."""
+
+    state: str
+    parent: int
+    group: int
+    session: int
+    ticks: int
+    reaped_ticks: int
+    started: int
+    pages: int
+
+
+def read(path: str) -> bytes | None:
+    """Return a file of /proc; None when its process is gone, or somebody else's."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.read()
+    except OSError:
+        return None
+
+
+def stat(pid: int) -> Stat | None:
+    """Return what the kernel says of a process; None when there is none."""
+    found = read(f"/proc/{pid}/stat")
+    if not found:
+        return None
+    # The name in parentheses may hold anything; the fields follow the last one.
+    f = found[found.rindex(b")") + 2 :].split()
+    return Stat(
+        f[0].decode(),
+        int(f[1]),
+        int(f[2]),
+        int(f[3]),
+        int(f[11]) + int(f[12]),
+        int(f[13]) + int(f[14]),
+        int(f[19]),
+        int(f[21]),
+    )
+
+
+def pids() -> list[int]:
+    """Return every process there is."""
+    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+
+
+def children(pid: int) -> list[int]:
+    """Return a process's children, ended ones that nobody has waited for included."""
+    if not _LISTS_CHILDREN:
+        return [p for p in pids() if (s := stat(p)) is not None and s.parent == pid]
+    try:
+        tasks = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return []
+    found: list[int] = []
+    for task in tasks:
+        found += map(int, (read(f"/proc/{pid}/task/{task}/children") or b"").split())
+    return found
+
+
+def tree(roots: Iterable[int]) -> list[int]:
+    """Return processes and all that descend from them."""
+    found = list(roots)
+    for pid in found:  # it grows while we go
+        found += children(pid)
+    return found
+
+
+def mark_of(pid: int) -> str | None:
+    """Return the mark a process carries: ``scope:keeper pid.keeper start:agent process``."""
+    name = MARK.encode() + b"="
+    for entry in (read(f"/proc/{pid}/environ") or b"").split(b"\0"):
+        if entry.startswith(name):
+            return entry[len(name) :].decode("utf-8", "replace")
+    return None
+
+
+def incarnation(pid: int) -> str:
+    """Return what no other process of this machine ever is: the pid and when it started."""
+    found = stat(pid)
+    return f"{pid}.{found.started if found is not None else 0}"
+
+
+def strays(scope: str) -> list[int]:
+    """Return the processes that keepers of ``scope`` started and that outlived their keeper."""
+    found = []
+    alive: dict[str, bool] = {}
+    for pid in pids():
+        mark = mark_of(pid)
+        if mark is None:
+            continue
+        theirs, _, rest = mark.partition(":")
+        keeper = rest.partition(":")[0]
+        if theirs != scope or not keeper.partition(".")[0].isdecimal():
+            continue
+        if keeper not in alive:
+            alive[keeper] = incarnation(int(keeper.partition(".")[0])) == keeper
+        if not alive[keeper]:
+            found.append(pid)
+    return found
+
+
+class Usage(NamedTuple):
+    """What a tree of processes uses: CPU seconds since it began, memory and processes now."""
+
+    cpu: float
+    memory: int
+    processes: int
+
+
+def usage(roots: Iterable[int]) -> Usage:
+    """Return what the trees below ``roots`` use."""
+    ticks = pages = processes = 0
+    for pid in tree(roots):
+        found = stat(pid)
+        if found is not None:
+            ticks += found.ticks + found.reaped_ticks
+            pages += found.pages
+            processes += 1
+    return Usage(ticks / TICKS, pages * _PAGE, processes)

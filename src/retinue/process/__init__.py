@@ -1,0 +1,99 @@
+"""Agent processes: how they are started, read, written to and stopped.
+
+The names below are specification 001's, for programs that run agents themselves; each is imported
+when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from retinue.errors import (
+        CommunicationError,
+        ExecutionError,
+        InvalidContext,
+        IoError,
+        NotFound,
+        ProviderError,
+        SpawnFailed,
+        Timeout,
+    )
+    from retinue.errors import RetinueError as AgentError
+    from retinue.process.child import Exit
+    from retinue.process.config import (
+        AgentConfig,
+        AgentInfo,
+        AgentMetrics,
+        AgentSignal,
+        AgentStatus,
+        Backend,
+        ProcessRunnerConfig,
+        ResourceLimits,
+    )
+    from retinue.process.handle import AgentHandle, GracefulShutdown, OutputLine
+    from retinue.process.reading import Bounds
+    from retinue.process.runner import LocalProcessRunner
+
+_HOME = {
+    "AgentConfig": "config",
+    "AgentHandle": "handle",
+    "AgentInfo": "config",
+    "AgentMetrics": "config",
+    "AgentSignal": "config",
+    "AgentStatus": "config",
+    "Backend": "config",
+    "Bounds": "reading",
+    "Exit": "child",
+    "GracefulShutdown": "handle",
+    "LocalProcessRunner": "runner",
+    "OutputLine": "handle",
+    "ProcessRunnerConfig": "config",
+    "ResourceLimits": "config",
+}
+_ERRORS = {
+    "AgentError": "RetinueError",
+    "CommunicationError": "CommunicationError",
+    "ExecutionError": "ExecutionError",
+    "InvalidContext": "InvalidContext",
+    "IoError": "IoError",
+    "NotFound": "NotFound",
+    "ProviderError": "ProviderError",
+    "SpawnFailed": "SpawnFailed",
+    "Timeout": "Timeout",
+}
+
+__all__ = [
+    "AgentConfig",
+    "AgentError",
+    "AgentHandle",
+    "AgentInfo",
+    "AgentMetrics",
+    "AgentSignal",
+    "AgentStatus",
+    "Backend",
+    "Bounds",
+    "CommunicationError",
+    "ExecutionError",
+    "Exit",
+    "GracefulShutdown",
+    "InvalidContext",
+    "IoError",
+    "LocalProcessRunner",
+    "NotFound",
+    "OutputLine",
+    "ProcessRunnerConfig",
+    "ProviderError",
+    "ResourceLimits",
+    "SpawnFailed",
+    "Timeout",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ERRORS:
+        return getattr(importlib.import_module("retinue.errors"), _ERRORS[name])
+    if name not in _HOME:
+        raise AttributeError(f"module 'retinue.process' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"retinue.process.{_HOME[name]}"), name)

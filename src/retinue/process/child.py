@@ -1,0 +1,163 @@
+"""One process of a keeper: its streams, its exit, its end.
+
+Exit and end of output are two things: a process may close its output and live on, and something it
+started may hold the output open after it. *Exited* means that the process itself was reaped, *gone*
+that nothing of its tree is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from retinue.keeper.frames import Frame
+from retinue.process.log import InstanceLog
+from retinue.process.reading import Bounds, Reader
+from retinue.process.writing import Writer
+
+if TYPE_CHECKING:
+    from retinue.process.link import KeeperLink
+
+
+class Exit(msgspec.Struct, frozen=True):
+    """How a process ended: ``code``, or the ``signal`` that ended it; neither: that is not known.
+
+    ``reason`` is ``killed``, ``limit_memory``, ``limit_cpu`` or ``limit_runtime`` when we ended it,
+    ``lost`` when its keeper died. ``cpu`` counts the CPU seconds of it and of what it waited for,
+    ``peak`` the most bytes of memory that were seen.
+    """
+
+    code: int | None = None
+    signal: int | None = None
+    reason: str | None = None
+    cpu: float = 0.0
+    peak: int = 0
+
+    @classmethod
+    def of(cls, frame: Frame) -> Exit:
+        """Return what a keeper's frame says."""
+        code = int(frame["code"])
+        return cls(
+            code if code >= 0 else None,
+            -code if code < 0 else None,
+            frame["reason"],
+            frame["cpu"],
+            frame["peak"],
+        )
+
+    def __str__(self) -> str:
+        if self.reason not in {None, "killed", "lost"}:
+            return f"was ended by its {self.reason}"
+        if self.signal is not None:
+            try:
+                return f"was ended by {signal.Signals(self.signal).name}"
+            except ValueError:
+                return f"was ended by signal {self.signal}"
+        return "ended in a way that is not known" if self.code is None else f"exited {self.code}"
+
+
+class Streams(msgspec.Struct, frozen=True):
+    """What becomes of a process's output.
+
+    ``on_stdout`` sees every line as it comes, from the first on; ``log`` keeps a capped copy.
+    """
+
+    stdout: Bounds = Bounds()
+    stderr: Bounds = Bounds(when_full="drop")
+    log: InstanceLog | None = None
+    on_stdout: Callable[[bytes], None] | None = None
+
+
+class Child:
+    """A process that a keeper started. Only ``KeeperLink`` makes one."""
+
+    def __init__(
+        self, link: KeeperLink, name: str, pid: int, fds: list[int], streams: Streams
+    ) -> None:
+        self.name = name
+        self.pid = pid
+        self.started_at = time.monotonic()
+        self.ended_at: float | None = None
+        self.exit: Exit | None = None
+        self._link = link
+        self._listeners: list[Callable[[Exit], None]] = []
+        self._has_exited = asyncio.Event()
+        self._is_gone = asyncio.Event()
+        self.stdin = Writer(fds[0]) if len(fds) > 2 else None  # noqa: PLR2004
+        log = streams.log
+        self.stdout = Reader(
+            fds[-2], streams.stdout, log.stream("stdout") if log is not None else None
+        )
+        self.stdout.on_item = streams.on_stdout
+        self.stderr = Reader(
+            fds[-1], streams.stderr, log.stream("stderr") if log is not None else None
+        )
+
+    # -- what the link tells -------------------------------------------------------------------
+
+    def when_exited(self, call: Callable[[Exit], None]) -> None:
+        """Have ``call`` told how it ended, before those who wait are; at once when it has."""
+        if self.exit is None:
+            self._listeners.append(call)
+        else:
+            call(self.exit)
+
+    def exited(self, status: Exit) -> None:
+        """Note how it ended."""
+        if self.exit is None:
+            self.exit = status
+            self.ended_at = time.monotonic()
+            if self.stdin is not None:
+                self.stdin.close()
+            for call in self._listeners:
+                call(status)
+            self._has_exited.set()
+
+    def vanished(self) -> None:
+        """Note that nothing of it is left: what it wrote is taken from the pipes."""
+        self.stdout.finish()
+        self.stderr.finish()
+        self._is_gone.set()
+
+    # -- waiting and ending --------------------------------------------------------------------
+
+    @property
+    def gone(self) -> bool:
+        """Whether no process of its tree exists."""
+        return self._is_gone.is_set()
+
+    async def wait(self) -> Exit:
+        """Return how it ended, once it has; to everybody who asks, at any time."""
+        await self._has_exited.wait()
+        assert self.exit is not None
+        return self.exit
+
+    async def wait_gone(self) -> None:
+        """Return once no process of its tree exists."""
+        await self._is_gone.wait()
+
+    async def signal(self, number: int, *, tree: bool = False) -> int:
+        """Signal it, or its whole tree; return how many processes got it (0: it has ended)."""
+        return 0 if self.exit is not None else await self._link.signal(self.name, number, tree=tree)
+
+    async def pause(self) -> int:
+        """Stop its whole tree (SIGSTOP), where it is."""
+        return await self.signal(signal.SIGSTOP, tree=True)
+
+    async def resume(self) -> int:
+        """Let its tree go on."""
+        return await self.signal(signal.SIGCONT, tree=True)
+
+    def kill(self) -> None:
+        """Have its whole tree killed."""
+        if not self.gone:
+            self._link.kill(self.name)
+
+    async def usage(self) -> Frame:
+        """Return what its tree uses now; empty when it has ended."""
+        return {} if self.exit is not None else await self._link.usage(self.name)

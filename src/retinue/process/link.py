@@ -1,0 +1,312 @@
+"""A keeper, as its owner holds it: started when first needed, ended with the owner.
+
+One socket and no thread, whatever the number of processes. The keeper is told what to start and
+answers with the process's descriptors; from then on their data goes between this process and the
+agent directly. When the keeper itself is killed its agents die with it, their handles say that
+their exit is not known, and the next spawn starts another keeper, which first ends what the dead
+one left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from retinue.domain.ids import ulid
+from retinue.errors import SpawnFailed
+from retinue.keeper.frames import Closed, Frame, Wire
+from retinue.process.child import Child, Exit, Streams
+from retinue.process.log import LogWriter
+
+START_SECONDS = 10.0
+CLOSE_SECONDS = 12.0
+_ROOT = Path(__file__).resolve().parents[2]
+_PROGRAM = (
+    "import sys; sys.path.insert(0, sys.argv.pop(1)); from retinue.keeper.main import main; main()"
+)
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True):
+    """What to start: ``path`` is executed with ``argv``, ``env`` and ``cwd``, nothing else.
+
+    ``limits`` are the keeper's: ``memory_bytes``, ``cpu_percent`` and ``runtime_seconds`` for the
+    tree; ``files``, ``file_bytes``, ``processes`` and ``address_space`` for each process.
+    ``linger`` is how long what the process leaves behind may live after it.
+    """
+
+    path: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    cwd: str
+    stdin: bool = True
+    limits: Mapping[str, float] = {}
+    linger: float = 0.5
+
+
+class KeeperLink:
+    """The owner's end. ``scope`` names whose agents they are: sweeps touch no others."""
+
+    def __init__(self, scope: str | None = None) -> None:
+        self.scope = scope or ulid()
+        self.logs = LogWriter()
+        self.children: dict[str, Child] = {}
+        self.pid: int | None = None
+        self._owner = os.getpid()
+        self._wire: Wire | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._starting: asyncio.Lock | None = None
+        self._spawning: dict[str, tuple[asyncio.Future[Child], Streams]] = {}
+        self._answers: dict[int, asyncio.Future[Frame]] = {}
+        self._questions = 0
+        self._writing = False
+        self._sweeping: asyncio.Task[None] | None = None
+
+    # -- the keeper itself ---------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start the keeper, unless it runs; end what an earlier one of this scope left.
+
+        Raises:
+            SpawnFailed: it cannot be started.
+        """
+        if self._owner != os.getpid():
+            raise SpawnFailed("this keeper belongs to the process that forked this one")
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            # The loop of an earlier asyncio.run() is gone, and all that waited in it.
+            self._drop()
+            self._loop, self._starting, self._sweeping = loop, asyncio.Lock(), None
+        assert self._starting is not None
+        async with self._starting:
+            if self._wire is None and self._process is not None:
+                process, self._process = self._process, None
+                await _ended(process)
+            if self._wire is None:
+                self._open(loop)
+                try:
+                    async with asyncio.timeout(START_SECONDS):
+                        await self._ask({"op": "sweep"})
+                except TimeoutError:
+                    self._lost()
+                    raise SpawnFailed("the keeper was started and does not answer") from None
+
+    def _open(self, loop: asyncio.AbstractEventLoop) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        owner = os.pidfd_open(os.getpid())
+        try:
+            # vfork and exec: it costs the same whatever this process's size.
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-I", "-S", "-c", _PROGRAM),
+                    *(str(_ROOT), str(theirs.fileno()), str(owner), self.scope),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env={"PATH": os.defpath, "LC_ALL": "C.UTF-8"},
+                cwd="/",
+                pass_fds=(theirs.fileno(), owner),
+                start_new_session=True,
+            )
+        except OSError as error:
+            ours.close()
+            raise SpawnFailed(f"the keeper cannot be started: {error}") from error
+        finally:
+            theirs.close()
+            os.close(owner)
+        self.pid = self._process.pid
+        self._wire = Wire(ours)
+        loop.add_reader(ours.fileno(), self._readable)
+
+    async def close(self) -> None:
+        """End every process, and the keeper; return when they are gone."""
+        if self._sweeping is not None:
+            await self._sweeping
+        process, self._process = self._process, None
+        self._drop()
+        self.logs.close()
+        self.logs = LogWriter()
+        if process is not None:
+            await _ended(process)
+
+    def _drop(self) -> None:
+        """Let go of the keeper: that it sees the socket closed is what ends it."""
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            loop = self._loop
+            if loop is not None and not loop.is_closed():
+                loop.remove_reader(wire.socket.fileno())
+                loop.remove_writer(wire.socket.fileno())
+            wire.close()
+        self._writing = False
+        for future, _ in self._spawning.values():
+            _fail(future, "the keeper ended before the process was started")
+        for answer in self._answers.values():
+            _fail(answer, "the keeper ended")
+        self._spawning.clear()
+        self._answers.clear()
+        for child in list(self.children.values()):
+            child.exited(Exit(reason="lost"))
+            child.vanished()
+        self.children.clear()
+
+    def _lost(self) -> None:
+        """Note that the keeper is gone, and have another one end what is left of its agents."""
+        had = bool(self.children)
+        process, self._process = self._process, None
+        self._drop()
+        if self._loop is not None and process is not None:
+            self._sweeping = self._loop.create_task(self._replace(process, had))
+
+    async def _replace(self, process: subprocess.Popen[bytes], had: bool) -> None:
+        await _ended(process)
+        if had:
+            try:
+                await self.start()
+            except SpawnFailed:
+                pass  # the next spawn says so
+
+    # -- frames --------------------------------------------------------------------------------
+
+    def _put(self, frame: Frame) -> None:
+        if self._wire is None:
+            raise SpawnFailed("the keeper is not running")
+        self._wire.put(frame)
+        self._flush()
+
+    def _flush(self) -> None:
+        wire, loop = self._wire, self._loop
+        if wire is None or loop is None:
+            return
+        try:
+            flushed = wire.flush()
+        except Closed:
+            return  # the reader notices, too
+        if flushed == self._writing:
+            self._writing = not flushed
+            if flushed:
+                loop.remove_writer(wire.socket.fileno())
+            else:
+                loop.add_writer(wire.socket.fileno(), self._flush)
+
+    async def _ask(self, frame: Frame) -> Frame:
+        self._questions += 1
+        number = self._questions
+        future: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+        self._answers[number] = future
+        try:
+            self._put({**frame, "n": number})
+            return await future
+        finally:
+            self._answers.pop(number, None)
+
+    def _readable(self) -> None:
+        wire = self._wire
+        if wire is None:
+            return
+        try:
+            for frame, fds in wire.receive():
+                self._hear(frame, fds)
+        except Closed:
+            self._lost()
+
+    def _hear(self, frame: Frame, fds: list[int]) -> None:
+        child = self.children.get(frame.get("id", ""))
+        match frame["op"]:
+            case "answer":
+                future = self._answers.get(frame["re"])
+                if future is not None and not future.done():
+                    future.set_result(frame)
+            case "started":
+                self._started(frame, fds)
+            case "refused":
+                waiting = self._spawning.pop(frame["id"], None)
+                if waiting is not None and not waiting[0].done():
+                    error = OSError(frame["errno"], frame["why"], frame.get("file"))
+                    waiting[0].set_exception(error)
+            case "exit" if child is not None:
+                child.exited(Exit.of(frame))
+            case "gone" if child is not None:
+                del self.children[frame["id"]]
+                child.vanished()
+
+    def _started(self, frame: Frame, fds: list[int]) -> None:
+        name = frame["id"]
+        waiting = self._spawning.pop(name, None)
+        complete = len(fds) == frame["fds"]
+        if waiting is None or waiting[0].done() or not complete:
+            for fd in fds:
+                os.close(fd)
+            self._put({"op": "kill", "id": name})
+            if waiting is not None and not complete:
+                _fail(waiting[0], "this process has too many open files (ulimit -n)")
+            return
+        future, streams = waiting
+        child = Child(self, name, frame["pid"], fds, streams)
+        self.children[name] = child
+        future.set_result(child)
+
+    # -- processes -----------------------------------------------------------------------------
+
+    async def spawn(self, command: Command, streams: Streams, name: str | None = None) -> Child:
+        """Start a process; ``streams`` says what becomes of its output.
+
+        Raises:
+            SpawnFailed: the keeper cannot be started, or this process is out of descriptors.
+            OSError: the process cannot be started.
+        """
+        await self.start()
+        name = name or ulid()
+        future: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
+        self._spawning[name] = (future, streams)
+        try:
+            self._put({"op": "spawn", "id": name, **msgspec.to_builtins(command)})
+            return await future
+        except ValueError as error:
+            raise SpawnFailed(str(error)) from None
+        except asyncio.CancelledError:
+            self.kill(name)
+            raise
+        finally:
+            self._spawning.pop(name, None)
+
+    async def signal(self, name: str, number: int, *, tree: bool = False) -> int:
+        """Signal a process, or its whole tree; return how many got it (0: it has ended)."""
+        if name not in self.children:
+            return 0
+        answer = await self._ask({"op": "signal", "id": name, "signal": number, "tree": tree})
+        return int(answer["count"])
+
+    def kill(self, name: str) -> None:
+        """Have a process's whole tree killed; harmless when it is gone."""
+        if self._wire is not None:
+            self._put({"op": "kill", "id": name})
+
+    async def usage(self, name: str) -> Frame:
+        """Return what a process's tree uses now; empty when it has ended."""
+        if name not in self.children:
+            return {}
+        return await self._ask({"op": "usage", "id": name})
+
+
+async def _ended(process: subprocess.Popen[bytes]) -> None:
+    """Reap a keeper that is about to end; one that does not is killed."""
+    until = time.monotonic() + CLOSE_SECONDS
+    while process.poll() is None:
+        if time.monotonic() > until:
+            process.kill()
+        await asyncio.sleep(0.005)
+
+
+def _fail(future: asyncio.Future[Any], why: str) -> None:
+    if not future.done() and not future.get_loop().is_closed():
+        future.set_exception(SpawnFailed(why))
