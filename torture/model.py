@@ -218,7 +218,7 @@ class Model:
         attempt = execution.attempt if execution is not None else 0
         worker = execution.worker if execution is not None else None
         return (
-            attempt + (step.wrong == "attempt"),
+            attempt + (NOTHING if step.wrong == "attempt" else 0),
             -1 if step.wrong == "worker" else worker or self.epoch,
         )
 

@@ -46,15 +46,15 @@ KINDS = (
 OF_STORE = tuple(f"{kind}.{moment}" for kind in KINDS for moment in MOMENTS)
 OF_JOURNAL = ("publish.before", "publish.after")
 OF_DRIVER = (
-    "start.before", "start.after", "dispatch.before", "dispatch.begun", "dispatch.event",
+    "dispatch.before", "dispatch.begun", "dispatch.event",
     "dispatch.completed", "dispatch.left", "resume.before", "resume.after",
 )  # fmt: skip
 AT_STOP = ("close.before", "close.after")
 AT_START = (
-    "open.after",
+    "open.after", "start.before", "start.after",
     *(f"{kind}.{moment}" for kind in ("finish", "requeue", "lease") for moment in MOMENTS),
     "dispatch.before",
-)
+)  # fmt: skip
 """Points that a start passes which takes over what a crash left running."""
 
 SERVING = (*OF_STORE, *OF_JOURNAL, *OF_DRIVER)

@@ -218,7 +218,7 @@ class Performer:
     def _fence(self, step: model.Fenced) -> Fence:
         held = self._attempted(step)
         assert held.worker is not None
-        attempt = held.attempt + (step.wrong == "attempt")
+        attempt = held.attempt + (model.NOTHING if step.wrong == "attempt" else 0)
         return Fence(held.id, attempt, "nobody" if step.wrong == "worker" else held.worker)
 
     def _response(self, which: int, state: State) -> Draft:
