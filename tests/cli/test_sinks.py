@@ -96,8 +96,13 @@ def test_what_a_run_could_not_tell_a_later_one_does(place: Place, trace: FakeTra
     assert place.retinue("run", "echo", "text=1", "--session", "s", TRACE_URL=trace.url).code == 0
     trace.start()
     assert place.retinue("run", "echo", "text=2", "--session", "t", TRACE_URL=trace.url).code == 0
-    assert len(trace.events("s")) == 2
     assert len(trace.events("t")) == 2
+    # A run gives what was left over two seconds; on a busy machine it takes another one.
+    for n in range(5):
+        if trace.events("s"):
+            break
+        place.retinue("run", "echo", f"text={n}", "--session", "u", TRACE_URL=trace.url)
+    assert len(trace.events("s")) == 2
 
 
 @pytest.mark.requirement("003.memagent-optional")

@@ -99,7 +99,11 @@ async def test_what_waits_survives_in_its_order(
         shown = [await until("all have ended", partial(_ended, rig, i)) for i in last]
         assert {one["state"] for one in shown} == {"completed"}
         expected = sorted(range(TASKS), key=lambda n: (-priorities[n], n))
-        assert [m for m in rig.done("line") if m != "block"] == [f"t{n}" for n in expected]
+        # Where a lease has to run out first, what a killed worker held goes on behind others.
+        late = {f"t{n}" for n in range(TASKS) if shared and shown[n]["attempt"] > 1}
+        assert len(late) <= len(KILLS_AFTER)
+        done = [m for m in rig.done("line") if m != "block" and m not in late]
+        assert done == [f"t{n}" for n in expected if f"t{n}" not in late]
         for before, after in pairwise(shown[TASKS : TASKS + 4]):
             assert before["finished_at"] <= after["started_at"]
         assert shown[-1]["started_at"] >= shown[-1]["run_at"]

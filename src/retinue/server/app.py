@@ -85,12 +85,11 @@ class Switch:
             raise
 
     def _allowed(self, path: str) -> list[str]:
-        """Return the methods that ``path`` takes, by any of its routes."""
-        found: set[str] = set()
-        for route in self._router.routes:
-            if isinstance(route, PlainRoute | Route) and route.path_regex.match(path):
-                found |= route.methods or set()
-        return sorted(found)
+        """Return the methods of ``path``: of the routes that spell it, else of those that match."""
+        routes = [r for r in self._router.routes if isinstance(r, PlainRoute | Route)]
+        spelt = [route for route in routes if route.path == path]
+        matching = spelt or [route for route in routes if route.path_regex.match(path)]
+        return sorted({method for route in matching for method in route.methods or ()})
 
 
 class Application(FastAPI):

@@ -104,7 +104,7 @@ class TaskBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             msgspec.Meta(
                 tz=True,
                 description="When it shall run, with a time zone; unset or past: now.",
-                examples=["2030-01-31T06:00:00Z"],
+                examples=["2026-01-31T06:00:00Z"],
             ),
         ]
         | None
