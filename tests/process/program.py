@@ -8,7 +8,6 @@ import resource
 import signal
 import sys
 import threading
-from pathlib import Path
 from typing import Any
 
 from retinue.errors import SpawnFailed
@@ -19,6 +18,12 @@ from retinue.process.link import Command, KeeperLink
 
 SLEEP = Command(path="/bin/sleep", argv=("sleep", "1000"), env={"PATH": os.defpath}, cwd="/")
 TREE = "setsid sleep 1000 & echo $!; exec sleep 1001"
+
+
+def peak_memory() -> int:
+    # Not ru_maxrss: that one begins with what our parent had.
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM"))
 
 
 def open_files() -> int:
@@ -73,12 +78,7 @@ async def thousand() -> None:
             return answered
 
         calls = sum(await asyncio.gather(*map(call, handles)))
-        # Not ``ru_maxrss``: that begins with the size of whoever forked this process.
-        memory = next(
-            int(line.split()[1]) // 1024
-            for line in Path("/proc/self/status").read_text().splitlines()
-            if line.startswith("VmHWM:")
-        )
+        memory = peak_memory() >> 20
         await asyncio.gather(*(runner.kill(handle.id()) for handle in handles))
         exits = collections.Counter([(await handle.wait()).signal for handle in handles])
         after = sum(not agent.status.final for agent in await runner.list_agents())

@@ -18,6 +18,7 @@ from retinue.server.gate import ANSWERED, Gate
 EXPECTED = {
     "RetinueError": 500,
     "InvalidInput": 422,
+    "InvalidContext": 422,
     "TooLarge": 413,
     "UnsupportedMedia": 415,
     "EgressDenied": 422,
@@ -56,6 +57,8 @@ EXPECTED = {
     "ProviderError": 500,
     "SpawnFailed": 500,
     "CommunicationError": 502,
+    "IoError": 502,
+    "ProviderError": 502,
     "WorkerLost": 502,
     "InvalidResult": 500,
     "BudgetExceeded": 500,

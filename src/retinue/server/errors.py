@@ -26,6 +26,7 @@ from retinue.errors import (
     NotFound,
     NotSupported,
     PeerRefused,
+    ProviderError,
     QueueFull,
     RateLimited,
     RetinueError,
@@ -59,6 +60,7 @@ STATUS: dict[type[RetinueError], HTTPStatus] = {
     CircuitOpen: HTTPStatus.SERVICE_UNAVAILABLE,
     Timeout: HTTPStatus.GATEWAY_TIMEOUT,
     CommunicationError: HTTPStatus.BAD_GATEWAY,
+    ProviderError: HTTPStatus.BAD_GATEWAY,
     PeerRefused: HTTPStatus.BAD_GATEWAY,
     HumanInputRequired: HTTPStatus.CONFLICT,
 }
