@@ -51,6 +51,9 @@ async def test_the_document_is_kept_to(
 ) -> None:
     database = request.getfixturevalue("postgres_url") if store == "postgres" else None
     configuration = tmp_path / "retinue.yaml"
+    # Room for more than those that ask: else who calls it waits as long as they do.
+    journal = str(tmp_path / "effects.jsonl")
+    asker = recorder("ask", journal, "at_most_once", kind="Asker", concurrency=64)
     settings = {
         "port": 0,
         "data_dir": str(tmp_path / "data"),
@@ -59,7 +62,7 @@ async def test_the_document_is_kept_to(
         "survey_root": str(tmp_path),
         "entry_points": False,
         "grace_seconds": 0.5,
-        "agents": [recorder("ask", str(tmp_path / "effects.jsonl"), "at_most_once", kind="Asker")],
+        "agents": [asker],
     }
     configuration.write_text(json.dumps(settings))
     server = Server("server", tmp_path, configuration, {})
