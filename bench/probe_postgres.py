@@ -34,8 +34,7 @@ from bench.probe import (
 from retinue.domain.contract import Contract, chain_hash
 from retinue.storage.link import Connection, connect
 from retinue.storage.migrate import migrate_postgres
-from retinue.storage.sql import BATCH, insert
-from retinue.storage.tables import record_of
+from retinue.storage.tables import TABLES, record_of, sql_type
 
 assert AGENT == CAPABILITY  # one tally, one queue
 Waiting = tuple[Task, "asyncio.Future[None]"]
@@ -62,7 +61,12 @@ class Writer:
         try:
             while self._waiting:
                 batch, self._waiting = self._waiting, []
-                await write(self._db, [task for task, _ in batch])
+                try:
+                    await write(self._db, [task for task, _ in batch])
+                except Exception as error:
+                    for _, future in batch:
+                        future.set_exception(error)
+                    return
                 self.batches += 1
                 for _, future in batch:
                     future.set_result(None)
@@ -84,22 +88,57 @@ async def write(db: Connection, tasks: list[Task]) -> None:
         await _insert(db, "session", rows)
     contracts = [*map(request_row, accepted), *map(response_row, finished)]
     await _insert(db, "contract", contracts)
-    await _change(db, "update_session", [session_row(s) for s in sessions.values()])
+    await _change(db, "session", [session_row(s) for s in sessions.values()])
     if accepted:
         await _insert(db, "execution", [execution_row(t) for t in accepted])
     if finished:
-        await _change(db, "update_execution", [ended_row(t) for t in finished])
+        await _change(db, "execution", [ended_row(t) for t in finished])
         await _insert(db, "event", [event_row(t) for t in finished])
-        await _change(db, "add_tally", [(AGENT, len(finished), 0)])
+        await _change(db, "tally", [(AGENT, len(finished), 0)])
     await db.execute("COMMIT")
 
 
 async def _insert(db: Connection, table: str, rows: list[tuple[Any, ...]]) -> None:
-    await db.fetch(insert(table).postgres, *zip(*rows, strict=True))
+    await db.fetch(_INSERTS[table], *zip(*rows, strict=True))
 
 
 async def _change(db: Connection, name: str, rows: list[tuple[Any, ...]]) -> None:
-    await db.fetch(BATCH[name].postgres, *zip(*rows, strict=True))
+    await db.fetch(_CHANGES[name], *zip(*rows, strict=True))
+
+
+def _unnest(columns: tuple[str, ...]) -> str:
+    arrays = ", ".join(f"${i}::{sql_type(c)}[]" for i, c in enumerate(columns, 1))
+    return f"unnest({arrays}) AS p({', '.join(columns)})"
+
+
+def _insertion(table: str, columns: tuple[str, ...]) -> str:
+    names = ", ".join(columns)
+    return f"INSERT INTO {table} ({names}) SELECT {names} FROM {_unnest(columns)}"
+
+
+def _update(table: str, columns: tuple[str, ...], keys: tuple[str, ...]) -> str:
+    sets = ", ".join(f"{c} = p.{c}" for c in columns)
+    match = " AND ".join(f"t.{k} = p.{k}" for k in keys)
+    return f"UPDATE {table} t SET {sets} FROM {_unnest(columns + keys)} WHERE {match}"
+
+
+# The columns that the probe's rows have; what was added to the tables later has a default.
+_INSERTS = {
+    table: _insertion(table, TABLES[table][:count])
+    for table, count in {"session": 9, "contract": 15, "execution": 31, "event": 5}.items()
+}
+_COUNTS = ("n", "head", "completed", "failed", "cancelled", "updated_at")
+_ENDED = (
+    "state", "agent_id", "attempt", "worker", "last_seq", "digest", "run_at",
+    "cancel_requested_at", "started_at", "finished_at", "outcome", "error_code", "cursor",
+    "response_id", "response_n",
+)  # fmt: skip
+_CHANGES = {
+    "session": _update("session", _COUNTS, ("owner", "session_id")),
+    "execution": _update("execution", _ENDED, ("id",)),
+    "tally": f"INSERT INTO tally SELECT * FROM {_unnest(('agent_id', 'completed', 'failed'))}"
+    " ON CONFLICT (agent_id) DO UPDATE SET completed = tally.completed + excluded.completed",
+}
 
 
 async def measure(run: Run) -> tuple[Load, int]:

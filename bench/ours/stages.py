@@ -3,23 +3,27 @@
 One caller, so that nothing waits for a neighbour. ``routing`` is the registry's choice;
 ``contract`` the durable commit that accepts a task (execution and REQUEST); ``agent`` from there
 until its end is handed to the store (dispatch and an echo); ``compress`` a memory block of a
-session of 200 contracts. ``trace`` has nothing to time: no such sink is built in yet.
+session of 200 contracts, made here; ``trace`` the delivery of one contract to a Trace of the test
+kit, in a thread of this process, over HTTP.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.load import TEXT, Load, Run, arguments, report, scratch, skip
+from bench.load import TEXT, Load, Run, arguments, expect, report, scratch
 from bench.ours.agent import echo
 from bench.ours.echo import settings
 from retinue import Orchestrator, Runtime
 from retinue.domain.intent import Finish, Intent, Result, Submit
+from retinue.integrations.trace import Trace
 from retinue.storage.sqlite import SqliteStore
+from retinue.testing.peers import FakeTrace
 
 STAGES = ("routing", "contract", "agent", "trace", "compress")
 EXCHANGES = 100
@@ -94,6 +98,28 @@ async def compress(run: Run, path: Path) -> Load:
         await runtime.stop()
 
 
+async def trace(run: Run, path: Path) -> Load:
+    """Deliver a session's contracts one after the other, again and again."""
+    runtime = Runtime(settings(path))
+    orchestrator = await runtime.start()
+    orchestrator.register_agent(echo)
+    taken: list[float] = []
+    try:
+        with FakeTrace() as service:
+            sink = Trace(service.url)
+            await one(orchestrator)
+            contracts = itertools.cycle(await runtime.store.chain("local", "stages", 0, 2))
+            end = _clock() + run.seconds
+            while (began := _clock()) < end:
+                await sink.deliver(next(contracts))
+                taken.append(_clock() - began)
+            await sink.close()
+            expect("events of Trace", len(service.events("stages")), len(taken))
+        return Load(sum(taken), taken, len(taken))
+    finally:
+        await runtime.stop()
+
+
 async def routing(run: Run, path: Path) -> Load:
     """Choose an agent again and again."""
     runtime = Runtime(settings(path))
@@ -119,9 +145,7 @@ def main() -> None:
 
     run = arguments("One stage of a task", more)
     stage = run.options.stage
-    if stage == "trace":
-        skip("no Trace sink is built in yet")
-    measure = {"routing": routing, "compress": compress}.get(stage, tasks)
+    measure = {"routing": routing, "compress": compress, "trace": trace}.get(stage, tasks)
     with scratch(run) as directory:
         load = asyncio.run(measure(run, directory / "retinue.db"))
     line = load.line()

@@ -195,6 +195,7 @@ class FakePeer:
         service = self
 
         class Exchange(BaseHTTPRequestHandler):
+            disable_nagle_algorithm = True  # else head and body of an answer come 40 ms apart
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
