@@ -40,12 +40,15 @@ from bench.load import (
 )
 from retinue.domain.contract import Contract, ContractStatus, ContractType, chain_hash
 from retinue.domain.contract import body_hash as hash_of
+from retinue.domain.execution import Execution
 
 MIGRATIONS = Path(__file__).parent.parent / "src" / "retinue" / "storage" / "migrations" / "sqlite"
 OWNER, AGENT, CAPABILITY, CALLER = "local", "echo", "echo", "orchestrator"
 WORKER = "00000000000000000000WORKER"
 GENESIS = bytes(32)
 DEADLINE_US = 300_000_000
+EXECUTION = Execution.__struct_fields__[:33]
+"""Up to ``due_at`` and ``rank``: what comes after keeps its default."""
 
 
 # -- what is written -----------------------------------------------------------------------------
@@ -122,6 +125,7 @@ def execution_row(t: Task) -> tuple[Any, ...]:
         *(t.id, OWNER, OWNER, t.session.session_id, CALLER, AGENT, CAPABILITY, f"cap:{CAPABILITY}"),
         *("running", 0, 1, WORKER, "at_most_once", 3, 0, GENESIS, t.at + DEADLINE_US, t.at, None),
         *(t.at, t.at, None, None, None, None, t.request_id, t.request_n, None, None, None, 0),
+        *(t.at, t.at),
     )
 
 
@@ -169,7 +173,11 @@ BATCH = (
         " updated_at = ? WHERE owner = ? AND session_id = ?",
         session=session_row,
     ),
-    Write(f"INSERT INTO execution VALUES ({', '.join('?' * 31)})", accepted=execution_row),
+    Write(
+        f"INSERT INTO execution ({', '.join(EXECUTION)})"
+        f" VALUES ({', '.join('?' * len(EXECUTION))})",
+        accepted=execution_row,
+    ),
     Write(
         "UPDATE execution SET state = ?, agent_id = ?, attempt = ?, worker = ?, last_seq = ?,"
         " digest = ?, run_at = ?, cancel_requested_at = ?, started_at = ?, finished_at = ?,"
