@@ -48,6 +48,15 @@ def schemathesis(directory: Path, url: str, key: str, phases: str, seconds: int)
     return said
 
 
+def unexpected(log: str) -> list[str]:
+    """Return the lines before tracebacks that are not an agent's own failure, and errors."""
+    lines = log.splitlines()
+    led = [lines[at - 1] for at, line in enumerate(lines) if line.startswith("Traceback") and at]
+    # Whoever has made up an agent's parameters gets its exception, which is logged as such.
+    said = [line for line in led if " retinue.engine.outcome: execution failed: " not in line]
+    return said + [line for line in lines if re.match(r"\S+ (error|critical) ", line)]
+
+
 @pytest.mark.parametrize("store", ["sqlite", "postgres"])
 async def test_the_document_is_kept_to(
     store: str, tmp_path: Path, request: pytest.FixtureRequest
@@ -91,4 +100,4 @@ async def test_the_document_is_kept_to(
     assert re.search(r"Fuzzing \(in .*\n\s+✅ +[1-9]", said["fuzzing"]), said
     assert re.search(r"Scenarios: +[1-9]", said["stateful"]), said
     assert re.search(r"API Links: +[1-9]\d* covered", said["stateful"]), said
-    assert "Traceback" not in server.log
+    assert unexpected(server.log) == []
