@@ -350,9 +350,13 @@ class Erase(msgspec.Struct, frozen=True):
 
 
 class Sweep(msgspec.Struct, frozen=True):
-    """Deal with up to ``limit`` events that are marked as removed or erased. Answers ``Swept``."""
+    """Deal with up to ``limit`` events that are marked as removed or erased. Answers ``Swept``.
+
+    As many idempotency keys that have expired at ``at`` are forgotten.
+    """
 
     limit: int
+    at: int
 
 
 Intent = (
