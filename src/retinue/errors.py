@@ -23,7 +23,8 @@
     │   │   └── StoreBroken          E_STORE_BROKEN
     │   ├── StoreFull                E_STORE_FULL
     │   ├── PeerUnavailable          E_PEER_UNAVAILABLE
-    │   └── ShuttingDown             E_SHUTTING_DOWN
+    │   ├── ShuttingDown             E_SHUTTING_DOWN
+    │   └── Pending                  E_PENDING
     ├── PeerRefused                  E_PEER_REFUSED
     ├── QueueFull                    E_QUEUE_FULL
     ├── RateLimited                  E_RATE_LIMITED
@@ -185,7 +186,7 @@ class Unavailable(RetinueError):
 
     code = "E_UNAVAILABLE"
     retryable = True
-    default_outcome = "not_started"
+    default_outcome: ClassVar[Outcome] = "not_started"
 
 
 class AgentUnavailable(Unavailable):
@@ -222,6 +223,18 @@ class ShuttingDown(Unavailable):
     """The server is shutting down and takes no new work."""
 
     code = "E_SHUTTING_DOWN"
+
+
+class Pending(Unavailable):
+    """The task is accepted and goes on, but its reply cannot be had here now.
+
+    Not retryable: sent again, it would be done again. ``details`` name the execution to ask for.
+    """
+
+    code = "E_PENDING"
+    kind = "pending"
+    retryable = False
+    default_outcome = "unknown"
 
 
 class PeerUnavailable(Unavailable):

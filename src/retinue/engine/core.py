@@ -203,8 +203,8 @@ class Engine:
         loop = asyncio.get_running_loop()
         until = loop.time() + grace
         for attempt in list(self.attempts.running.values()):
-            if attempt.parked:
-                # It waits for a child that is queued, and the queue is closed.
+            if attempt.parked or attempt.question is not None:
+                # It waits for a child that is queued, and the queue is closed; or for a person.
                 attempt.end(_stopped())
         while self.attempts.running and loop.time() < until:
             waiting = {a.wait() for a in self.attempts.running.values()}
@@ -213,6 +213,7 @@ class Engine:
         for attempt in list(self.attempts.running.values()):
             attempt.end(_stopped())
         tasks = {a.task for a in self.attempts.running.values() if a.task is not None}
+        tasks |= self.attempts.superseded
         if tasks:
             await asyncio.wait(tasks, timeout=10)
         return clean

@@ -103,7 +103,7 @@ class Tasks(Desk):
         """Return the reply of an accepted task once it has ended, or (asked for) asks a person.
 
         Raises:
-            ShuttingDown: this process stops first; the execution is kept.
+            Pending: this process stops first, or the store is away; the execution is kept.
         """
         if until_asked:
             return await self._engine.intake.reply_or_question(accepted.execution_id)

@@ -64,6 +64,7 @@ class ExecutionRecord(msgspec.Struct, frozen=True, kw_only=True):
     `rank` is its place among those that wait for the same queue key: the least goes first. `hold`
     says why it may not go yet though it waits: for its `time`, or its turn in the `session`.
     `reason` is `dead_letter` when its attempts were used up. `retry_of` is what it does again.
+    `interrupted` attempts were ended by an orderly stop of the server, and do not count.
     """
 
     execution_id: Ulid
@@ -101,6 +102,7 @@ class ExecutionRecord(msgspec.Struct, frozen=True, kw_only=True):
     on_busy: BusyPolicy
     retry_of: Ulid | None
     reason: str | None
+    interrupted: int
 
 
 class ExecutionDetail(ExecutionRecord, frozen=True, kw_only=True):
