@@ -18,7 +18,7 @@ from retinue.domain.ids import iso, now_us
 from retinue.domain.strictjson import NotJson, check
 from retinue.errors import InvalidResult
 from retinue.wire.payloads import Chunk, Fault
-from retinue.wire.strict import BadFrame, decode_strictly
+from retinue.wire.strict import KINDS, BadFrame, decode_strictly
 
 PROTOCOL_VERSION = "1.0"
 LINE_BYTES = 1 << 20
@@ -72,6 +72,14 @@ class Control(Envelope, kw_only=True, tag="control"):
 
 
 Frame: TypeAlias = Request | Response | Stream | Error | Control
+# (One record is looked up and converted to: twice as fast as converting to the union.)
+_RECORDS: dict[str, type[Frame]] = {
+    "request": Request,
+    "response": Response,
+    "stream": Stream,
+    "error": Error,
+    "control": Control,
+}
 
 
 def encode_message(frame: Frame) -> bytes:
@@ -107,10 +115,15 @@ def decode_message(line: bytes) -> Frame:
     if type(value) is not dict:
         raise BadFrame("not_an_object", None, line)
     _unwrap(value)
+    kind = value.get("type")
+    record = _RECORDS.get(kind) if type(kind) is str else None
+    if record is None:
+        reason = f"type is {str(kind)[:80]!r}" if "type" in value else "there is no `type`"
+        raise _bad("unknown_type", f"{reason}; {KINDS['unknown_type']}", value, line)
     try:
-        frame: Frame = msgspec.convert(value, Frame)
+        frame = msgspec.convert(value, record)
     except msgspec.ValidationError as error:
-        raise _refused(value, str(error), line) from None
+        raise _bad("invalid_frame", str(error), value, line) from None
     if not _MAJOR.match(frame.protocol_version):
         raise _bad("version", f"protocol_version is not supported; this is {PROTOCOL_VERSION}",
                    value, line)  # fmt: skip
@@ -127,11 +140,6 @@ def _unwrap(value: dict[str, Any]) -> None:
     for field in ("protocol_version", "correlation_id"):
         if field in value and value[field] is None:
             del value[field]
-
-
-def _refused(value: dict[str, Any], reason: str, line: bytes) -> BadFrame:
-    kind = "unknown_type" if reason.endswith("`$.type`") or "field `type`" in reason else None
-    return _bad(kind or "invalid_frame", reason, value, line)
 
 
 def _bad(kind: str, reason: str, value: dict[str, Any], line: bytes) -> BadFrame:
