@@ -41,6 +41,23 @@ class Fault(msgspec.Struct, kw_only=True, frozen=True):
     outcome: Literal["not_started", "failed", "unknown"] | msgspec.UnsetType = msgspec.UNSET
 
 
+RESULT_NODE = "$result"
+"""The node whose chunks, joined, are the JSON text of a result too large for one frame."""
+
+
+class Success(msgspec.Struct, kw_only=True, frozen=True):
+    """The payload of a response to ``agent.invoke``.
+
+    ``metadata`` has ``invoke_id``, ``duration_ms`` and ``tokens_used``. With ``result_node`` the
+    result came before, as the chunks of that node; ``result`` is then null.
+    """
+
+    status: str = "success"
+    result: Any = None
+    metadata: dict[str, Any] | None = None
+    result_node: str | None = None
+
+
 # -- requests ----------------------------------------------------------------------------------
 
 
@@ -68,13 +85,17 @@ class InvokeOptions(msgspec.Struct, kw_only=True, frozen=True):
 class Invoke(msgspec.Struct, kw_only=True, frozen=True, tag_field="operation", tag="agent.invoke"):
     """Have an agent do something. ``metadata.session_id`` puts it into a session.
 
-    To a worker ``metadata`` also brings ``invoke_id`` and ``attempt`` (counted from 1).
+    To a worker ``metadata`` also brings ``invoke_id`` and ``attempt`` (counted from 1). Without an
+    ``agent_name`` it is any agent that has ``options.capability``. ``context`` and ``intent`` are
+    what specification 003's tasks have besides their parameters.
     """
 
-    agent_name: str
-    input: Any = None
+    agent_name: str = ""
+    input: Any = msgspec.UNSET
     metadata: dict[str, Scalar] | None = None
     options: InvokeOptions | None = None
+    context: Any = None
+    intent: str | None = None
 
 
 class Result(msgspec.Struct, kw_only=True, frozen=True, tag_field="operation", tag="agent.result"):
@@ -104,11 +125,12 @@ class Pending(
 class Provide(
     msgspec.Struct, kw_only=True, frozen=True, tag_field="operation", tag="human_input.provide"
 ):
-    """Answer a question."""
+    """Answer a question; with ``error``, say that no answer will come, and why."""
 
     invoke_id: str
     input_id: str
     value: Any = None
+    error: Fault | None = None
 
 
 RequestPayload: TypeAlias = Invoke | Result | NextStep | Pending | Provide
