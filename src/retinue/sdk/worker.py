@@ -98,6 +98,7 @@ class Worker:
         self.output.flush()
         threading.Thread(target=self._read, name="frames", daemon=True).start()
         await self._stopped.wait()
+        await asyncio.sleep(0)  # what came before the end may still have to begin
         while self._running and self._deadline is not None:
             left = self._deadline - time.monotonic()
             if left <= 0:
@@ -134,13 +135,13 @@ class Worker:
                 self._refuse(item)
             elif isinstance(item, Control):
                 if batch and item.payload.get("operation") != "ping":
-                    self._soon(self._take, batch)
+                    self._soon(self._take, batch, self._stopping)
                     batch = []
                 self._order(item)
             else:
                 batch.append(item)
         if batch:
-            self._soon(self._take, batch)
+            self._soon(self._take, batch, self._stopping)
 
     def _soon(self, call: Callable[..., object], *values: Any) -> None:
         try:
@@ -161,6 +162,8 @@ class Worker:
     def _order(self, frame: Control) -> None:
         payload = frame.payload
         operation = payload.get("operation")
+        # What follows from it begins when its answer is on its way.
+        act: tuple[Callable[..., object], Any] | None = None
         try:
             if operation == "ping":
                 answer = {
@@ -174,12 +177,12 @@ class Worker:
                 answer = {"status": "shutting_down"}
                 self._stopping = True
                 grace = shutdown.timeout_ms if shutdown.timeout_ms is not None else GRACE_MS
-                self._soon(self._stop, grace)
+                act = (self._stop, grace)
             elif operation == "cancel":
                 cancel: Cancel = payload_as(payload, Cancel)
                 there = cancel.request_id in self._running
                 answer = {"status": "cancelling" if there else "not_running"}
-                self._soon(self._cancel, cancel)
+                act = (self._cancel, cancel)
             elif operation is None and "status" in payload:
                 return  # something to know, not to do
             else:
@@ -188,20 +191,23 @@ class Worker:
             self.send(envelope.error(frame.message_id, fault_of(error)))
         else:
             self.send(envelope.response(frame.message_id, answer))
+            if act is not None:
+                self._soon(*act)
 
     # -- the loop's thread ---------------------------------------------------------------------
 
-    def _take(self, batch: list[Frame]) -> None:
+    def _take(self, batch: list[Frame], stopping: bool) -> None:
+        """Begin what was asked; what came before a shutdown is taken, what came after it not."""
         for frame in batch:
             if not isinstance(frame, Request):
                 self._answered(frame)
                 continue
             try:
-                self._begin(frame)
+                self._begin(frame, stopping)
             except RetinueError as error:
                 self.send(envelope.error(frame.message_id, fault_of(error)))
 
-    def _begin(self, frame: Request) -> None:
+    def _begin(self, frame: Request, stopping: bool) -> None:
         operation = frame.payload.get("operation")
         if operation == "human_input.provide":
             self._provide(frame)
@@ -209,7 +215,7 @@ class Worker:
         if operation != "agent.invoke":
             raise UnknownOperation(f"there is no operation {operation!r}")
         asked: Invoke = payload_as(frame.payload, Invoke)
-        if self._stopping:
+        if stopping:
             raise ShuttingDown("this worker is shutting down and takes no new work")
         if frame.message_id in self._running:
             self._reader.count("duplicate_id")
