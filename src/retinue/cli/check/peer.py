@@ -21,6 +21,7 @@ from retinue.wire.strict import BadFrame
 
 F = TypeVar("F")
 _TAIL = 20
+_REST_SECONDS = 2.0
 
 
 class Broken(Exception):
@@ -86,9 +87,13 @@ class Peer:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
-        for task in self._tasks:
+        # Its pipes end with it, unless a child of a session of its own holds them open.
+        _, waiting = await asyncio.wait(self._tasks, timeout=_REST_SECONDS)
+        for task in waiting:
             task.cancel()
-        await asyncio.wait(self._tasks)
+        if waiting:
+            await asyncio.wait(waiting)
+        process._transport.close()  # type: ignore[attr-defined]  # there is no public way
 
     def _running(self) -> asyncio.subprocess.Process:
         assert self._process is not None
