@@ -162,8 +162,7 @@ class Worker:
     def _order(self, frame: Control) -> None:
         payload = frame.payload
         operation = payload.get("operation")
-        # What follows from it begins when its answer is on its way.
-        act: tuple[Callable[..., object], Any] | None = None
+        grace: float | None = None
         try:
             if operation == "ping":
                 answer = {
@@ -177,12 +176,11 @@ class Worker:
                 answer = {"status": "shutting_down"}
                 self._stopping = True
                 grace = shutdown.timeout_ms if shutdown.timeout_ms is not None else GRACE_MS
-                act = (self._stop, grace)
             elif operation == "cancel":
                 cancel: Cancel = payload_as(payload, Cancel)
-                there = cancel.request_id in self._running
-                answer = {"status": "cancelling" if there else "not_running"}
-                act = (self._cancel, cancel)
+                # The loop answers: only it knows what it has begun.
+                self._soon(self._cancel, frame.message_id, cancel)
+                return
             elif operation is None and "status" in payload:
                 return  # something to know, not to do
             else:
@@ -191,8 +189,9 @@ class Worker:
             self.send(envelope.error(frame.message_id, fault_of(error)))
         else:
             self.send(envelope.response(frame.message_id, answer))
-            if act is not None:
-                self._soon(*act)
+            if grace is not None:
+                # Only now: the program may end before anything else is written.
+                self._soon(self._stop, grace)
 
     # -- the loop's thread ---------------------------------------------------------------------
 
@@ -249,8 +248,11 @@ class Worker:
         ids = {"invoke_id": given.invoke_id, "input_id": given.input_id}
         self.send(envelope.response(frame.message_id, {"status": "success", "result": ids}))
 
-    def _cancel(self, cancel: Cancel) -> None:
+    def _cancel(self, message_id: str | None, cancel: Cancel) -> None:
         running = self._running.get(cancel.request_id)
+        there = running is not None and not running.closed
+        status = "cancelling" if there else "not_running"
+        self.send(envelope.response(message_id, {"status": status}))
         if running is not None:
             running.end(Cancelled(cancel.reason))
 

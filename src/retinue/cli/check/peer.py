@@ -82,13 +82,13 @@ class Peer:
         self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._log())]
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, *error: object) -> None:
         process = self._running()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
         # Its pipes end with it, unless a child of a session of its own holds them open.
-        _, waiting = await asyncio.wait(self._tasks, timeout=_REST_SECONDS)
+        waiting = (await asyncio.wait(self._tasks, timeout=_REST_SECONDS))[1]
         for task in waiting:
             task.cancel()
         if waiting:
