@@ -73,6 +73,14 @@ def check(
         raise typer.Exit(output.FAILED)
 
 
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of every frame of the worker protocol."""
+    from retinue.wire.schema import frames
+
+    output.show(frames())
+
+
 def _decoded(text: str | None) -> Any:
     if text is None:
         return None

@@ -45,14 +45,13 @@ RESULT_NODE = "$result"
 """The node whose chunks, joined, are the JSON text of a result too large for one frame."""
 
 
-class Success(msgspec.Struct, kw_only=True, frozen=True):
+class Success(msgspec.Struct, kw_only=True, frozen=True, tag_field="status", tag="success"):
     """The payload of a response to ``agent.invoke``.
 
     ``metadata`` has ``invoke_id``, ``duration_ms`` and ``tokens_used``. With ``result_node`` the
     result came before, as the chunks of that node; ``result`` is then null.
     """
 
-    status: str = "success"
     result: Any = None
     metadata: dict[str, Any] | None = None
     result_node: str | None = None
@@ -185,13 +184,12 @@ class Card(msgspec.Struct, kw_only=True, frozen=True):
     options: dict[str, Any] = {}
 
 
-class Ready(msgspec.Struct, kw_only=True, frozen=True):
+class Ready(msgspec.Struct, kw_only=True, frozen=True, tag_field="status", tag="ready"):
     """A worker's first frame: a control frame that nobody asked for.
 
     ``agents`` are their names. ``catalog`` says more of those that it lists.
     """
 
-    status: Literal["ready"] = "ready"
     module_name: str = ""
     agents: list[str | Card] = []
     catalog: list[Card] = []
