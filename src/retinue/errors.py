@@ -16,6 +16,7 @@
     ├── Unauthenticated              E_UNAUTHENTICATED
     ├── Forbidden                    E_FORBIDDEN
     ├── NotSupported                 E_NOT_SUPPORTED
+    │   └── UnknownOperation         E_UNKNOWN_OPERATION
     ├── Unavailable                  E_UNAVAILABLE
     │   ├── AgentUnavailable         E_AGENT_UNAVAILABLE
     │   ├── Overloaded               E_OVERLOADED
@@ -179,6 +180,12 @@ class NotSupported(RetinueError):
     code = "E_NOT_SUPPORTED"
     kind = "validation"
     default_outcome = "not_started"
+
+
+class UnknownOperation(NotSupported):
+    """There is no such operation."""
+
+    code = "E_UNKNOWN_OPERATION"
 
 
 class Unavailable(RetinueError):
