@@ -4,13 +4,14 @@ Every child of the keeper is either the leader of an agent or a leftover: a proc
 ended. Leaders are subreapers of their own, so nothing of a living agent ever comes here, and every
 leftover may be ended. An agent is *gone* once its leader was reaped and no leftover of it exists.
 
-Ordering: frames are taken before children are reaped before one process is spawned, so a signal
-never waits for more than one spawn. A leader's pid is signalled only while it is not reaped, and
+Ordering: frames are taken before children are reaped before a few processes are spawned, so a
+signal never waits for more than those. A leader's pid is signalled only while it is not reaped, and
 only this loop reaps: the pid cannot have become a stranger's.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import selectors
 import signal
@@ -20,12 +21,23 @@ import time
 from collections import deque
 from typing import Any
 
+from retinue.keeper import cgroup
 from retinue.keeper.agent import Agent
 from retinue.keeper.frames import Closed, Frame, Wire
-from retinue.keeper.spawn import become_subreaper, spawn
+from retinue.keeper.spawn import Spawn, become_subreaper
 from retinue.keeper.tree import MARK, children, incarnation, mark_of, stat, strays, tree, usage
 
 LAST_SECONDS = 10.0
+AT_ONCE = 8
+"""How many processes are started together; a signal waits for no more than these."""
+_BY_SIGNAL = {
+    128 + number
+    for number in (
+        *(signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE),
+        *(signal.SIGILL, signal.SIGSYS, signal.SIGXCPU, signal.SIGXFSZ),
+    )
+}
+"""How bubblewrap exits when one of these ended what it ran; no program exits so by itself."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 
 
@@ -40,6 +52,7 @@ class Keeper:
         self._leaders: dict[int, Agent] = {}
         self._leftovers: dict[int, tuple[Agent, ...]] = {}
         self._spawns: deque[Frame] = deque()
+        self._groups = cgroup.Groups()
         self._selector = selectors.DefaultSelector()
         self._selector.register(sock, selectors.EVENT_READ, "socket")
         self._selector.register(owner, selectors.EVENT_READ, "owner")
@@ -76,8 +89,7 @@ class Keeper:
             self._find_leftovers()
         for agent in due:
             self._look(agent, now)
-        if self._spawns:
-            self._spawn(self._spawns.popleft())
+        self._spawn_some()
         self._watch(self._wire.flush())
 
     def _watch(self, flushed: bool) -> None:
@@ -120,17 +132,37 @@ class Keeper:
             self._spawns.remove(frame)
             self._wire.put({"op": "refused", "id": agent_id, "errno": 0, "why": "taken back"})
 
-    def _spawn(self, frame: Frame) -> None:
+    def _spawn_some(self) -> None:
+        """Start a few of the processes that are wanted."""
+        on_their_way: list[tuple[Frame, Spawn]] = []
+        while self._spawns and len(on_their_way) < AT_ONCE:
+            frame = self._spawns.popleft()
+            frame["env"] = {**frame["env"], MARK: f"{self._scope}:{self._self}:{frame['id']}"}
+            limits = frame.get("limits") or {}
+            if "cpu_percent" in limits:
+                frame["group"] = self._groups.make(limits["cpu_percent"])
+                if frame["group"] is not None:
+                    frame["limits"] = {k: v for k, v in limits.items() if k != "cpu_percent"}
+            try:
+                on_their_way.append((frame, Spawn(frame)))
+            except OSError as error:
+                self._refuse(frame, error)
+        for frame, spawn in on_their_way:
+            try:
+                pid, fds = spawn.finish()
+            except OSError as error:
+                self._refuse(frame, error)
+            else:
+                self._started(frame, pid, fds)
+
+    def _refuse(self, frame: Frame, error: OSError) -> None:
+        if frame.get("group") is not None:
+            cgroup.drop(frame["group"])
+        said = {"errno": error.errno or 0, "why": error.strerror or str(error)}
+        self._wire.put({"op": "refused", "id": frame["id"], **said, "file": error.filename})
+
+    def _started(self, frame: Frame, pid: int, fds: tuple[int, ...]) -> None:
         name = frame["id"]
-        frame["env"] = {**frame["env"], MARK: f"{self._scope}:{self._self}:{name}"}
-        try:
-            pid, fds = spawn(frame)
-        except (OSError, ValueError) as error:
-            errno = error.errno if isinstance(error, OSError) else 0
-            file = error.filename if isinstance(error, OSError) else None
-            why = getattr(error, "strerror", None) or str(error)
-            self._wire.put({"op": "refused", "id": name, "errno": errno, "why": why, "file": file})
-            return
         found = stat(pid)
         agent = Agent(name, pid, found.started if found is not None else 0, frame, time.monotonic())
         self._agents[name] = self._leaders[pid] = agent
@@ -140,18 +172,32 @@ class Keeper:
         """Signal an agent's leader, or its whole tree; return how many processes got it."""
         if agent.ended:
             return 0
-        return sum(_kill(pid, number) for pid in (tree([agent.pid]) if whole else [agent.pid]))
+        pids = [self._first(agent)]
+        if whole:  # without the processes that make a sandbox: they would end, and all with them
+            pids = tree([agent.pid])[agent.box_processes :] or [agent.pid]
+        return sum(_kill(pid, number) for pid in pids)
+
+    @staticmethod
+    def _first(agent: Agent) -> int:
+        """Return the process that is the agent: in a sandbox the first one that it holds."""
+        pid = agent.pid
+        for _ in range(agent.box_processes):
+            below = children(pid)
+            if not below:
+                return agent.pid  # it is being made, or has ended
+            pid = below[0]
+        return pid
 
     def _usage(self, agent: Agent) -> dict[str, Any]:
         if agent.ended:
             return {}
         found = usage([agent.pid])
-        state = stat(agent.pid)
+        state = stat(self._first(agent))
         agent.peak = max(agent.peak, found.memory)
         return {
             "cpu": found.cpu,
             "memory": found.memory,
-            "processes": found.processes,
+            "processes": max(found.processes - agent.box_processes, 1),
             "peak": agent.peak,
             "stopped": state is not None and state.state in {"T", "t"},
         }
@@ -159,6 +205,7 @@ class Keeper:
     def _sweep(self) -> int:
         """End what an earlier keeper of this scope left when it was killed itself."""
         count = 0
+        self._groups.sweep()
         for _ in range(5):  # what it starts meanwhile carries the mark, too
             killed = sum(_kill(pid, signal.SIGKILL) for pid in strays(self._scope))
             if not killed:
@@ -180,11 +227,14 @@ class Keeper:
             agent = self._leaders.pop(pid, None)
             if agent is None:
                 continue
+            code = os.waitstatus_to_exitcode(status)
+            if agent.boxed and code in _BY_SIGNAL:
+                code = 128 - code
             self._wire.put(
                 {
                     "op": "exit",
                     "id": agent.name,
-                    "code": os.waitstatus_to_exitcode(status),
+                    "code": code,
                     "reason": agent.reason,
                     "cpu": used.ru_utime + used.ru_stime,
                     "peak": max(agent.peak, used.ru_maxrss * 1024),
@@ -196,7 +246,7 @@ class Keeper:
         """Do what is due for an agent: measure it, end it, or see whether it is gone."""
         if not agent.ended:
             if not agent.ending:
-                agent.judge(usage([agent.pid]), now)
+                agent.judge(usage([agent.pid], files=agent.files_count), now)
             if agent.ending:
                 self._strike([agent.pid], again=agent.strikes > 0)
                 agent.struck(now)
@@ -204,6 +254,8 @@ class Keeper:
         left = [pid for pid, owners in self._leftovers.items() if agent in owners]
         if not left:
             del self._agents[agent.name]
+            if agent.group is not None:
+                cgroup.drop(agent.group)
             self._wire.put({"op": "gone", "id": agent.name})
         elif agent.ending or now >= agent.patience:
             self._strike(left, again=agent.strikes > 0)
@@ -254,6 +306,7 @@ class Keeper:
         while time.monotonic() < until:
             below = children(os.getpid())
             if not below:
+                self._groups.sweep()
                 return
             self._strike(below, again=again)
             time.sleep(pause)
@@ -287,11 +340,12 @@ def main() -> None:
     # us means our owner, and gets us with it.
     for number in (*_SIGNALS, signal.SIGCHLD):
         signal.signal(number, lambda *_: None)
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # Popen restores this one
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a spawn restores this one
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     become_subreaper("retinue-keeper")
     sock = socket.socket(fileno=int(sys.argv[1]))
     os.set_inheritable(sock.fileno(), False)
     owner = int(sys.argv[2])
     os.set_inheritable(owner, False)
+    gc.freeze()  # what every fork would copy to no purpose
     Keeper(sock, owner, sys.argv[3]).run()

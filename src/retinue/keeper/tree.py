@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ MARK = "RETINUE_MARK"
 
 TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-_LISTS_CHILDREN = os.path.exists(f"/proc/self/task/{threading.get_native_id()}/children")
+_LISTS_CHILDREN = os.path.exists("/proc/thread-self/children")
 
 
 class Stat(NamedTuple):
@@ -118,20 +117,33 @@ def strays(scope: str) -> list[int]:
 
 
 class Usage(NamedTuple):
-    """What a tree of processes uses: CPU seconds since it began, memory and processes now."""
+    """What a tree of processes uses: CPU seconds since it began, memory and processes now.
+
+    ``files`` are the open files of the one that has most, where they were counted.
+    """
 
     cpu: float
     memory: int
     processes: int
+    files: int = 0
 
 
-def usage(roots: Iterable[int]) -> Usage:
-    """Return what the trees below ``roots`` use."""
-    ticks = pages = processes = 0
+def usage(roots: Iterable[int], *, files: bool = False) -> Usage:
+    """Return what the trees below ``roots`` use; open files only when they are asked for."""
+    ticks = pages = processes = most = 0
     for pid in tree(roots):
         found = stat(pid)
         if found is not None:
             ticks += found.ticks + found.reaped_ticks
             pages += found.pages
             processes += 1
-    return Usage(ticks / TICKS, pages * _PAGE, processes)
+            most = max(most, open_files(pid) if files else 0)
+    return Usage(ticks / TICKS, pages * _PAGE, processes, most)
+
+
+def open_files(pid: int) -> int:
+    """Return how many files a process has open; 0 when it does not let us see them."""
+    try:
+        return len(os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return 0
