@@ -10,6 +10,7 @@ import msgspec
 
 from retinue.errors import InvalidInput
 from retinue.interfaces import Job
+from retinue.process.sandbox import Sandbox
 
 MOST_ARGUMENT = 120 << 10
 
@@ -19,8 +20,8 @@ class CommandConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     ``prompt``: the task's text by stdin, or as the last argument after ``--``; or the whole task
     as one JSON object by stdin (``json``). ``output``: what stdout is; see ``dialect``. ``limits``
-    are the keeper's. ``interrupt`` is the signal that asks it to stop, ``stop_seconds`` how long
-    it then has.
+    are the keeper's; in a ``sandbox`` it may write its own directories and what that names.
+    ``interrupt`` is the signal that asks it to stop, ``stop_seconds`` how long it then has.
     """
 
     command: tuple[str, ...]
@@ -31,6 +32,7 @@ class CommandConfig(msgspec.Struct, frozen=True, kw_only=True):
     interrupt: int = 15
     stop_seconds: float = 5.0
     limits: Mapping[str, float] = {}
+    sandbox: Sandbox | None = None
     log_bytes: int = 1 << 20
 
 

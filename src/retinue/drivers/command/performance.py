@@ -77,6 +77,7 @@ class Performance:
             InstanceLog(instance.link.logs, log, config.log_bytes),
         )
         try:
+            command = await instance.boxed(command, tmp)
             self._child = await instance.link.spawn(command, streams)
         except OSError as error:
             raise refused(config.command[0], error) from error
