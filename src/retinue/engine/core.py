@@ -61,6 +61,7 @@ class Engine:
         policy: Policy | None = None,
         cleanup_interval: float = 60.0,
         max_running: int | None = None,
+        max_memory: int | None = None,
         step_us: int = 60_000_000,
     ) -> None:
         """Put the parts together.
@@ -87,7 +88,7 @@ class Engine:
         self.memory = memory
         self.memory_watch = Watch(memory) if memory is not None else None
         self.retention = Retention(store, policy or Policy(), cleanup_interval)
-        self.registry = Registry(max_running)
+        self.registry = Registry(max_running, max_memory)
         self.journal = journal or Journal(store)
         self.queue = Queue(store, self.registry)
         grown: set[tuple[str, str]] = Grown(self.outbox) if sinks else set()

@@ -104,7 +104,8 @@ class Queue:
                 self._wake_when_rested(key, now)
                 continue
             probing = entry.breaker.circuit is not Circuit.CLOSED
-            count = 1 if probing else min(entry.at_once(now), share)
+            most = min(share, self._registry.room_for(entry))
+            count = 1 if probing else min(entry.at_once(now), most)
             self._registry.take(entry, count)
             call = entry.admit(now, count)
             wants.append((Want(key, entry.agent_id, count), entry, call))

@@ -234,6 +234,13 @@ class Tasks(Desk):
         await self._audit(principal, "execution.retry", execution_id)
         return accepted
 
+    async def line(self, execution: Execution) -> tuple[int, str | None]:
+        """Return how many stand before a queued execution in its line, and what keeps the first.
+
+        None: nothing does, here and now; another process may see it otherwise.
+        """
+        return await self._store.place(execution), self._engine.registry.why(execution.queue_key)
+
     async def queue(self) -> list[QueueDepth]:
         """Return how much waits under each queue key, of all owners."""
         return await self._store.depths()

@@ -108,13 +108,17 @@ class ExecutionRecord(msgspec.Struct, frozen=True, kw_only=True):
 class ExecutionDetail(ExecutionRecord, frozen=True, kw_only=True):
     """An execution with what it was given and, once it has ended, what came of it.
 
-    `erased` says that input, result and the content of its events were erased, `removed` that
-    retention has removed its events (and, where `input` is null, its contracts).
+    While it is queued, `place` is how many stand before it and `waits_for` what keeps the first of
+    them here: slots, memory, a circuit; null when nothing does. `erased` says that input, result
+    and the content of its events were erased, `removed` that retention has removed its events (and,
+    where `input` is null, its contracts).
     """
 
     input: msgspec.Raw
     result: msgspec.Raw
     error: ErrorBody | None
+    place: int | msgspec.UnsetType = msgspec.UNSET
+    waits_for: str | msgspec.UnsetType | None = msgspec.UNSET
     erased: bool | msgspec.UnsetType = msgspec.UNSET
     removed: bool | msgspec.UnsetType = msgspec.UNSET
 
@@ -200,7 +204,9 @@ async def _detail(call: Call, execution: Execution) -> bytes:
     asked, reply = await call.orchestrator.task_of(execution)
     error = reply.error if reply is not None else None
     gone = await call.orchestrator.gone(execution) if execution.terminal else ()
-    what = {name: True for name in ("erased", "removed") if name in gone}
+    what: dict[str, object] = {name: True for name in ("erased", "removed") if name in gone}
+    if execution.state is State.QUEUED and execution.hold is Hold.NONE:
+        what["place"], what["waits_for"] = await call.orchestrator.line(execution)
     return encode(
         msgspec.convert(
             {

@@ -67,6 +67,10 @@ AHEAD_WAITING = (
     "SELECT id, request_n FROM execution WHERE owner = ? AND session_id = ?"
     " AND hold = 'session' AND request_n < ?"
 )
+PLACE = (
+    "SELECT count(*) FROM execution WHERE queue_key = ? AND state = 'queued' AND hold = 'none'"
+    " AND (rank, id) < (?, ?)"
+)
 
 
 class QueueReads:
@@ -115,6 +119,11 @@ class QueueReads:
         waiting = await self._fetch(AHEAD_WAITING, [*place, execution.request_n])
         places = sorted((n, i) for i, n in (*running, *waiting))
         return [i for n, i in places if n < execution.request_n]
+
+    async def place(self, execution: Execution, /) -> int:
+        """Return how many stand before a queued execution under its key, as one that is ready."""
+        place = [execution.queue_key, execution.rank, execution.id]
+        return int((await self._fetch(PLACE, place))[0][0])
 
     async def depths(self) -> list[QueueDepth]:
         """Return how much waits under each queue key."""
