@@ -1,6 +1,7 @@
 """What does not fit waits: by count and by memory, with the reason for everybody to see."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from tests.process.rig import until
 from retinue import Runtime, Settings
 from retinue.domain.agent import AgentDefinition, Capability
 from retinue.domain.execution import State, Task
+from retinue.domain.policy import RatePolicy
 from retinue.engine.registry import Entry, Registry
 from retinue.errors import SettingsError
 from retinue.interfaces import Instance
@@ -138,3 +140,22 @@ def test_one_that_fits_is_taken_before_one_that_does_not() -> None:
     registry.set_health(small, "gone")
     registry.set_health(large, "gone, too")
     assert registry.why("cap:work") == "no agent for it is healthy: large: gone, too"
+
+
+def test_a_rate_and_a_circuit_are_reasons_too() -> None:
+    registry = Registry()
+    definition = AgentDefinition(
+        agent_id="it",
+        name="it",
+        capabilities=(Capability(name="work"),),
+        concurrency=1,
+        rate=RatePolicy(per_minute=1),
+    )
+    entry = registry.add(definition, never)
+    assert registry.why("cap:work") is None
+    entry.admit(time.monotonic())
+    why = registry.why("cap:work") or ""
+    assert why.startswith("its agents may be called again in ")
+    assert why == registry.why("agent:it")
+    registry.take(entry)
+    assert (registry.why("agent:it") or "").startswith("1 executions of its agents run")
