@@ -20,6 +20,7 @@ from retinue.domain.budget import Budget
 from retinue.domain.contract import Contract
 from retinue.domain.event import Event, EventData
 from retinue.domain.execution import Execution, State, Task
+from retinue.domain.instance import InstanceRecord, InstanceState
 from retinue.domain.intent import Fence, Intent, Result
 from retinue.domain.outbox import Parked
 from retinue.domain.principal import ApiKey, Authority
@@ -192,6 +193,16 @@ class ExecutionFilter(msgspec.Struct, frozen=True):
     state: State | None = None
     states: tuple[State, ...] = ()
     reason: str | None = None
+
+
+class InstanceFilter(msgspec.Struct, frozen=True):
+    """Which instances; None means any, ``states`` any of these, ``live`` what has not ended."""
+
+    owner: str | None = None
+    agent_id: str | None = None
+    execution_id: str | None = None
+    states: tuple[InstanceState, ...] = ()
+    live: bool = False
 
 
 class ContractFilter(msgspec.Struct, frozen=True):
@@ -461,6 +472,18 @@ class Store(Archive, Protocol):
 
     async def agent_changes(self) -> int:
         """Return a number that grows with every registration and every removal."""
+        ...
+
+    async def instance(self, instance_id: str, owner: str | None, /) -> InstanceRecord | None:
+        """Return one instance."""
+        ...
+
+    async def instances(self, where: InstanceFilter, page: Page, /) -> Listing[InstanceRecord]:
+        """List instances, newest first."""
+        ...
+
+    async def ownerless(self, limit: int, /) -> list[InstanceRecord]:
+        """Return instances that have not ended and whose worker is dead, oldest first."""
         ...
 
     async def audit(self, page: Page, /) -> Listing[AuditRow]:
