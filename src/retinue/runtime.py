@@ -214,6 +214,7 @@ def command_agent(given: CommandReference) -> AgentDefinition:
             work_dir=str(given.work_dir) if given.work_dir is not None else None,
             interrupt=signal.Signals[f"SIG{given.interrupt}"],
             stop_seconds=given.stop_seconds,
+            stdin_open=given.stdin_open,
             limits={name: limit for name, limit in limits.items() if limit is not None},
         ),
         capabilities=capabilities or (prompted,),

@@ -23,6 +23,7 @@ from retinue.engine.attempt import Attempt
 from retinue.engine.attempts import Attempts
 from retinue.engine.delays import Delays
 from retinue.engine.heartbeat import Heartbeat
+from retinue.engine.instances import Instances
 from retinue.engine.intake import Accepted, Intake
 from retinue.engine.journal import Journal
 from retinue.engine.outbox import Grown, Outbox
@@ -146,9 +147,11 @@ class Engine:
             follow=self.roster.follow,
             retention=self.retention,
         )
+        self.instances = Instances(store, self.attempts.write)
+        self.scheduler.before_recovery = self.instances.bury
         self.recovered = Recovered()
         self._drivers = drivers
-        self._context = DriverContext(self._submit, max_result_bytes)
+        self._context = DriverContext(self._submit, max_result_bytes, self.instances)
         self._ticking: asyncio.Task[None] | None = None
         self._asides: set[asyncio.Task[Any]] = set()
 
@@ -233,6 +236,7 @@ class Engine:
             log.warning("no last anchor: %s", error.message)
         for entry in self.registry:
             await entry.stop(1.0)
+        await self.instances.settled()
         await self.close()
 
     async def close(self) -> None:

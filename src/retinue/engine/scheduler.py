@@ -75,6 +75,7 @@ class Scheduler:
         self._jumped = False
         self._retention = retention
         self._cleaning: asyncio.Task[None] | None = None
+        self.before_recovery: Callable[[], Awaitable[object]] | None = None
 
     def stop(self) -> None:
         """Make ``run`` return."""
@@ -207,6 +208,8 @@ class Scheduler:
     async def recover(self) -> Recovered:
         """Take over what dead workers left running, each by its delivery policy."""
         found = Recovered()
+        if self.before_recovery is not None:
+            await self.before_recovery()
         while orphans := await self._store.orphans(_PAGE):
             for execution in orphans:
                 await self._take_over(execution, found)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from retinue.errors import CommunicationError
 from retinue.keeper.frames import Frame
 from retinue.process.log import InstanceLog
 from retinue.process.reading import Bounds, Reader
@@ -157,6 +158,29 @@ class Child:
         """Have its whole tree killed."""
         if not self.gone:
             self._link.kill(self.name)
+
+    @property
+    def messages(self) -> tuple[int, int]:
+        """How many writes it was sent, and how many lines (or pieces) came from it."""
+        return self.stdin.calls if self.stdin is not None else 0, self.stdout.counts.lines
+
+    @property
+    def hears(self) -> bool:
+        """Whether it has a stdin that is open."""
+        return self.stdin is not None and not self.stdin.closed
+
+    async def say(self, data: bytes, /, *, last: bool = False) -> None:
+        """Write to its stdin; ``last``: and close it.
+
+        Raises:
+            CommunicationError: it has none, or does not read any more.
+        """
+        if self.stdin is None:
+            raise CommunicationError("the agent has no stdin")
+        if data:
+            await self.stdin.write(data)
+        if last:
+            self.stdin.close()
 
     async def usage(self) -> Frame:
         """Return what its tree uses now; empty when it has ended."""

@@ -295,7 +295,8 @@ class KeeperLink:
         """Return what a process's tree uses now; empty when it has ended."""
         if name not in self.children:
             return {}
-        return await self._ask({"op": "usage", "id": name})
+        answer = await self._ask({"op": "usage", "id": name})
+        return answer if "cpu" in answer else {}  # it ended in between
 
 
 async def _ended(process: subprocess.Popen[bytes]) -> None:

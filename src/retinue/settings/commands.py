@@ -55,6 +55,10 @@ class CommandReference(BaseModel):
         description="how a task reaches it: its prompt by stdin, its prompt as the last argument"
         " after --, or the whole task as one line of JSON by stdin",
     )
+    stdin_open: bool = Field(
+        default=False,
+        description="its stdin stays open behind the prompt: `retinue agent attach` writes to it",
+    )
     output: Literal["text", "json", "json-lines"] = Field(
         default="text",
         description="what its stdout is: text, streamed; one JSON document; or a JSON event per"

@@ -148,11 +148,12 @@ class InstanceReads:
         items = [record_of(InstanceRecord, row) for row in rows[: page.limit]]
         return listing(items, total, len(rows) > page.limit, lambda last: (last.instance_id,))
 
-    async def ownerless(self, limit: int, /) -> list[InstanceRecord]:
+    async def ownerless(self, node: str, limit: int, /) -> list[InstanceRecord]:
         """Return instances that have not ended and whose worker is dead, oldest first."""
         rows = await self._fetch(
             f"SELECT {columns('instance', 'o.')} FROM instance o WHERE o.ended_at IS NULL"
-            f" AND o.worker <> ? AND {NOBODY} ORDER BY o.instance_id LIMIT ?",
-            [self.worker, limit],
+            f" AND o.worker <> ? AND {NOBODY} AND (o.node = ? OR o.state <> 'lost')"
+            " ORDER BY o.instance_id LIMIT ?",
+            [self.worker, node, limit],
         )
         return [record_of(InstanceRecord, row) for row in rows]

@@ -388,10 +388,10 @@ class PostgresStore(Reads, OutboxReads):
         rows = await self._fetch(_ORPHANS, [limit])
         return [record_of(Execution, row) for row in rows]
 
-    async def ownerless(self, limit: int, /) -> list[InstanceRecord]:
+    async def ownerless(self, node: str, limit: int, /) -> list[InstanceRecord]:
         """Return instances that have not ended and whose worker is dead, oldest first."""
         await self._fetch(_BURY)
-        return await super().ownerless(limit)
+        return await super().ownerless(node, limit)
 
     @staticmethod
     def _among(column: str, values: Sequence[str]) -> tuple[str, Any]:

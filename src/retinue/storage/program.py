@@ -7,11 +7,11 @@ cannot differ in what they decide.
 Order within a batch: executions, then questions, then idempotency keys, then agents, then
 instances, then session heads, then lanes of the outbox, then the audit head, each locked in sorted
 order; so two writers cannot wait for each other. (What is locked besides, a lease's rows or whose
-turn it is, is passed over when somebody else has it.) Heads are locked last, when the contracts get their places, unless
-a decision depends on who else is in a session (``turns``): then all at once, before it. What is
-removed or erased comes after all other rows (``removal``), under the heads' locks. A program may be
-run again after its transaction was rolled back: it leaves nothing behind in its intents that a
-second run would mistake for a decision.
+turn it is, is passed over when somebody else has it.) Heads are locked last, when the contracts get
+their places, unless a decision depends on who else is in a session (``turns``): then all at once,
+before it. What is removed or erased comes after all other rows (``removal``), under the heads'
+locks. A program may be run again after its transaction was rolled back: it leaves nothing behind in
+its intents that a second run would mistake for a decision.
 """
 
 from __future__ import annotations

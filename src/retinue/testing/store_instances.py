@@ -182,7 +182,7 @@ class AdoptRules:
 
     async def test_the_living_are_left_alone(self, store: Store) -> None:
         await begin(store)
-        assert await store.ownerless(10) == []
+        assert await store.ownerless("here", 10) == []
 
     async def test_an_attempt_goes_on_with_its_instance(self, store: Store, reopen: Reopen) -> None:
         e = await run(store, execution(agent_id="cli"))
@@ -193,7 +193,7 @@ class AdoptRules:
         ended.to(InstanceState.FAILED, 1)
         await save(store, ended)
         again = await reopen()
-        (left,) = await again.ownerless(10)
+        (left,) = await again.ownerless("here", 10)
         assert left == made
         adopt = AdoptInstance(left, fence(e), again.worker, now_us())
         adopted = await again.write(adopt)
@@ -203,7 +203,7 @@ class AdoptRules:
         mine = adopted.execution
         assert (mine.worker, mine.attempt, mine.cursor) == (again.worker, 1, "17")
         assert await again.orphans(10) == []
-        assert await again.ownerless(10) == []
+        assert await again.ownerless("here", 10) == []
         assert await again.write(adopt) == Conflict("fenced")
         late = Append(fence(e), (text("late"),), now_us())
         assert await again.write(late) == Conflict("fenced", {"attempt": 1})
@@ -218,6 +218,17 @@ class AdoptRules:
         intent = AdoptInstance(made, None, again.worker, now_us())
         assert await again.write(intent) == Adopted(replace(made, worker=again.worker), None)
 
+    async def test_what_is_lost_on_another_node_is_not_found_again_and_again(
+        self, store: Store, reopen: Reopen
+    ) -> None:
+        made = await begin(store)
+        again = await reopen()
+        assert await again.ownerless("there", 10) == [made]
+        made.to(InstanceState.LOST, 5, "away")
+        assert await save(again, made) == Ok()
+        assert await again.ownerless("there", 10) == []
+        assert await again.ownerless("here", 10) == [made]
+
     async def test_what_is_over_is_not_taken_over(self, store: Store, reopen: Reopen) -> None:
         done, lost, asked = [await run(store) for _ in range(3)]
         made = [await begin(store, e) for e in (done, lost, asked)]
@@ -231,7 +242,7 @@ class AdoptRules:
         assert await again.write(intents[0]) == Conflict("terminal", {"state": "completed"})
         assert await again.write(intents[1]) == Conflict("fenced", {"attempt": 1})
         assert await again.write(intents[2]) == Conflict("fenced")
-        assert [i.worker for i in await again.ownerless(10)] == [store.worker] * 3
+        assert [i.worker for i in await again.ownerless("here", 10)] == [store.worker] * 3
         assert len(await again.orphans(10)) == 2
 
     async def test_of_many_who_want_it_one_gets_it(self, store: Store, reopen: Reopen) -> None:

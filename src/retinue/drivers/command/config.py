@@ -19,7 +19,8 @@ class CommandConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     ``prompt``: the task's text by stdin, or as the last argument after ``--``; or the whole task
     as one JSON object by stdin (``json``). ``output``: what stdout is; see ``dialect``. ``limits``
-    are the keeper's. ``interrupt`` is the signal that asks it to stop, ``stop_seconds`` how long
+    are the keeper's. ``stdin_open``: its stdin stays open behind the prompt, for who attaches.
+    ``interrupt`` is the signal that asks it to stop, ``stop_seconds`` how long
     it then has.
     """
 
@@ -32,6 +33,7 @@ class CommandConfig(msgspec.Struct, frozen=True, kw_only=True):
     stop_seconds: float = 5.0
     limits: Mapping[str, float] = {}
     log_bytes: int = 1 << 20
+    stdin_open: bool = False
 
 
 def arguments(config: CommandConfig, job: Job) -> list[str]:
@@ -54,7 +56,7 @@ def arguments(config: CommandConfig, job: Job) -> list[str]:
 def stdin_of(config: CommandConfig, job: Job) -> bytes | None:
     """Return what the command reads; None: it has no stdin."""
     if config.prompt == "argument":
-        return None
+        return b"" if config.stdin_open else None
     if config.prompt == "stdin":
         return prompt_of(job).encode()
     task = {

@@ -17,7 +17,7 @@ from retinue.domain.event import EventData, EventType
 from retinue.drivers.command.config import arguments, stdin_of
 from retinue.drivers.command.dialect import DIALECTS
 from retinue.errors import CommunicationError, ExecutionError, RetinueError
-from retinue.interfaces import Job
+from retinue.interfaces import Birth, Job, Supervised
 from retinue.process.child import Child, Exit, Streams
 from retinue.process.executable import refused
 from retinue.process.ladder import Ladder, stop
@@ -41,6 +41,7 @@ class Performance:
         self._dialect = DIALECTS[instance.config.output](instance.lent.max_result_bytes)
         self._events: deque[EventData] = deque()
         self._child: Child | None = None
+        self._record: Supervised | None = None
         self._tmp: Path | None = None
         self._feeding: asyncio.Task[None] | None = None
         self._refused = 0
@@ -76,12 +77,23 @@ class Performance:
             Bounds(lines=False, most=0, when_full="drop"),
             InstanceLog(instance.link.logs, log, config.log_bytes),
         )
+        birth = Birth(
+            agent_id=instance.handle.agent_id,
+            owner=execution.owner,
+            driver="command",
+            handle={"scope": instance.link.scope, "log": str(log)},
+            execution=execution,
+        )
+        self._record = await instance.lent.instances.begin(birth)
         try:
-            self._child = await instance.link.spawn(command, streams)
+            self._child = await instance.link.spawn(command, streams, self._record.id)
         except OSError as error:
             raise refused(config.command[0], error) from error
+        self._record.started(self._child)
         if given is not None:
-            self._feeding = asyncio.create_task(_feed(self._child, given))
+            self._feeding = asyncio.create_task(
+                _feed(self._child, given, last=not config.stdin_open)
+            )
 
     def __aiter__(self) -> AsyncIterator[EventData]:
         return self
@@ -152,11 +164,16 @@ class Performance:
         self._over = True
         if self._feeding is not None:
             self._feeding.cancel()
-        if self._child is not None:
+        record = self._record
+        if self._child is not None and record is not None:
             if self._dialect.ended:
                 await self._finished(self._child)
+            if self._child.exit is None:
+                record.draining()
             ladder = Ladder(grace=grace or None, number=self._instance.config.interrupt)
             await stop(self._child, ladder)
+        elif record is not None:
+            record.failed("it was not started")
         if self._tmp is not None:
             await asyncio.to_thread(shutil.rmtree, self._tmp, ignore_errors=True)
         self._instance.running.discard(self)
@@ -171,11 +188,9 @@ class Performance:
             pass
 
 
-async def _feed(child: Child, given: bytes) -> None:
+async def _feed(child: Child, given: bytes, *, last: bool) -> None:
     """Give it its input while it reads; one that does not want it all says so by its exit."""
-    assert child.stdin is not None
     try:
-        await child.stdin.write(given)
+        await child.say(given, last=last)
     except CommunicationError:
-        return
-    child.stdin.close()
+        pass
