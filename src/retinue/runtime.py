@@ -17,6 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import msgspec
+
 from retinue.agent import Agent, FunctionAgent
 from retinue.domain.agent import (
     AgentDefinition,
@@ -40,6 +42,7 @@ from retinue.interfaces import Driver, Memory, Sink, Store
 from retinue.orchestrator import Orchestrator
 from retinue.process.environment import inherited
 from retinue.process.link import KeeperLink
+from retinue.process.sandbox import PLAIN, Sandbox
 from retinue.settings import (
     AgentReference,
     CommandReference,
@@ -187,7 +190,10 @@ def command_agent(given: CommandReference) -> AgentDefinition:
     limits = {
         "memory_bytes": given.max_memory_mb and given.max_memory_mb * (1 << 20),
         "cpu_percent": given.max_cpu_percent,
-        "files": given.max_open_files,
+        "runtime_seconds": given.max_runtime_seconds,
+        "processes": given.max_processes,
+        "open_files": given.max_open_files,
+        "files": given.max_open_files and given.max_open_files + 1,
         "file_bytes": given.max_file_mb and int(given.max_file_mb * (1 << 20)),
     }
     try:
@@ -216,6 +222,9 @@ def command_agent(given: CommandReference) -> AgentDefinition:
             stop_seconds=given.stop_seconds,
             stdin_open=given.stdin_open,
             limits={name: limit for name, limit in limits.items() if limit is not None},
+            sandbox=PLAIN[box]
+            if isinstance(box := given.sandbox, bool)
+            else msgspec.convert(box.model_dump(mode="json"), Sandbox),
         ),
         capabilities=capabilities or (prompted,),
         concurrency=given.concurrency,
@@ -232,6 +241,13 @@ def _scope(settings: Settings) -> str | None:
     if address is None or address == "sqlite://":
         return None
     return hashlib.sha256(without_password(address).encode()).hexdigest()[:16]
+
+
+def _hidden(settings: Settings) -> tuple[str, ...]:
+    """Return what no agent in a sandbox is to see: the store, and the key beside it."""
+    file = store_file(settings)
+    beside = (file, file.with_name(f"{file.name}-wal"), file.parent / KEY_FILE) if file else ()
+    return tuple(map(str, (settings.data_dir, *beside)))
 
 
 class Runtime:
@@ -262,7 +278,7 @@ class Runtime:
         own: tuple[Driver, ...] = (
             PythonDriver(),
             HttpDriver(Egress.of(self.settings.egress_allow)),
-            CommandDriver(self.keeper, processes, environment(inherited)),
+            CommandDriver(self.keeper, processes, environment(inherited), _hidden(self.settings)),
         )
         rate = self.settings.rate_limit_per_minute
         self.engine = Engine(

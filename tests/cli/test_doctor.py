@@ -125,3 +125,11 @@ def test_the_program_of_a_command_is_looked_for(
     line = found(place, ORCHESTRATOR_PORT="0")["agent"]
     assert line["state"] == state
     assert line["text"].startswith(part)
+
+
+def test_a_sandbox_is_looked_for(place: Place) -> None:
+    agent = "{driver: command, agent_id: tool, command: [/bin/sh], sandbox: {network: none}}"
+    (place.directory / "retinue.yaml").write_text(f"agents: [{agent}]\n")
+    line = found(place, ORCHESTRATOR_PORT="0", PATH="/nowhere")["agent"]
+    assert line["state"] == "fail"
+    assert "apt-get install bubblewrap" in line["text"]

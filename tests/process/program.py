@@ -50,6 +50,17 @@ async def owner(forks: bool) -> None:
     await asyncio.Event().wait()
 
 
+async def hostile(argv: tuple[str, ...]) -> None:
+    """Run one agent, say its first line, and read the rest; wait to be killed."""
+    link = KeeperLink()
+    command = Command(path=argv[0], argv=argv, env={"PATH": os.defpath}, cwd="/")
+    agent = await link.spawn(command, Streams())
+    print((await agent.stdout.next() or b"").decode(), end="", flush=True)
+    while await agent.stdout.next() is not None:
+        pass
+    await asyncio.Event().wait()
+
+
 async def thousand() -> None:
     """Run 1,000 agents at once, call each ten times, kill them all, and count."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -135,6 +146,8 @@ if __name__ == "__main__":
     match sys.argv[1]:
         case "owner":
             asyncio.run(owner(sys.argv[2] == "1"))
+        case "hostile":
+            asyncio.run(hostile(tuple(sys.argv[2:])))
         case "thousand":
             asyncio.run(thousand())
         case "descriptors":

@@ -2,10 +2,14 @@
 
 import asyncio
 import os
+import shutil
+import subprocess
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from retinue.keeper.tree import mark_of, pids, stat
 from retinue.process.child import Child, Streams
@@ -13,6 +17,19 @@ from retinue.process.environment import inherited
 from retinue.process.link import Command, KeeperLink
 
 Start = Callable[..., Awaitable[Child]]
+
+
+def _no_sandbox() -> str:
+    """Return why this machine can make no sandbox; empty when it can."""
+    if shutil.which("bwrap") is None:
+        return "bubblewrap is not installed (Debian: apt-get install bubblewrap)"
+    argv = ["bwrap", "--unshare-pid", "--unshare-net", "--ro-bind", "/", "/", "--proc", "/proc"]
+    done = subprocess.run([*argv, "true"], capture_output=True, text=True, check=False)
+    return "" if done.returncode == 0 else f"no sandbox on this host: {done.stderr.strip()}"
+
+
+NO_SANDBOX = _no_sandbox()
+needs_sandbox = pytest.mark.skipif(bool(NO_SANDBOX), reason=NO_SANDBOX)
 
 
 async def begin(

@@ -236,6 +236,7 @@ def _command(reference: CommandReference) -> Finding:
     """Whether an agent that is a command line has its program, and where."""
     from retinue.process.environment import inherited
     from retinue.process.executable import directory, find
+    from retinue.process.sandbox import INSTALL
     from retinue.runtime import command_agent
     from retinue.settings import environment
 
@@ -244,11 +245,14 @@ def _command(reference: CommandReference) -> Finding:
         capabilities = command_agent(reference).capabilities
         cwd = directory(str(reference.work_dir)) if reference.work_dir is not None else "/"
         program = find(reference.command[0], path, cwd)
+        if reference.sandbox:
+            bwrap = find("bwrap", environment(inherited).get("PATH"), "/", INSTALL)
     except RetinueError as error:
         text = f"{reference.agent_id}: {error.message}"
         return Finding("fail", "agent", text, "install it, or correct it in retinue.yaml")
     names = ", ".join(c.name for c in capabilities)
-    return Finding("ok", "agent", f"{reference.agent_id} can do {names}, by {program}")
+    text = f"{reference.agent_id} can do {names}, by {program}"
+    return Finding("ok", "agent", f"{text}, in {bwrap}" if reference.sandbox else text)
 
 
 def _survey(settings: Settings) -> Iterator[Finding]:

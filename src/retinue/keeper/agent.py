@@ -7,8 +7,12 @@ from typing import Any
 from retinue.keeper.tree import Usage
 
 SAMPLE_SECONDS = 0.5
+FORK_SECONDS = 0.1
+"""How often one is looked at whose processes are limited: they multiply quickly."""
 CPU_SECONDS = 10.0
 LINGER_SECONDS = 0.5
+BOX_PROCESSES = 2
+"""What a sandbox adds to a tree: bubblewrap, and the first process of its pid namespace."""
 _FIRST_PAUSE = 0.005
 _LONGEST_PAUSE = 0.25
 
@@ -28,9 +32,13 @@ class Agent:
         self.pid = pid
         self.started = started
         self.linger = float(frame.get("linger", LINGER_SECONDS))
+        self.boxed = bool(frame.get("box"))
+        self.group: str | None = frame.get("group")
         limits = frame.get("limits") or {}
         self._memory: int | None = limits.get("memory_bytes")
         self._percent: float | None = limits.get("cpu_percent")
+        self._processes: int | None = limits.get("processes")
+        self._files: int | None = limits.get("open_files")
         seconds: float | None = limits.get("runtime_seconds")
         self._runtime = now + seconds if seconds is not None else None
         self._cpu = 0.0
@@ -48,11 +56,22 @@ class Agent:
 
     def _next(self, now: float) -> None:
         """Plan the next look at a running agent."""
-        sampled = self._memory is not None or self._percent is not None
         times = [self._runtime] if self._runtime is not None else []
-        if sampled:
+        if self._processes is not None:
+            times.append(now + FORK_SECONDS)
+        elif not (self._memory is None and self._percent is None and self._files is None):
             times.append(now + SAMPLE_SECONDS)
         self.due = min(times, default=None)
+
+    @property
+    def files_count(self) -> bool:
+        """Whether its open files are to be counted."""
+        return self._files is not None
+
+    @property
+    def box_processes(self) -> int:
+        """How many processes of its tree are its sandbox's."""
+        return BOX_PROCESSES if self.boxed else 0
 
     def judge(self, used: Usage, now: float) -> None:
         """Compare what it uses with what it may; one that goes too far is to end."""
@@ -61,6 +80,10 @@ class Agent:
             self.end("limit_runtime", now)
         elif self._memory is not None and used.memory > self._memory:
             self.end("limit_memory", now)
+        elif self._processes is not None and used.processes - self.box_processes > self._processes:
+            self.end("limit_processes", now)
+        elif self._files is not None and used.files > self._files:
+            self.end("limit_open_files", now)
         elif self._too_busy(used, now):
             self.end("limit_cpu", now)
         else:
@@ -68,7 +91,7 @@ class Agent:
 
     def _too_busy(self, used: Usage, now: float) -> bool:
         """Whether it has used more CPU than it may for ``CPU_SECONDS`` on end."""
-        if self._percent is None or now <= self._sampled:
+        if self._percent is None or now - self._sampled < SAMPLE_SECONDS * 0.9:
             return False
         percent = (used.cpu - self._cpu) / (now - self._sampled) * 100
         self._cpu, self._sampled = used.cpu, now

@@ -20,12 +20,21 @@ import time
 from collections import deque
 from typing import Any
 
+from retinue.keeper import cgroup
 from retinue.keeper.agent import Agent
 from retinue.keeper.frames import Closed, Frame, Wire
 from retinue.keeper.spawn import become_subreaper, spawn
 from retinue.keeper.tree import MARK, children, incarnation, mark_of, stat, strays, tree, usage
 
 LAST_SECONDS = 10.0
+_BY_SIGNAL = {
+    128 + number
+    for number in (
+        *(signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE),
+        *(signal.SIGILL, signal.SIGSYS, signal.SIGXCPU, signal.SIGXFSZ),
+    )
+}
+"""How bubblewrap exits when one of these ended what it ran; no program exits so by itself."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 
 
@@ -40,6 +49,7 @@ class Keeper:
         self._leaders: dict[int, Agent] = {}
         self._leftovers: dict[int, tuple[Agent, ...]] = {}
         self._spawns: deque[Frame] = deque()
+        self._groups = cgroup.Groups()
         self._selector = selectors.DefaultSelector()
         self._selector.register(sock, selectors.EVENT_READ, "socket")
         self._selector.register(owner, selectors.EVENT_READ, "owner")
@@ -123,9 +133,16 @@ class Keeper:
     def _spawn(self, frame: Frame) -> None:
         name = frame["id"]
         frame["env"] = {**frame["env"], MARK: f"{self._scope}:{self._self}:{name}"}
+        limits = frame.get("limits") or {}
+        group = self._groups.make(limits["cpu_percent"]) if "cpu_percent" in limits else None
+        if group is not None:
+            frame["group"] = group
+            frame["limits"] = {k: v for k, v in limits.items() if k != "cpu_percent"}
         try:
             pid, fds = spawn(frame)
         except (OSError, ValueError) as error:
+            if group is not None:
+                cgroup.drop(group)
             errno = error.errno if isinstance(error, OSError) else 0
             file = error.filename if isinstance(error, OSError) else None
             why = getattr(error, "strerror", None) or str(error)
@@ -140,18 +157,32 @@ class Keeper:
         """Signal an agent's leader, or its whole tree; return how many processes got it."""
         if agent.ended:
             return 0
-        return sum(_kill(pid, number) for pid in (tree([agent.pid]) if whole else [agent.pid]))
+        pids = [self._first(agent)]
+        if whole:  # without the processes that make a sandbox: they would end, and all with them
+            pids = tree([agent.pid])[agent.box_processes :] or [agent.pid]
+        return sum(_kill(pid, number) for pid in pids)
+
+    @staticmethod
+    def _first(agent: Agent) -> int:
+        """Return the process that is the agent: in a sandbox the first one that it holds."""
+        pid = agent.pid
+        for _ in range(agent.box_processes):
+            below = children(pid)
+            if not below:
+                return agent.pid  # it is being made, or has ended
+            pid = below[0]
+        return pid
 
     def _usage(self, agent: Agent) -> dict[str, Any]:
         if agent.ended:
             return {}
         found = usage([agent.pid])
-        state = stat(agent.pid)
+        state = stat(self._first(agent))
         agent.peak = max(agent.peak, found.memory)
         return {
             "cpu": found.cpu,
             "memory": found.memory,
-            "processes": found.processes,
+            "processes": max(found.processes - agent.box_processes, 1),
             "peak": agent.peak,
             "stopped": state is not None and state.state in {"T", "t"},
         }
@@ -159,6 +190,7 @@ class Keeper:
     def _sweep(self) -> int:
         """End what an earlier keeper of this scope left when it was killed itself."""
         count = 0
+        self._groups.sweep()
         for _ in range(5):  # what it starts meanwhile carries the mark, too
             killed = sum(_kill(pid, signal.SIGKILL) for pid in strays(self._scope))
             if not killed:
@@ -180,11 +212,14 @@ class Keeper:
             agent = self._leaders.pop(pid, None)
             if agent is None:
                 continue
+            code = os.waitstatus_to_exitcode(status)
+            if agent.boxed and code in _BY_SIGNAL:
+                code = 128 - code
             self._wire.put(
                 {
                     "op": "exit",
                     "id": agent.name,
-                    "code": os.waitstatus_to_exitcode(status),
+                    "code": code,
                     "reason": agent.reason,
                     "cpu": used.ru_utime + used.ru_stime,
                     "peak": max(agent.peak, used.ru_maxrss * 1024),
@@ -196,7 +231,7 @@ class Keeper:
         """Do what is due for an agent: measure it, end it, or see whether it is gone."""
         if not agent.ended:
             if not agent.ending:
-                agent.judge(usage([agent.pid]), now)
+                agent.judge(usage([agent.pid], files=agent.files_count), now)
             if agent.ending:
                 self._strike([agent.pid], again=agent.strikes > 0)
                 agent.struck(now)
@@ -204,6 +239,8 @@ class Keeper:
         left = [pid for pid, owners in self._leftovers.items() if agent in owners]
         if not left:
             del self._agents[agent.name]
+            if agent.group is not None:
+                cgroup.drop(agent.group)
             self._wire.put({"op": "gone", "id": agent.name})
         elif agent.ending or now >= agent.patience:
             self._strike(left, again=agent.strikes > 0)
@@ -254,6 +291,7 @@ class Keeper:
         while time.monotonic() < until:
             below = children(os.getpid())
             if not below:
+                self._groups.sweep()
                 return
             self._strike(below, again=again)
             time.sleep(pause)

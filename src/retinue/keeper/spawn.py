@@ -15,13 +15,16 @@ import subprocess
 from collections.abc import Callable
 from typing import Any
 
+from retinue.keeper.cgroup import join
+
+_CLONE_NEWUSER = 0x10000000
+_CLONE_NEWNET = 0x40000000
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
 _LIMITS = {
     "files": resource.RLIMIT_NOFILE,
     "file_bytes": resource.RLIMIT_FSIZE,
-    "processes": resource.RLIMIT_NPROC,
     "address_space": resource.RLIMIT_AS,
     "core_bytes": resource.RLIMIT_CORE,
 }
@@ -38,8 +41,8 @@ def become_subreaper(name: str) -> None:
 def spawn(frame: dict[str, Any]) -> tuple[int, tuple[int, ...]]:
     """Start what ``frame`` says; return its pid and our ends of its pipes (stdin, if any, first).
 
-    ``argv``, ``path`` (the file to execute), ``env``, ``cwd``, ``stdin`` (whether it has one) and
-    ``limits``.
+    ``argv``, ``path`` (the file to execute), ``env``, ``cwd``, ``stdin`` (whether it has one),
+    ``limits``, ``group`` (the control group to enter) and ``box`` (the network of its sandbox).
 
     Raises:
         OSError: it cannot be started; ``strerror`` says why.
@@ -79,20 +82,26 @@ def _start(frame: dict[str, Any], fds: list[int]) -> int:
             stdout=fds[1],
             stderr=fds[2],
             start_new_session=True,
-            preexec_fn=_before_exec(frame.get("limits") or {}),  # noqa: PLW1509 one thread
+            preexec_fn=_before_exec(frame),  # noqa: PLW1509 one thread
         )
     except subprocess.SubprocessError as error:
-        raise OSError(0, f"its limits cannot be set: {error}") from None
+        what = "network taken away" if frame.get("box") == "none" else "limits set"
+        raise OSError(0, f"it cannot have its {what} on this host: {error}") from None
     # The keeper reaps all its children itself; Popen is not to wait for this one.
     process.returncode = 0
     return process.pid
 
 
-def _before_exec(limits: dict[str, int]) -> Callable[[], None]:
-    wanted = [(_LIMITS[name], value) for name, value in limits.items() if name in _LIMITS]
-    keeper = os.getpid()
+def _before_exec(frame: dict[str, Any]) -> Callable[[], None]:
+    limits: dict[str, int] = frame.get("limits") or {}
+    wanted = [(_LIMITS[name], int(value)) for name, value in limits.items() if name in _LIMITS]
+    keeper, group = os.getpid(), frame.get("group")
 
     def prepare() -> None:
+        if group is not None:
+            join(group)
+        if frame.get("box") == "none":
+            _leave_network()
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != keeper:
             os._exit(1)  # the keeper was killed before the line above
@@ -103,3 +112,19 @@ def _before_exec(limits: dict[str, int]) -> Callable[[], None]:
             resource.setrlimit(kind, (most, most))
 
     return prepare
+
+
+def _leave_network() -> None:
+    """Enter a new network, in which nothing is up; root needs no user namespace for it.
+
+    Raises:
+        OSError: this host does not allow it.
+    """
+    user, group = os.getuid(), os.getgid()
+    if _libc.unshare(_CLONE_NEWNET | (_CLONE_NEWUSER if user else 0)):
+        raise OSError(ctypes.get_errno(), "unshare")
+    if user:
+        maps = {"setgroups": "deny", "uid_map": f"{user} {user} 1", "gid_map": f"{group} {group} 1"}
+        for name, text in maps.items():
+            with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
+                file.write(text)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from retinue.process.handle import AgentHandle, GracefulShutdown, OutputLine
     from retinue.process.reading import Bounds
     from retinue.process.runner import LocalProcessRunner
+    from retinue.process.sandbox import Sandbox
 
 _HOME = {
     "AgentConfig": "config",
@@ -51,6 +52,7 @@ _HOME = {
     "OutputLine": "handle",
     "ProcessRunnerConfig": "config",
     "ResourceLimits": "config",
+    "Sandbox": "sandbox",
 }
 _ERRORS = {
     "AgentError": "RetinueError",
@@ -86,6 +88,7 @@ __all__ = [
     "ProcessRunnerConfig",
     "ProviderError",
     "ResourceLimits",
+    "Sandbox",
     "SpawnFailed",
     "Timeout",
 ]

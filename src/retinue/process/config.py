@@ -12,6 +12,7 @@ import msgspec
 
 from retinue.errors import InvalidContext
 from retinue.process.reading import Bounds
+from retinue.process.sandbox import PLAIN, Sandbox
 
 MOST_ARGUMENT = 120 << 10
 """Bytes of one argument or variable; Linux takes 128 KiB."""
@@ -45,11 +46,19 @@ class AgentSignal(Enum):
 
 
 class ResourceLimits(msgspec.Struct, frozen=True):
-    """What an agent may use, its whole tree together; None: no limit."""
+    """What an agent may use, its whole tree together; None: no limit.
+
+    Past one of them it is ended, and the reason of its exit names the limit: ``limit_memory``,
+    ``limit_cpu``, ``limit_runtime``, ``limit_processes``, ``limit_open_files``. Its CPU is
+    throttled where the kernel lets us; elsewhere 10 s over it end it. ``max_open_files`` is for
+    each process.
+    """
 
     max_memory_mb: float | None = None
     max_cpu_percent: float | None = None
     max_runtime_secs: float | None = None
+    max_processes: int | None = None
+    max_open_files: int | None = None
 
     def for_keeper(self) -> dict[str, float]:
         """Return the limits as the keeper takes them."""
@@ -58,6 +67,10 @@ class ResourceLimits(msgspec.Struct, frozen=True):
             "memory_bytes": memory * (1 << 20) if memory is not None else None,
             "cpu_percent": self.max_cpu_percent,
             "runtime_seconds": self.max_runtime_secs,
+            "processes": self.max_processes,
+            "open_files": self.max_open_files,
+            # One that opens more can just be seen to, and cannot go on with it.
+            "files": self.max_open_files and self.max_open_files + 1,
         }
         return {name: value for name, value in given.items() if value is not None}
 
@@ -66,7 +79,8 @@ class AgentConfig(msgspec.Struct, frozen=True):
     """An agent to run: which CLI, and what it is to do.
 
     ``environment`` wins over what the agent inherits, which is little: see
-    ``process.environment``.
+    ``process.environment``. In a ``sandbox`` (True: the plain one) it may write its working
+    directory and what the sandbox names; its TMPDIR is memory of its own.
     """
 
     name: str
@@ -75,6 +89,12 @@ class AgentConfig(msgspec.Struct, frozen=True):
     context: str | None = None
     system_prompt: str | None = None
     environment: Mapping[str, str] = {}
+    sandbox: Sandbox | bool = False
+
+    @property
+    def box(self) -> Sandbox | None:
+        """Its sandbox, if it is to have one."""
+        return self.sandbox if isinstance(self.sandbox, Sandbox) else PLAIN[self.sandbox]
 
 
 class Backend(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -38,9 +38,10 @@ _PROGRAM = (
 class Command(msgspec.Struct, frozen=True, kw_only=True):
     """What to start: ``path`` is executed with ``argv``, ``env`` and ``cwd``, nothing else.
 
-    ``limits`` are the keeper's: ``memory_bytes``, ``cpu_percent`` and ``runtime_seconds`` for the
-    tree; ``files``, ``file_bytes``, ``processes`` and ``address_space`` for each process.
-    ``linger`` is how long what the process leaves behind may live after it.
+    ``limits`` are the keeper's: ``memory_bytes``, ``cpu_percent``, ``runtime_seconds`` and
+    ``processes`` for the tree; ``open_files``, ``files``, ``file_bytes`` and ``address_space`` for
+    each process. ``linger`` is how long what the process leaves behind may live after it. ``box``
+    is the network of the sandbox that ``path`` makes, if it is one; see ``process.sandbox``.
     """
 
     path: str
@@ -50,6 +51,7 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
     stdin: bool = True
     limits: Mapping[str, float] = {}
     linger: float = 0.5
+    box: Literal["host", "loopback", "none"] | None = None
 
 
 class KeeperLink:

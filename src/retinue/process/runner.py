@@ -19,6 +19,8 @@ import os
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 
+import msgspec
+
 from retinue.domain.ids import now_us, ulid
 from retinue.errors import InvalidContext, NotFound, RetinueError, SpawnFailed
 from retinue.process.child import Streams
@@ -38,6 +40,7 @@ from retinue.process.executable import directory, find, refused
 from retinue.process.handle import AgentHandle
 from retinue.process.link import Command, KeeperLink
 from retinue.process.log import InstanceLog
+from retinue.process.sandbox import Bubblewrap, Sandbox, boxed
 from retinue.process.standing import Standing
 
 MOST_ENDED = 1_000
@@ -56,6 +59,7 @@ class LocalProcessRunner:
         self.config = config or ProcessRunnerConfig()
         self.catalogue = dict(catalogue or {})
         self._link = KeeperLink()
+        self._bubblewrap = Bubblewrap(self._link)
         self._agents: dict[str, AgentHandle] = {}
         self._spawning = 0
         self._checking: asyncio.Task[None] | None = None
@@ -119,7 +123,7 @@ class LocalProcessRunner:
 
     async def _spawn(self, config: AgentConfig, backend: Backend) -> AgentHandle:
         name = ulid()
-        command = self._command(config, backend)
+        command = await self._boxed(self._command(config, backend), config.box)
         log_dir = self.config.log_dir / name if self.config.log_dir is not None else None
         log = None
         if log_dir is not None:
@@ -160,6 +164,15 @@ class LocalProcessRunner:
             cwd=cwd,
             limits=self.config.limits.for_keeper(),
         )
+
+    async def _boxed(self, command: Command, box: Sandbox | None) -> Command:
+        """Return what runs ``command`` as it is to be run."""
+        if box is None:
+            return command
+        bwrap = await self._bubblewrap.ready(box, inherited(os.environ))
+        # /dev is the sandbox's own, so that is one place that nobody else sees.
+        command = msgspec.structs.replace(command, env={**command.env, "TMPDIR": "/dev/shm"})
+        return boxed(command, box, bwrap, (command.cwd,))
 
     def _feed(self, handle: AgentHandle, prompt: str) -> None:
         """Write the prompt while the agent reads it; nobody waits for a slow reader."""

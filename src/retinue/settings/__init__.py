@@ -4,7 +4,7 @@
 command over both. ``.env`` stands for environment that is not set.
 """
 
-from retinue.settings.commands import CommandReference, environment
+from retinue.settings.commands import CommandReference, SandboxReference, environment
 from retinue.settings.model import (
     AgentReference,
     Caller,
@@ -20,6 +20,7 @@ __all__ = [
     "Caller",
     "CommandReference",
     "HttpReference",
+    "SandboxReference",
     "Settings",
     "caller",
     "environment",

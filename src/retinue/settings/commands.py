@@ -25,6 +25,31 @@ class CommandCapability(BaseModel):
     )
 
 
+class SandboxReference(BaseModel):
+    """How an agent is shut in, by bubblewrap."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    network: Literal["host", "loopback", "none"] = Field(
+        default="host",
+        description="the host's network; one of its own with nothing but its own loopback; or none",
+    )
+    write: tuple[Path, ...] = Field(
+        default=(), description="what it may write beside its working directory, HOME and TMPDIR"
+    )
+    hide: tuple[Path, ...] = Field(
+        default=(), description="what it is not to see; data_dir and /run are hidden in any case"
+    )
+
+    def at(self, cwd: Path) -> SandboxReference:
+        """Return it with its paths made absolute."""
+        write, hide = (
+            tuple((cwd / path.expanduser()).absolute() for path in paths)
+            for paths in (self.write, self.hide)
+        )
+        return self.model_copy(update={"write": write, "hide": hide})
+
+
 class CommandReference(BaseModel):
     """An agent that is a command line of this machine: one process per task."""
 
@@ -86,16 +111,32 @@ class CommandReference(BaseModel):
     )
     max_memory_mb: float | None = Field(default=None, gt=0, description="of its whole tree")
     max_cpu_percent: float | None = Field(
-        default=None, gt=0, description="of its whole tree; 100 is one CPU, 10 s over it end it"
+        default=None,
+        gt=0,
+        description="of its whole tree; 100 is one CPU; throttled where the kernel"
+        " lets us, else 10 s over it end it",
     )
+    max_runtime_seconds: float | None = Field(
+        default=None, gt=0, description="of its process, whatever the task's timeout"
+    )
+    max_processes: int | None = Field(default=None, ge=1, description="in its whole tree")
     max_open_files: int | None = Field(default=None, ge=16, description="of each process")
     max_file_mb: float | None = Field(default=None, gt=0, description="of each file it writes")
 
+    sandbox: SandboxReference | bool = Field(
+        default=False,
+        description="shut it in by bubblewrap: it reads the host and writes its own directories;"
+        " or {network, write, hide}",
+    )
+
     def at(self, cwd: Path) -> CommandReference:
-        """Return it with its directory made absolute."""
-        if self.work_dir is None:
-            return self
-        return self.model_copy(update={"work_dir": (cwd / self.work_dir.expanduser()).absolute()})
+        """Return it with its directories made absolute."""
+        update: dict[str, Any] = {}
+        if self.work_dir is not None:
+            update["work_dir"] = (cwd / self.work_dir.expanduser()).absolute()
+        if isinstance(self.sandbox, SandboxReference):
+            update["sandbox"] = self.sandbox.at(cwd)
+        return self.model_copy(update=update)
 
 
 def environment(pick: Callable[[Mapping[str, str]], dict[str, str]]) -> dict[str, str]:

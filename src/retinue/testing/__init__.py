@@ -2,4 +2,5 @@
 
 ``servers``   real servers, private to the test that starts them
 ``peers``     Trace and MemAgent, as servers that do what a test tells them
+``agent``     a process that misbehaves as its command line says
 """

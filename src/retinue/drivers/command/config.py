@@ -10,6 +10,7 @@ import msgspec
 
 from retinue.errors import InvalidInput
 from retinue.interfaces import Job
+from retinue.process.sandbox import Sandbox
 
 MOST_ARGUMENT = 120 << 10
 
@@ -19,9 +20,9 @@ class CommandConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     ``prompt``: the task's text by stdin, or as the last argument after ``--``; or the whole task
     as one JSON object by stdin (``json``). ``output``: what stdout is; see ``dialect``. ``limits``
-    are the keeper's. ``stdin_open``: its stdin stays open behind the prompt, for who attaches.
-    ``interrupt`` is the signal that asks it to stop, ``stop_seconds`` how long
-    it then has.
+    are the keeper's; in a ``sandbox`` it may write its own directories and what that names.
+    ``interrupt`` is the signal that asks it to stop, ``stop_seconds`` how long it then has.
+    ``stdin_open``: its stdin stays open behind the prompt, for who attaches.
     """
 
     command: tuple[str, ...]
@@ -32,6 +33,7 @@ class CommandConfig(msgspec.Struct, frozen=True, kw_only=True):
     interrupt: int = 15
     stop_seconds: float = 5.0
     limits: Mapping[str, float] = {}
+    sandbox: Sandbox | None = None
     log_bytes: int = 1 << 20
     stdin_open: bool = False
 

@@ -14,6 +14,8 @@ from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import msgspec
+
 from retinue.domain.agent import AgentDefinition
 from retinue.domain.ids import ulid
 from retinue.drivers.command.config import CommandConfig
@@ -21,7 +23,8 @@ from retinue.drivers.command.performance import Performance
 from retinue.errors import NotSupported, SpawnFailed
 from retinue.interfaces import DriverContext, Features, Health, InstanceHandle, Job
 from retinue.process.executable import directory, find
-from retinue.process.link import KeeperLink
+from retinue.process.link import Command, KeeperLink
+from retinue.process.sandbox import Bubblewrap, boxed
 
 MOST_LOGS = 100
 """How many executions' logs are kept per agent; the oldest are removed."""
@@ -33,8 +36,16 @@ class CommandDriver:
     name: ClassVar[str] = "command"
     features: ClassVar[Features] = Features(streams=True)
 
-    def __init__(self, link: KeeperLink, root: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        link: KeeperLink,
+        root: Path,
+        environment: Mapping[str, str],
+        hidden: tuple[str, ...] = (),
+    ) -> None:
         self.link = link
+        self.bubblewrap = Bubblewrap(link)
+        self.hidden = hidden
         self.root = root
         self.environment = environment
 
@@ -42,12 +53,15 @@ class CommandDriver:
         """Return an instance; its processes come with its executions.
 
         Raises:
-            SpawnFailed: the program is not there, or its directories cannot be made.
+            SpawnFailed: the program is not there, its directories cannot be made, or it is to run
+                in a sandbox and this host has none.
         """
         if not isinstance(agent.config, CommandConfig):
             raise SpawnFailed(f"{agent.agent_id} has no command")
         instance = CommandInstance(self, agent, agent.config, context)
         await asyncio.to_thread(instance.prepare)
+        if agent.config.sandbox is not None:
+            await self.bubblewrap.ready(agent.config.sandbox, self.environment)
         return instance
 
     async def check(self, agent: AgentDefinition, /) -> None:
@@ -77,6 +91,7 @@ class CommandInstance:
         self.path = ""
         self.running: set[Performance] = set()
         self._ending: set[asyncio.Task[None]] = set()
+        self._driver = driver
         self._inherited = driver.environment
 
     def prepare(self) -> None:
@@ -99,6 +114,19 @@ class CommandInstance:
         """Return what a process of this agent sees of the world."""
         own = {"HOME": str(self.home), "TMPDIR": str(tmp)}
         return {**self._inherited, **own, **self.config.environment}
+
+    async def boxed(self, command: Command, tmp: Path) -> Command:
+        """Return what runs ``command`` as it is to be run: in its sandbox, if it has one.
+
+        Raises:
+            SpawnFailed: this host has none.
+        """
+        box = self.config.sandbox
+        if box is None:
+            return command
+        bwrap = await self._driver.bubblewrap.ready(box, self._inherited)
+        box = msgspec.structs.replace(box, hide=(*self._driver.hidden, *box.hide))
+        return boxed(command, box, bwrap, map(str, (self.work_dir, self.home, tmp)))
 
     def masked(self, text: str) -> str:
         """Return ``text`` without the values that the operator gave this agent."""

@@ -72,6 +72,7 @@ class Performance:
             stdin=given is not None,
             limits=config.limits,
         )
+        command = await instance.boxed(command, tmp)
         streams = Streams(
             Bounds(lines=self._dialect.lines),
             Bounds(lines=False, most=0, when_full="drop"),
