@@ -45,7 +45,8 @@ class Features(msgspec.Struct, frozen=True):
 
     ``there`` says that an instance costs nothing to start, being an object of this process or
     somebody else's service: its health is checked before its first task. ``registers`` says that
-    agents of this kind can be registered through the API: ``Driver.check``.
+    agents of this kind can be registered through the API: ``Driver.check``. ``keeps`` says that
+    what it starts may outlive this server: it is a ``KeepingDriver``, its instances ``Keeping``.
     """
 
     streams: bool = True
@@ -53,6 +54,7 @@ class Features(msgspec.Struct, frozen=True):
     park: str = "none"
     there: bool = False
     registers: bool = False
+    keeps: bool = False
 
 
 class InstanceHandle(msgspec.Struct, frozen=True):
@@ -154,6 +156,10 @@ class Process(Protocol):
         """Signal it, or its whole tree; return how many processes got it."""
         ...
 
+    def kill(self) -> None:
+        """Have its whole tree killed."""
+        ...
+
     async def pause(self) -> int:
         """Stop its whole tree where it is."""
         ...
@@ -212,6 +218,10 @@ class Supervised(Protocol):
 
     def failed(self, reason: str) -> None:
         """Note that it is over without an exit: it could not be started."""
+        ...
+
+    def let_go(self) -> None:
+        """Note that it goes on without us: whoever finds it writes its record from now on."""
         ...
 
 
@@ -289,6 +299,41 @@ class Driver(Protocol):
             EgressDenied, InvalidInput: this caller's agent may not be so.
             NotSupported: the driver does not declare ``registers``.
         """
+        ...
+
+
+class Keeping(Instance, Protocol):
+    """An instance of a driver that ``keeps``."""
+
+    def resume(
+        self, job: Job, record: Supervised, process: Process, /
+    ) -> AbstractAsyncContextManager[AsyncIterator[EventData]]:
+        """Go on with what ``process`` does, behind the execution's ``cursor``: see ``execute``."""
+        ...
+
+    def let_go(self, execution_id: str, /) -> bool:
+        """Let what performs an execution go on without us, if it can; say whether it does.
+
+        Leaving its context ends nothing from then on.
+        """
+        ...
+
+
+class KeepingDriver(Driver, Protocol):
+    """A driver that ``keeps``."""
+
+    async def recover(
+        self, agent: AgentDefinition | None, record: InstanceRecord, cursor: str | None, /
+    ) -> Process | None:
+        """Find a process that an earlier server of ours left; None: there is none.
+
+        One that ended meanwhile, and how is known, counts as found. ``agent`` None: its definition
+        is gone, it is only to be ended. ``cursor`` is how far its output was taken.
+        """
+        ...
+
+    def end_unwanted(self) -> None:
+        """End what was found and nobody has asked for: called when recovery is over."""
         ...
 
 

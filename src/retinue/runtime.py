@@ -221,6 +221,7 @@ def command_agent(given: CommandReference) -> AgentDefinition:
             interrupt=signal.Signals[f"SIG{given.interrupt}"],
             stop_seconds=given.stop_seconds,
             stdin_open=given.stdin_open,
+            keep_running=given.keep_running,
             limits={name: limit for name, limit in limits.items() if limit is not None},
             sandbox=PLAIN[box]
             if isinstance(box := given.sandbox, bool)

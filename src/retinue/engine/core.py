@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, cast
 
 from msgspec.structs import replace
 
@@ -31,6 +31,7 @@ from retinue.engine.outcome import Reply, failed, response, result_of
 from retinue.engine.queue import Queue
 from retinue.engine.registry import Entry, Registry
 from retinue.engine.retention import Policy, Retention
+from retinue.engine.reunion import Reunion
 from retinue.engine.roster import Roster
 from retinue.engine.scheduler import Recovered, Scheduler
 from retinue.engine.schema import check_answer
@@ -38,7 +39,7 @@ from retinue.engine.turns import Turns
 from retinue.engine.watch import Watch
 from retinue.errors import Cancelled, Fenced, NotFound, NotSupported, RetinueError, ShuttingDown
 from retinue.errors import Conflict as ConflictError
-from retinue.interfaces import Driver, DriverContext, Features, Memory, Sink, Store
+from retinue.interfaces import Driver, DriverContext, Features, Keeping, Memory, Sink, Store
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +149,8 @@ class Engine:
             retention=self.retention,
         )
         self.instances = Instances(store, self.attempts.write)
-        self.scheduler.before_recovery = self.instances.bury
+        self.reunion = Reunion(store, self.registry, self.attempts, self.instances, drivers)
+        self.scheduler.reunion = self.reunion
         self.recovered = Recovered()
         self._drivers = drivers
         self._context = DriverContext(self._submit, max_result_bytes, self.instances)
@@ -196,6 +198,8 @@ class Engine:
     async def drain(self, grace: float) -> bool:
         """Take no new work and let what runs end, for at most ``grace`` seconds.
 
+        What is kept goes on without us.
+
         Returns whether everything ended by itself. What did not is stopped: it is queued again
         where its delivery policy allows, else it ends failed with its outcome unknown. What is
         queued stays queued.
@@ -203,6 +207,7 @@ class Engine:
         self.intake.closed = True
         self.queue.closed = True
         self.turns.closed = True
+        self._let_go()
         loop = asyncio.get_running_loop()
         until = loop.time() + grace
         for attempt in list(self.attempts.running.values()):
@@ -219,6 +224,16 @@ class Engine:
         if tasks:
             await asyncio.wait(tasks, timeout=10)
         return clean
+
+    def _let_go(self) -> None:
+        """Let what is kept go on without this server: the next one finds it."""
+        for attempt in list(self.attempts.running.values()):
+            instance = attempt.entry.instance
+            if instance is None or not self.features(attempt.entry).keeps:
+                continue
+            if cast(Keeping, instance).let_go(attempt.execution.id):
+                self.attempts.broken.add(attempt.execution.id)  # leased, and not to be given back
+                attempt.end(Fenced("the agent goes on without this server"))
 
     async def stop(self) -> None:
         """Stop the loops and the instances; call ``drain`` first."""

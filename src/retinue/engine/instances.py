@@ -24,7 +24,6 @@ from retinue.errors import Fenced, SpawnFailed
 from retinue.interfaces import Birth, Exited, Process, Store
 
 log = logging.getLogger(__name__)
-_PAGE = 500
 _PAUSABLE = frozenset({InstanceState.READY, InstanceState.BUSY, InstanceState.STARTING})
 
 
@@ -79,6 +78,21 @@ class Live:
         """Note that it is over without an exit that we know: it could not be started."""
         self._end(InstanceState.FAILED, reason)
 
+    def let_go(self) -> None:
+        """Note that it goes on without us: whoever finds it writes its record from now on."""
+        self._book.forget(self)
+
+    def found(self, process: Process) -> None:
+        """Note that its process, begun under an earlier server, is ours now."""
+        self.process = process
+        if process.pid:
+            self.record.handle = msgspec.json.encode({**self.record.found(), "pid": process.pid})
+        self.record.started_at = self.record.started_at or now_us()
+        if self.record.state in {InstanceState.STARTING, InstanceState.LOST}:
+            self._to(InstanceState.BUSY)
+        self._save()
+        process.when_exited(self._exited)
+
     def _to(self, state: InstanceState, reason: str | None = None) -> None:
         record = self.record
         if record.ended or record.state is state:
@@ -125,6 +139,7 @@ class Live:
         self._before = record.state
         record.to(InstanceState.PAUSED, now_us(), "paused")
         self._save()
+        await self.settled()
         return True
 
     async def resume(self) -> bool:
@@ -136,6 +151,7 @@ class Live:
         if record.state is InstanceState.PAUSED:
             record.to(self._before or InstanceState.BUSY, now_us())
             self._save()
+        await self.settled()
         return True
 
     async def measure(self) -> dict[str, Any]:
@@ -233,24 +249,23 @@ class Instances:
         """Return an instance that this process supervises."""
         return self.live.get(instance_id)
 
-    async def bury(self) -> int:
-        """Record the end of what dead workers supervised; return how many ended with them.
+    def take_over(self, record: InstanceRecord, process: Process) -> Live:
+        """Supervise an instance that an earlier server began, now that its row is ours."""
+        live = self.live[record.instance_id] = Live(self, record, None)
+        live.found(process)
+        return live
 
-        An agent never works unowned: what was on this node died with its server. What was on
-        another node is lost to view until a server of that node says more.
+    async def bury(self, record: InstanceRecord) -> None:
+        """Record the end of what a dead worker supervised.
+
+        What was on this node died with its server. What was on another node is lost to view until
+        a server of that node says more.
         """
-        count = 0
-        while left := await self._store.ownerless(self.node, _PAGE):
-            for record in left:
-                if record.node == self.node:
-                    record.to(InstanceState.FAILED, now_us(), "its server was killed")
-                    count += 1
-                else:
-                    record.to(InstanceState.LOST, now_us(), f"nothing is heard of {record.node}")
-                await self._store.write(SaveInstance(record))
-            if len(left) < _PAGE:
-                break
-        return count
+        if record.node == self.node:
+            record.to(InstanceState.FAILED, now_us(), "its server was killed")
+        else:
+            record.to(InstanceState.LOST, now_us(), f"nothing is heard of {record.node}")
+        await self._store.write(SaveInstance(record))
 
     def forget(self, live: Live) -> None:
         """Let go of an instance that has ended: the store has its last values."""

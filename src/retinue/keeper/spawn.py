@@ -42,6 +42,7 @@ def spawn(frame: dict[str, Any]) -> tuple[int, tuple[int, ...]]:
     """Start what ``frame`` says; return its pid and our ends of its pipes (stdin, if any, first).
 
     ``argv``, ``path`` (the file to execute), ``env``, ``cwd``, ``stdin`` (whether it has one),
+    ``kept`` (the directory of its stdin, stdout and stderr, which are files: none is ours then),
     ``limits``, ``group`` (the control group to enter) and ``box`` (the network of its sandbox).
 
     Raises:
@@ -50,16 +51,10 @@ def spawn(frame: dict[str, Any]) -> tuple[int, tuple[int, ...]]:
     ours: list[int] = []
     theirs: list[int] = []
     try:
-        if frame["stdin"]:
-            reads, writes = os.pipe()
-            theirs.append(reads)
-            ours.append(writes)
+        if frame.get("kept"):
+            _open_files(frame, theirs)
         else:
-            theirs.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
-        for _ in range(2):
-            reads, writes = os.pipe()
-            theirs.append(writes)
-            ours.append(reads)
+            _open_pipes(frame, theirs, ours)
         pid = _start(frame, theirs)
     except BaseException:
         for fd in ours:
@@ -69,6 +64,28 @@ def spawn(frame: dict[str, Any]) -> tuple[int, tuple[int, ...]]:
         for fd in theirs:
             os.close(fd)
     return pid, tuple(ours)
+
+
+def _open_pipes(frame: dict[str, Any], theirs: list[int], ours: list[int]) -> None:
+    if frame["stdin"]:
+        reads, writes = os.pipe()
+        theirs.append(reads)
+        ours.append(writes)
+    else:
+        theirs.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    for _ in range(2):
+        reads, writes = os.pipe()
+        theirs.append(writes)
+        ours.append(reads)
+
+
+def _open_files(frame: dict[str, Any], theirs: list[int]) -> None:
+    """Open the files of one that is kept: whoever comes later reads on where another stopped."""
+    name = os.path.join(frame["kept"], "stdin") if frame["stdin"] else os.devnull
+    theirs.append(os.open(name, os.O_RDONLY | os.O_CLOEXEC))
+    for stream in ("stdout", "stderr"):
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        theirs.append(os.open(os.path.join(frame["kept"], stream), flags, 0o600))
 
 
 def _start(frame: dict[str, Any], fds: list[int]) -> int:

@@ -22,7 +22,8 @@ class CommandConfig(msgspec.Struct, frozen=True, kw_only=True):
     as one JSON object by stdin (``json``). ``output``: what stdout is; see ``dialect``. ``limits``
     are the keeper's; in a ``sandbox`` it may write its own directories and what that names.
     ``interrupt`` is the signal that asks it to stop, ``stop_seconds`` how long it then has.
-    ``stdin_open``: its stdin stays open behind the prompt, for who attaches.
+    ``stdin_open``: its stdin stays open behind the prompt, for who attaches. ``keep_running``: its
+    processes outlive the server; they may write at most ``spool_bytes``.
     """
 
     command: tuple[str, ...]
@@ -36,6 +37,8 @@ class CommandConfig(msgspec.Struct, frozen=True, kw_only=True):
     sandbox: Sandbox | None = None
     log_bytes: int = 1 << 20
     stdin_open: bool = False
+    keep_running: bool = False
+    spool_bytes: int = 1 << 30
 
 
 def arguments(config: CommandConfig, job: Job) -> list[str]:
