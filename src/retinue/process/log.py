@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -97,20 +98,62 @@ class _File:
             self.lost += len(data)
 
 
-class InstanceLog:
-    """The log of one process: a directory with ``stdout`` and ``stderr``."""
+LEAST_SECRET = 4
+"""Shorter values are no secrets, and to mask them would mask words."""
 
-    def __init__(self, writer: LogWriter, directory: Path, cap: int = 1 << 20) -> None:
+
+class Mask:
+    """Takes secrets out of a stream of pieces, also one that comes in two."""
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        given = {secret.encode() for secret in secrets if len(secret) >= LEAST_SECRET}
+        self._secrets = sorted(given, key=len, reverse=True)
+        self._kept = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """Return what can be shown by now; no data: the end, and all the rest."""
+        if not self._secrets:
+            return data
+        last = not data
+        data = self._kept + data
+        for secret in self._secrets:
+            data = data.replace(secret, b"***")
+        begun = 0 if last else max(map(partial(_begun, data), self._secrets))
+        self._kept = data[len(data) - begun :]
+        return data[: len(data) - begun]
+
+
+def _begun(data: bytes, secret: bytes) -> int:
+    """Return how many of the last bytes may be the beginning of ``secret``."""
+    for length in range(min(len(secret) - 1, len(data)), 0, -1):
+        if data.endswith(secret[:length]):
+            return length
+    return 0
+
+
+class InstanceLog:
+    """The log of one process: a directory with ``stdout`` and ``stderr``, without ``secrets``."""
+
+    def __init__(
+        self,
+        writer: LogWriter,
+        directory: Path,
+        cap: int = 1 << 20,
+        secrets: Iterable[str] = (),
+    ) -> None:
         self._writer = writer
+        self._secrets = tuple(secrets)
         self.directory = directory
         self._files = {name: _File(directory / name, cap) for name in ("stdout", "stderr")}
 
     def stream(self, name: str) -> Callable[[bytes], None]:
-        """Return what takes the pieces of one stream."""
+        """Return what takes the pieces of one stream; the last one is empty."""
         file = self._files[name]
+        mask = Mask(self._secrets)
 
         def copy(data: bytes) -> None:
-            if not self._writer.put(file, data):
+            data = mask.feed(data)
+            if data and not self._writer.put(file, data):
                 file.lost += len(data)
 
         return copy

@@ -37,6 +37,7 @@ from retinue.process.child import Child
 from retinue.process.executable import directory, find
 from retinue.process.kept import Kept
 from retinue.process.link import Command, KeeperLink
+from retinue.process.log import LEAST_SECRET
 from retinue.process.sandbox import Bubblewrap, boxed
 
 MOST_LOGS = 100
@@ -166,7 +167,7 @@ class CommandInstance:
     def masked(self, text: str) -> str:
         """Return ``text`` without the values that the operator gave this agent."""
         for value in self.config.environment.values():
-            if len(value) >= 4:  # noqa: PLR2004 a shorter one is no secret, and would mask words
+            if len(value) >= LEAST_SECRET:
                 text = text.replace(value, "***")
         return text
 

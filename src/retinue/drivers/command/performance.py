@@ -108,7 +108,7 @@ class Performance:
         streams = Streams(
             Bounds(lines=self._dialect.lines),
             Bounds(lines=False, most=0, when_full="drop"),
-            InstanceLog(instance.link.logs, log, config.log_bytes),
+            InstanceLog(instance.link.logs, log, config.log_bytes, config.environment.values()),
         )
         handle = {"scope": instance.link.scope, "log": str(log)}
         if config.keep_running:
