@@ -608,6 +608,10 @@ class Store(Archive, Protocol):
         """Return how much waits under each queue key, by key."""
         ...
 
+    async def place(self, execution: Execution, most: int, /) -> int:
+        """Return how many stand before a queued execution under its key, ``most`` at most."""
+        ...
+
     async def outbox_due(self, sink: str, now: int, /) -> bool:
         """Say whether a lane of ``sink`` can be claimed at ``now``."""
         ...

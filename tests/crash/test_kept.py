@@ -301,7 +301,7 @@ async def test_a_server_that_is_stopped_leaves_it_too_and_the_next_one_can_end_i
     assert (stopped["state"], stopped["exit_signal"]) == ("stopped", signal.SIGTERM)
     assert not alive(i["pid"])
     execution = await ended(client, execution_id)
-    assert execution["state"] == "cancelled", execution
+    assert execution["state"] == "cancelled", (execution["error"], place.output[-1500:])
     await client.aclose()
 
 

@@ -46,6 +46,10 @@ class Queue:
         self._backlog[key] = None
         self._nudge()
 
+    def why(self, key: str) -> str:
+        """Say why what is ready under ``key`` is not begun: for a person."""
+        return self._registry.why(key, time.monotonic())
+
     def freed(self, entry: Entry) -> None:
         """Take in that a slot of ``entry`` is free."""
         if self._backlog and (

@@ -347,6 +347,28 @@ class Registry:
             return None
         return entry
 
+    def why(self, key: str, now: float) -> str:
+        """Say why what is queued under ``key`` cannot begin now.
+
+        ``no_agent``, ``unhealthy``, ``circuit_open``, ``rate_limited``, ``agents_busy``, ``full``
+        (this process runs all that it may), or ``next`` (nothing: it is about to).
+        """
+        kind, _, name = key.partition(":")
+        pool = self._pools.get(name) if kind == "cap" else None
+        found = self._agents.get(name) if kind != "cap" else None
+        entries = list(pool.agents.values()) if pool is not None else [found] if found else []
+        if not entries:
+            return "no_agent"
+        healthy = [entry for entry in entries if entry.unhealthy is None]
+        if not healthy:
+            return "unhealthy"
+        free = [entry for entry in healthy if entry.free]
+        if not free:
+            return "agents_busy"
+        if all(entry.wait(now) > 0 for entry in free):
+            return "circuit_open" if free[0].breaker.wait(now) > 0 else "rate_limited"
+        return "next" if self.room else "full"
+
     def rest_of(self, key: str, now: float) -> float | None:
         """Return in how many seconds an agent with a free slot may be called for ``key`` again.
 

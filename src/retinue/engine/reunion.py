@@ -62,12 +62,14 @@ class Reunion:
                 driver.end_unwanted()
 
     async def awaited(self, execution: Execution) -> bool:
-        """Say whether another node may still go on with an execution whose worker is dead."""
+        """Say whether somebody may still go on with an execution whose worker is dead.
+
+        Another node, or this one: its worker may have died since ``run`` looked.
+        """
         where = InstanceFilter(execution_id=execution.id, live=True)
         for record in (await self._store.instances(where, Page())).items:
             away = now_us() - record.state_at if record.state is InstanceState.LOST else 0
-            elsewhere = record.node != self._instances.node
-            if record.kept and elsewhere and away < AWAY_SECONDS * 1_000_000:
+            if record.kept and away < AWAY_SECONDS * 1_000_000:
                 return True
         return False
 

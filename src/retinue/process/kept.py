@@ -70,8 +70,9 @@ class JoinedLink(KeeperLink):
             self._told.set()
             return
         super()._hear(frame, fds)
-        if frame["op"] == "gone" and not self.children:
-            self._drop()  # it has nothing more to keep
+        asked = any(not answer.done() for answer in self._answers.values())
+        if not self.children and not self.here and not asked:
+            self._drop()  # it has nothing more to keep, and nobody waits for its answer
 
     def _lost(self) -> None:
         self._told.set()

@@ -15,6 +15,7 @@ from retinue.domain.strictjson import dumps
 from retinue.errors import InvalidInput
 from retinue.interfaces import ExecutionFilter
 from retinue.orchestrator import Accepted as Taken
+from retinue.orchestrator import Waiting
 from retinue.server.admission import share_of
 from retinue.server.errors import ErrorBody
 from retinue.server.orchestrate import IDEMPOTENCY, TaskBody, idempotency_key, task_of
@@ -106,6 +107,7 @@ class ExecutionRecord(msgspec.Struct, frozen=True, kw_only=True):
 class ExecutionDetail(ExecutionRecord, frozen=True, kw_only=True):
     """An execution with what it was given and, once it has ended, what came of it.
 
+    `waiting` says where it waits and what for, while it does.
     `erased` says that input, result and the content of its events were erased, `removed` that
     retention has removed its events (and, where `input` is null, its contracts).
     """
@@ -113,6 +115,7 @@ class ExecutionDetail(ExecutionRecord, frozen=True, kw_only=True):
     input: msgspec.Raw
     result: msgspec.Raw
     error: ErrorBody | None
+    waiting: Waiting | None
     erased: bool | msgspec.UnsetType = msgspec.UNSET
     removed: bool | msgspec.UnsetType = msgspec.UNSET
 
@@ -206,6 +209,7 @@ async def _detail(call: Call, execution: Execution) -> bytes:
                 "input": raw(dumps(asked)) if asked is not None else NULL,
                 "result": raw(reply.data) if reply is not None else NULL,
                 "error": error,
+                "waiting": await call.orchestrator.waiting(execution),
                 **what,
             },
             ExecutionDetail,
