@@ -69,6 +69,8 @@ class JoinedLink(KeeperLink):
             self.here = {agent["id"]: agent for agent in frame["agents"]}
             self._told.set()
             return
+        if frame["op"] == "exit" and self.here is not None:
+            self.here.pop(frame["id"], None)  # who asks for it reads how it ended
         super()._hear(frame, fds)
         asked = any(not answer.done() for answer in self._answers.values())
         if not self.children and not self.here and not asked:
