@@ -125,7 +125,7 @@ def _update(table: str, columns: tuple[str, ...], keys: tuple[str, ...]) -> str:
 # The columns that the probe's rows have; what was added to the tables later has a default.
 _INSERTS = {
     table: _insertion(table, TABLES[table][:count])
-    for table, count in {"session": 9, "contract": 15, "execution": 31, "event": 5}.items()
+    for table, count in {"session": 9, "contract": 15, "execution": 33, "event": 5}.items()
 }
 _COUNTS = ("n", "head", "completed", "failed", "cancelled", "updated_at")
 _ENDED = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,13 +109,14 @@ def _targets(scenario: Scenario, results: Results) -> list[str]:
     rows: list[tuple[str, str, str]] = []
     for target in scenario.targets:
         spread = reached(results, target)
-        show = times if target.of is not None else latency
+        show = times if target.of is not None else shown(target.metric)
         sign = "<=" if target.at_most else ">="
         if target.of is not None:
-            said = f"{target.contender} {sign} {target.bound:g}x {target.of}"
+            what = "" if target.metric == "per_second" else f"{target.metric.partition('_')[0]} "
+            said = f"{target.contender}: {what}{sign} {target.bound:g}x {target.of}"
         else:
             said = f"{target.contender}: {target.metric.partition('_')[0]} {sign} "
-            said += latency(target.bound)
+            said += show(target.bound)
         if spread is None:
             rows.append((said, "not measured", "-"))
         else:
@@ -131,6 +133,13 @@ def latency(ms: float) -> str:
     if ms < 0.1:
         return f"{ms * 1000:.1f} us"
     return f"{ms:.2f} ms" if ms < 10 else f"{ms:,.0f} ms"
+
+
+def shown(metric: str) -> Callable[[float], str]:
+    """Return what shows a metric's values."""
+    if metric.endswith("_ms"):
+        return latency
+    return (lambda mb: f"{mb:,.0f} MB") if metric.endswith("_mb") else (lambda n: f"{n:,.0f}")
 
 
 def times(ratio: float) -> str:

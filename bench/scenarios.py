@@ -203,4 +203,85 @@ QUEUE = Scenario(
     unit="leases/s",
 )
 
-SCENARIOS = (ECHO, POSTGRES, HTTP, SSE, STAGES, ROUTING, LOOKUP, QUEUE, STORE)
+EACH = ("--watchers", "each")
+PROCESSES = Scenario(
+    name="processes",
+    title="start 200 sleeping processes until all of them run; an agent's output is always read",
+    contenders=(
+        Contender("retinue", "bench.ours.processes"),
+        Contender("circus", "bench.peers.circus_processes", (*EACH, "--output"), peer=True),
+        Contender("circus, output not read", "bench.peers.circus_processes", EACH, peer=True),
+        Contender(
+            "circus, copies of one",
+            "bench.peers.circus_processes",
+            ("--watchers", "one", "--output"),
+            peer=True,
+        ),
+    ),
+    targets=(Target("retinue", 5, of="circus"),),
+    unit="processes/s",
+)
+
+EXITS = Scenario(
+    name="exits",
+    title="notice that one of 220 processes was killed; also while a grandchild holds its output",
+    contenders=(
+        Contender("retinue", "bench.ours.exits"),
+        Contender("output held", "bench.ours.exits", ("--held",)),
+    ),
+    targets=(
+        Target("retinue", 10, metric="p99_ms", at_most=True),
+        Target("output held", 200, metric="p99_ms", at_most=True),
+    ),
+    unit="exits/s",
+)
+
+CALLS = Scenario(
+    name="calls",
+    title="1,000 agents under supervision (--quick: 200), 10 lines to each and their answers",
+    contenders=(Contender("retinue", "bench.ours.calls", quick=("--agents", "200")),),
+    targets=(
+        Target("retinue", 0, metric="lost", at_most=True),
+        Target("retinue", 250, metric="rss_mb", at_most=True),
+        Target("retinue", 32, metric="threads", at_most=True),
+    ),
+    unit="calls/s",
+)
+
+FLOODS = ("stderr", "one line")
+SMALL_FLOOD = ("--size", "200m")
+FLOOD = Scenario(
+    name="flood",
+    title="tasks of other agents while one writes 1 GB (--quick: 200 MB): lines to stderr, or one"
+    " line to stdout",
+    contenders=(
+        Contender("idle", "bench.ours.flood"),
+        Contender(
+            "stderr", "bench.ours.flood", ("--flood", "errors"), quick=SMALL_FLOOD, patience=120
+        ),
+        Contender(
+            "one line", "bench.ours.flood", ("--flood", "line"), quick=SMALL_FLOOD, patience=120
+        ),
+    ),
+    targets=(
+        *(Target(name, 3, of="idle", metric="p99_ms", at_most=True) for name in FLOODS),
+        *(Target(name, 32, metric="grown_mb", at_most=True) for name in FLOODS),
+    ),
+)
+
+HOSTILE = Scenario(
+    name="hostile",
+    title="end trees of processes that resist, until nothing of them exists: by a stop, or by"
+    " kill -9 of their owner",
+    contenders=(
+        Contender("stop", "bench.ours.hostile", ("--after", "stop")),
+        Contender("kill -9", "bench.ours.hostile", ("--after", "kill")),
+    ),
+    targets=tuple(
+        Target(name, 2000, metric="worst_ms", at_most=True) for name in ("stop", "kill -9")
+    ),
+    unit="trees/s",
+)
+
+AGENTS = (PROCESSES, EXITS, CALLS, FLOOD, HOSTILE)
+SCENARIOS = (ECHO, POSTGRES, HTTP, SSE, STAGES, ROUTING, LOOKUP, QUEUE, *AGENTS, STORE)

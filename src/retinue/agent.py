@@ -40,7 +40,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     ``rate_per_minute`` is how often it is called (more tasks wait), ``cache_seconds`` how long a
     result may stand for equal tasks of the same owner.
     ``on_busy`` is what a task that does not say it does when its session is busy: ``parallel``,
-    ``reject``, ``enqueue`` or ``interrupt``.
+    ``reject``, ``enqueue`` or ``interrupt``. ``nodes`` are the names that ``Context.text`` streams
+    under; none given, there is one, with the agent's id.
     """
 
     concurrency: int | None = None
@@ -53,6 +54,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     rate_per_minute: int | None = None
     cache_seconds: float | None = None
     on_busy: str | None = None
+    nodes: tuple[str, ...] = ()
     version: str = "1"
 
 
@@ -166,9 +168,18 @@ class Context:
         """Which attempt this is, counted from 1."""
         return self._performer.attempt
 
-    def text(self, content: str) -> None:
-        """Stream a piece of the answer."""
-        self._performer.emit(EventType.CONTENT_CHUNK, {"content": content})
+    def text(self, content: str, *, node: str | None = None, reset: bool = False) -> None:
+        """Stream a piece of the answer.
+
+        ``node`` names the part of the agent that says it, where several speak; ``reset`` says
+        that what this node said before does not count any more.
+        """
+        data: dict[str, Any] = {"content": content}
+        if node is not None:
+            data["node_name"] = node
+        if reset:
+            data["is_reset"] = True
+        self._performer.emit(EventType.CONTENT_CHUNK, data)
 
     def thinking(self, status: str) -> None:
         """Say what the agent is thinking about."""

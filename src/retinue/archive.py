@@ -127,6 +127,6 @@ class Archive(Protocol):
         """Return where the chains of the sessions after one begin, in order."""
         ...
 
-    async def unswept(self) -> bool:
-        """Say whether something that is marked is still to be swept."""
+    async def unswept(self, now: int, /) -> bool:
+        """Say whether something marked, or a key that has expired at ``now``, is to go."""
         ...

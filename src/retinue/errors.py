@@ -16,6 +16,7 @@
     ├── Unauthenticated              E_UNAUTHENTICATED
     ├── Forbidden                    E_FORBIDDEN
     ├── NotSupported                 E_NOT_SUPPORTED
+    │   └── UnknownOperation         E_UNKNOWN_OPERATION
     ├── Unavailable                  E_UNAVAILABLE
     │   ├── AgentUnavailable         E_AGENT_UNAVAILABLE
     │   ├── Overloaded               E_OVERLOADED
@@ -23,7 +24,8 @@
     │   │   └── StoreBroken          E_STORE_BROKEN
     │   ├── StoreFull                E_STORE_FULL
     │   ├── PeerUnavailable          E_PEER_UNAVAILABLE
-    │   └── ShuttingDown             E_SHUTTING_DOWN
+    │   ├── ShuttingDown             E_SHUTTING_DOWN
+    │   └── Pending                  E_PENDING
     ├── PeerRefused                  E_PEER_REFUSED
     ├── QueueFull                    E_QUEUE_FULL
     ├── RateLimited                  E_RATE_LIMITED
@@ -180,12 +182,18 @@ class NotSupported(RetinueError):
     default_outcome = "not_started"
 
 
+class UnknownOperation(NotSupported):
+    """There is no such operation."""
+
+    code = "E_UNKNOWN_OPERATION"
+
+
 class Unavailable(RetinueError):
     """Not available right now; try again."""
 
     code = "E_UNAVAILABLE"
     retryable = True
-    default_outcome = "not_started"
+    default_outcome: ClassVar[Outcome] = "not_started"
 
 
 class AgentUnavailable(Unavailable):
@@ -222,6 +230,18 @@ class ShuttingDown(Unavailable):
     """The server is shutting down and takes no new work."""
 
     code = "E_SHUTTING_DOWN"
+
+
+class Pending(Unavailable):
+    """The task is accepted and goes on, but its reply cannot be had here now.
+
+    Not retryable: sent again, it would be done again. ``details`` name the execution to ask for.
+    """
+
+    code = "E_PENDING"
+    kind = "pending"
+    retryable = False
+    default_outcome = "unknown"
 
 
 class PeerUnavailable(Unavailable):

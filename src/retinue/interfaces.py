@@ -604,12 +604,12 @@ class Store(Archive, Protocol):
         """Return what keeps an execution from its turn: the earlier ones of its session."""
         ...
 
-    async def depths(self) -> list[QueueDepth]:
-        """Return how much waits under each queue key, by key."""
+    async def place(self, execution: Execution, /) -> int:
+        """Return how many stand before a queued execution under its key, as one that is ready."""
         ...
 
-    async def place(self, execution: Execution, most: int, /) -> int:
-        """Return how many stand before a queued execution under its key, ``most`` at most."""
+    async def depths(self) -> list[QueueDepth]:
+        """Return how much waits under each queue key, by key."""
         ...
 
     async def outbox_due(self, sink: str, now: int, /) -> bool:

@@ -189,13 +189,13 @@ def command_agent(given: CommandReference) -> AgentDefinition:
         SettingsError: a capability's parameters are not valid.
     """
     limits = {
-        "memory_bytes": given.max_memory_mb and given.max_memory_mb * (1 << 20),
+        "memory_bytes": _bytes(given.max_memory_mb),
         "cpu_percent": given.max_cpu_percent,
         "runtime_seconds": given.max_runtime_seconds,
         "processes": given.max_processes,
         "open_files": given.max_open_files,
         "files": given.max_open_files and given.max_open_files + 1,
-        "file_bytes": given.max_file_mb and int(given.max_file_mb * (1 << 20)),
+        "file_bytes": _bytes(given.max_file_mb),
     }
     try:
         capabilities = tuple(
@@ -230,6 +230,7 @@ def command_agent(given: CommandReference) -> AgentDefinition:
         ),
         capabilities=capabilities or (prompted,),
         concurrency=given.concurrency,
+        memory=_bytes(given.max_memory_mb) or 0,
         timeout_us=int(given.timeout * 1_000_000),
         delivery=given.delivery,
         retry=RetryPolicy(max_attempts=given.max_attempts),
@@ -267,6 +268,10 @@ def _scope(settings: Settings) -> str | None:
     if address is None or address == "sqlite://":
         return None
     return hashlib.sha256(without_password(address).encode()).hexdigest()[:16]
+
+
+def _bytes(megabytes: float | None) -> int | None:
+    return int(megabytes * (1 << 20)) if megabytes is not None else None
 
 
 def _hidden(settings: Settings) -> tuple[str, ...]:
@@ -328,6 +333,7 @@ class Runtime:
             ),
             cleanup_interval=self.settings.cleanup_interval,
             max_running=self.settings.max_concurrent_executions,
+            max_memory=_bytes(self.settings.max_agents_memory_mb),
             step_us=int(self.settings.priority_step_seconds * 1_000_000),
         )
         self.orchestrator = Orchestrator(self.engine)

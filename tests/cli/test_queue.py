@@ -52,6 +52,12 @@ def test_what_waits_is_seen_and_moved(working: Place) -> None:
         while len(queued) < 2:
             listed = working.call("execution", "list", "--state", "queued", "--json").json
             queued = [row["execution_id"] for row in listed["executions"]]
+        places = []
+        for one in queued:
+            found = working.call("execution", "show", one, "--json").json
+            places.append(found["place"])
+            assert "1 executions of its agents run" in found["waits_for"]
+        assert sorted(places) == [0, 1]
         shown = working.call("queue")
         head, line = shown.out.splitlines()
         assert head.split() == ["QUEUE_KEY", "READY", "IN_TURN", "SCHEDULED", "OLDEST_AT"]

@@ -78,7 +78,7 @@ async def test_what_outlasts_the_grace_is_repeated_only_where_it_may(tmp_path: P
     once: dict[str, Any] = answers["long once"].body
     assert (once["success"], once["error_info"]["code"]) == (False, "E_SHUTTING_DOWN")
     same = answers["long same"]
-    assert (same.status, same.body["code"]) == (503, "E_SHUTTING_DOWN")
+    assert (same.status, same.body["code"]) == (503, "E_PENDING")
     found = await ledger.read(rig.database)
     ended = found.executions[same.body["details"]["execution_id"]]
     assert (ended.state, ended.attempt) == ("completed", 2)

@@ -13,6 +13,7 @@ import pytest
 
 from retinue import Context, Runtime, Settings, capability
 from retinue.domain.execution import Task
+from retinue.domain.ids import now_us
 from retinue.interfaces import ContractFilter, Page
 
 RETINUE = Path(sys.executable).parent / "retinue"
@@ -81,7 +82,7 @@ async def test_a_kill_in_the_middle_loses_nothing_but_time(
         verdict = await orchestrator.verify()
         assert verdict.ok, verdict
         left = await orchestrator.contracts(ContractFilter(), Page(limit=1))
-        interrupted += await reader.store.unswept() or left.total > 2
+        interrupted += await reader.store.unswept(now_us()) or left.total > 2
         await reader.close()
     assert interrupted, "no kill came in the middle"
     last = Runtime(Settings(**where, retention_executions=1))
@@ -91,7 +92,7 @@ async def test_a_kill_in_the_middle_loses_nothing_but_time(
     assert verdict.ok, verdict
     assert (verdict.contracts, verdict.events) == (2, 3)
     assert len(await last.store.with_events("", 10)) == 1
-    assert not await last.store.unswept()
+    assert not await last.store.unswept(now_us())
     await last.close()
 
 

@@ -86,6 +86,27 @@ async def test_text_is_merged_but_its_first_piece_goes_out_at_once(
     assert text == "".join(f" {n}" for n in range(1000))
 
 
+async def test_only_pieces_of_one_node_are_merged_and_none_across_a_reset(
+    orchestrator: Orchestrator,
+) -> None:
+    @capability()
+    async def duet(context: Context) -> None:
+        for said, node in (("a", "x"), ("b", "x"), ("c", "x"), ("d", "y"), ("e", "y"), ("f", None)):
+            context.text(said, node=node)
+        context.text("g", node="y", reset=True)
+        context.text("h", node="y")
+
+    orchestrator.register_agent(duet)
+    accepted = await orchestrator.submit(Task(session_id="s", capability="duet", parameters={}))
+    told = [loads(e.data) for e in await follow(orchestrator, accepted.execution_id)][:-1]
+    assert told == [
+        {"content": "abc", "node_name": "x"},
+        {"content": "de", "node_name": "y"},
+        {"content": "f"},
+        {"content": "gh", "node_name": "y", "is_reset": True},
+    ]
+
+
 async def test_a_reader_that_lags_behind_reads_on_from_the_store(
     orchestrator: Orchestrator,
 ) -> None:

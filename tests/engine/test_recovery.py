@@ -5,6 +5,7 @@ import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from retinue import Context, Options, Orchestrator, Runtime, Settings, capability
@@ -13,6 +14,7 @@ from retinue.domain.event import EventType
 from retinue.domain.execution import Execution, State, Task
 from retinue.domain.intent import Cancel
 from retinue.domain.policy import Delivery
+from retinue.domain.question import Question
 from retinue.engine.outcome import failed, response
 from retinue.errors import Cancelled, ShuttingDown
 from retinue.interfaces import ContractFilter, ExecutionFilter, Page
@@ -362,3 +364,85 @@ async def test_a_caller_that_leaves_while_its_task_is_written_leaves_no_dead_lea
         assert execution.state is State.COMPLETED
         assert (await orchestrator.agent("once")).running == 0
         assert (await orchestrator.verify()).ok
+
+
+async def test_stops_of_the_server_do_not_use_up_attempts(tmp_path: Path) -> None:
+    @capability(options=Options(delivery="at_least_once", max_attempts=2))
+    async def careful(context: Context) -> str:
+        return str(await context.ask("Go on?"))
+
+    async def asked(runtime: Runtime, attempt: int) -> Question:
+        async with asyncio.timeout(10):
+            while True:
+                listing = await runtime.store.questions(None, Page())
+                if listing.items and listing.items[0].attempt == attempt:
+                    return listing.items[0]
+                await asyncio.sleep(0.001)
+
+    runtime = Runtime(settings(tmp_path))
+    await runtime.start()
+    runtime.orchestrator.register_agent(careful)
+    task = Task(session_id="s", capability="careful", parameters={})
+    accepted = await runtime.orchestrator.submit(task)
+    for attempt in (1, 2, 3):
+        await asked(runtime, attempt)
+        async with asyncio.timeout(10):  # nobody works: there is nothing to wait for
+            await runtime.stop(grace=3600)
+        runtime = Runtime(settings(tmp_path))
+        await runtime.start()
+        runtime.orchestrator.register_agent(careful)
+    question = await asked(runtime, 4)
+    await runtime.orchestrator.answer(question.id, "yes")
+    reply = await runtime.orchestrator.reply(accepted)
+    execution = await runtime.orchestrator.execution(accepted.execution_id)
+    await runtime.orchestrator.verify()
+    await runtime.stop(grace=1)
+    assert reply.data == b'"yes"'
+    assert (execution.attempt, execution.interrupted, execution.attempts_used) == (4, 3, 1)
+
+
+async def test_one_thought_dead_gets_its_own_work_back_and_loses_no_slot(
+    tmp_path: Path, postgres_url: str
+) -> None:
+    stubborn, freed = asyncio.Event(), asyncio.Event()
+
+    @capability(options=Options(delivery="idempotent", concurrency=2))
+    async def work(context: Context) -> int:
+        if context.attempt == 1:
+            try:
+                await stubborn.wait()
+            except asyncio.CancelledError:
+                await freed.wait()  # it takes its time
+                raise
+        else:
+            await freed.wait()
+        return context.attempt
+
+    given = Settings(
+        data_dir=tmp_path,
+        examples=False,
+        entry_points=False,
+        database_url=postgres_url,
+        lease_seconds=30,
+    )
+    async with Runtime(given) as orchestrator:
+        orchestrator.register_agent(work)
+        caller = asyncio.create_task(orchestrator.orchestrate("s", {"capability": "work"}))
+        engine = orchestrator._engine
+        async with asyncio.timeout(20):
+            while not engine.attempts.running:
+                await asyncio.sleep(0.001)
+            (first,) = engine.attempts.running.values()
+            db = await asyncpg.connect(postgres_url)
+            await db.execute("UPDATE worker SET stopped_at = 1 WHERE stopped_at IS NULL")
+            await db.close()
+            while next(iter(engine.attempts.running.values())) is first:
+                engine.scheduler.soon()
+                await asyncio.sleep(0.01)
+            freed.set()
+            reply = await caller
+            while (await orchestrator.agent("work")).running:
+                await asyncio.sleep(0.001)
+        assert (reply["success"], reply["data"]) == (True, 2)
+        assert not engine.attempts.running
+        assert not engine.attempts.superseded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 from torture.rig import Plan
 from torture.scenarios import QUICK, outages
 
-from retinue.errors import StoreUnavailable
+from retinue import Orchestrator, Runtime, Settings, capability
+from retinue.errors import Pending, StoreUnavailable
 from retinue.storage.postgres import PostgresStore
 from retinue.testing.servers import PostgresServer
 
@@ -40,3 +42,46 @@ async def test_who_cannot_be_reached_is_named_without_its_password(place: str, s
 async def test_a_database_that_is_not_there_is_named(postgres_server: PostgresServer) -> None:
     with pytest.raises(StoreUnavailable, match=f"nowhere at 127.0.0.1:{postgres_server.port}"):
         await PostgresStore(postgres_server.url("nowhere")).open()
+
+
+async def test_who_waits_for_accepted_work_is_not_told_to_send_it_again(tmp_path: Path) -> None:
+    begun, never = asyncio.Event(), asyncio.Event()
+
+    @capability()
+    async def work() -> None:
+        begun.set()
+        await never.wait()
+
+    with PostgresServer() as server:
+        settings = Settings(
+            data_dir=tmp_path,
+            examples=False,
+            entry_points=False,
+            database_url=server.url(),
+            lease_seconds=1.0,
+        )
+        runtime = Runtime(settings)
+        orchestrator = await runtime.start()
+        try:
+            orchestrator.register_agent(work)
+            caller = asyncio.create_task(orchestrator.orchestrate("s", {"capability": "work"}))
+            async with asyncio.timeout(30):
+                await begun.wait()
+                await asyncio.to_thread(server.kill9)
+                with pytest.raises(Pending) as caught:
+                    await caller
+                await asyncio.to_thread(server.start)
+                execution_id = caught.value.details["execution_id"]
+                while not await ended(orchestrator, execution_id):
+                    await asyncio.sleep(0.05)
+            assert not caught.value.retryable
+        finally:
+            await runtime.stop(grace=0)
+
+
+async def ended(orchestrator: Orchestrator, execution_id: str) -> bool:
+    """Say whether an execution has ended, as far as the store answers."""
+    try:
+        return (await orchestrator.execution(execution_id)).terminal
+    except StoreUnavailable:
+        return False

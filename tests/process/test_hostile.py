@@ -16,30 +16,9 @@ from retinue.process.child import Child, Exit, Streams
 from retinue.process.ladder import Ladder, stop
 from retinue.process.link import Command, KeeperLink
 from retinue.process.reading import Bounds
-from retinue.testing.agent import argv, tagged
+from retinue.testing.agent import HOSTILE, argv, tagged
 
 OWNER = Path(__file__).with_name("program.py")
-STAY = ("say=ready", "sleep")
-TREES = {
-    "deaf": ("deaf", *STAY),
-    "grandchild that holds stdout": ("leave", *STAY),
-    "daemon": ("daemon", *STAY),
-    "changed mark": ("unmark", "leave", "daemon", *STAY),
-    "closed output": ("say=ready", "close=stdout", "close=stderr", "close=stdin", "sleep"),
-    "stopped": ("leave", "say=ready", "stop", "sleep"),
-    "flood": ("say=ready", "leave", "flood=1g", "sleep"),
-    "forks": ("say=ready", "forks=100", "sleep"),
-    "everything": (
-        "deaf",
-        "unmark",
-        "deaf",
-        "leave",
-        "daemon",
-        "say=ready",
-        "forks=50",
-        "flood=1g",
-    ),
-}
 DROP = Streams(stdout=Bounds(when_full="drop"))
 
 
@@ -51,34 +30,30 @@ async def begin(link: KeeperLink, *steps: str, streams: Streams = DROP) -> tuple
     return child, tag
 
 
-def least(name: str) -> int:
-    return {"forks": 80, "everything": 40, "changed mark": 4}.get(name, 1)
-
-
-@pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize("tree", HOSTILE)
 async def test_two_seconds_after_its_stop_nothing_of_a_tree_is_left(
     tree: str, link: KeeperLink
 ) -> None:
-    child, tag = await begin(link, *TREES[tree])
+    child, tag = await begin(link, *HOSTILE[tree][0])
     assert await asyncio.wait_for(child.stdout.next(), 30) == b"ready\n"
-    await until(lambda: len(tagged(tag)) >= least(tree), 30)
+    await until(lambda: len(tagged(tag)) >= HOSTILE[tree][1], 30)
     stopped = await stop(child, Ladder(grace=0.1))
     assert stopped.clean
     assert stopped.exit is not None
     assert await until(lambda: not tagged(tag)) < 2
 
 
-@pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize("tree", HOSTILE)
 async def test_two_seconds_after_its_owner_was_killed_nothing_of_a_tree_is_left(tree: str) -> None:
     tag = ulid()
-    words = [sys.executable, str(OWNER), "hostile", *argv(f"tag={tag}", *TREES[tree])]
+    words = [sys.executable, str(OWNER), "hostile", *argv(f"tag={tag}", *HOSTILE[tree][0])]
     # The words of the owner's own command line say the tag, too.
     owner = await asyncio.to_thread(subprocess.Popen, words, stdout=subprocess.PIPE)
     try:
         assert owner.stdout is not None
         with owner.stdout:
             assert await asyncio.to_thread(owner.stdout.readline) == b"ready\n"
-        await until(lambda: len(tagged(tag)) > least(tree), 30)
+        await until(lambda: len(tagged(tag)) > HOSTILE[tree][1], 30)
         owner.kill()
         assert await until(lambda: set(tagged(tag)) <= {owner.pid}) < 2
     finally:

@@ -16,6 +16,7 @@ import pytest
 from tests.process.rig import alive, needs_sandbox, until
 
 from retinue.errors import SpawnFailed
+from retinue.keeper.tree import stat as process
 from retinue.keeper.tree import tree
 from retinue.process import (
     AgentConfig,
@@ -211,6 +212,17 @@ async def test_nothing_of_a_sandbox_is_left_however_it_ends(runner: LocalProcess
     whole = tree([again.pid])
     await again.kill()
     assert not any(map(alive, whole))
+
+
+@needs_sandbox
+async def test_a_sandbox_dies_with_its_keeper(runner: LocalProcessRunner) -> None:
+    handle = await runner.spawn(agent("deaf"))
+    await handle.next_stdout()
+    whole, leader = tree([handle.pid]), process(handle.pid)
+    assert leader is not None
+    os.kill(leader.parent, signal.SIGKILL)
+    assert (await handle.wait()).reason == "lost"
+    assert await until(lambda: not any(map(alive, whole))) < 2
 
 
 @needs_sandbox

@@ -283,19 +283,13 @@ def test_what_waits_says_where_and_for_what(caller: Caller) -> None:
     queued = [caller.client.post("/v1/executions", json=task).json() for _ in range(3)]
     shown = [caller.get(f"/v1/executions/{e['execution_id']}") for e in queued]
     assert [e["state"] for e in shown] == ["queued"] * 3
-    assert [e["waiting"] for e in shown] == [
-        {"place": n, "reason": "agents_busy"} for n in (1, 2, 3)
-    ]
-    assert caller.get(f"/v1/executions/{running[0][0]}")["waiting"] is None
+    assert [e["place"] for e in shown] == [0, 1, 2]
+    for e in shown:
+        assert e["waits_for"].startswith("4 executions of its agents run"), e["waits_for"]
+    assert "place" not in caller.get(f"/v1/executions/{running[0][0]}")
     assert caller.get("/v1/instances", live="true")["total"] == 4
     caller.post(f"/v1/instances/{running[0][1]['instance_id']}/stop")
     path = f"/v1/executions/{queued[0]['execution_id']}"
     caller.until(lambda: caller.get(path), lambda e: e["state"] == "running")
     second = caller.get(f"/v1/executions/{queued[1]['execution_id']}")
-    assert second["waiting"] == {"place": 1, "reason": "agents_busy"}
-    later = {**task, "run_at": "2030-01-01T00:00:00Z"}
-    scheduled = caller.client.post("/v1/executions", json=later).json()["execution_id"]
-    assert caller.get(f"/v1/executions/{scheduled}")["waiting"] == {
-        "place": None,
-        "reason": "time",
-    }
+    assert (second["place"], second["state"]) == (0, "queued")

@@ -120,6 +120,7 @@ def test_every_scalar_field_has_a_variable(tmp_path: Path) -> None:
         "queue_bound": "5",
         "rate_limit_per_minute": "6",
         "max_concurrent_executions": "7",
+        "max_agents_memory_mb": "4096",
         "priority_step_seconds": "0.5",
         "max_body_bytes": "2000",
         "max_requests": "7",

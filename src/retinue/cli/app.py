@@ -24,6 +24,7 @@ from retinue.cli import (
     serve,
     session,
     task,
+    worker,
 )
 from retinue.cli.options import Json
 
@@ -44,6 +45,7 @@ app.command()(queue.queue)
 app.add_typer(session.app, name="session")
 app.add_typer(question.app, name="question")
 app.add_typer(ledger.app, name="ledger")
+app.add_typer(worker.app, name="worker")
 app.add_typer(key.app, name="key")
 app.add_typer(configuration.app, name="settings")
 app.command()(doctor.doctor)

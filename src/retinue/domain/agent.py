@@ -36,7 +36,8 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True):
 class AgentDefinition(msgspec.Struct, frozen=True, kw_only=True):
     """What the registry knows of an agent.
 
-    ``concurrency`` bounds its running executions in this process; ``timeout_us`` is the deadline
+    ``concurrency`` bounds its running executions in this process, each of which may use ``memory``
+    bytes (0: nobody knows, and it is not counted); ``timeout_us`` is the deadline
     of a task that brings none, ``on_busy`` likewise. ``rate`` bounds how often it is called; more
     tasks wait. ``cache_seconds`` is how long its results may stand for equal tasks (0: not at all).
     ``config`` is the driver's own.
@@ -50,6 +51,7 @@ class AgentDefinition(msgspec.Struct, frozen=True, kw_only=True):
     config: Any = None
     capabilities: tuple[Capability, ...] = ()
     concurrency: int = 64
+    memory: int = 0
     timeout_us: int = 300_000_000
     delivery: Delivery = Delivery.AT_MOST_ONCE
     retry: RetryPolicy = RetryPolicy()

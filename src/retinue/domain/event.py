@@ -79,6 +79,11 @@ class Event(msgspec.Struct, frozen=True, dict=True):
         """The JSON object that every streaming door sends for this event."""
         return self.wire_head() + self.wire_tail()
 
+    @cached_property
+    def piece(self) -> Piece:
+        """The whole event as one piece, made once for all readers."""
+        return Piece(self.seq, self.wire)
+
     def wire_head(self) -> bytes:
         """Return the object's beginning, up to where its data go."""
         return b'{"executionId":"%s","eventType":"%s","sequence":%d,"timestamp":"%s"' % (
@@ -93,13 +98,22 @@ class Event(msgspec.Struct, frozen=True, dict=True):
         return b"}" if self.data == b"{}" else b"," + self.data[1:]
 
 
-class Piece(msgspec.Struct, frozen=True):
-    """A part of an event as it is sent: ``wire`` is part of its JSON object."""
+class Piece(msgspec.Struct, frozen=True, dict=True):
+    """A part of an event as it is sent: ``wire`` is part of its JSON object.
+
+    (``dict`` only for what is cached: readers share the pieces of small events.)
+    """
 
     seq: int
     wire: bytes
     first: bool = True
     last: bool = True
+
+    @cached_property
+    def sse(self) -> bytes:
+        """The piece as server-sent events carry it."""
+        begin = b"id: %d\ndata: " % self.seq if self.first else b""
+        return begin + self.wire + (b"\n\n" if self.last else b"")
 
 
 def hash_data(data: bytes) -> bytes:

@@ -116,7 +116,8 @@ class Execution(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     ``due_at`` is from when it waits and its deadline counts, ``run_at`` when its next attempt may
     start. ``rank`` is its place in the queue (``policy.rank_of``), ``hold`` why it may not be
-    leased though it waits, ``reason`` why it failed where the error does not say.
+    leased though it waits, ``reason`` why it failed where the error does not say. ``interrupted``
+    counts the attempts that an orderly stop of the server ended: nobody failed in them.
 
     Encoded, it is what its RESPONSE seals (``domain.seal``): a new column has a default and comes
     last, and leaves what was sealed before as it was.
@@ -159,6 +160,12 @@ class Execution(msgspec.Struct, kw_only=True, omit_defaults=True):
     on_busy: BusyPolicy = BusyPolicy.PARALLEL
     retry_of: str | None = None
     reason: str | None = None
+    interrupted: int = 0
+
+    @property
+    def attempts_used(self) -> int:
+        """How many of ``max_attempts`` are used up."""
+        return self.attempt - self.interrupted
 
     @property
     def waits_since(self) -> int:

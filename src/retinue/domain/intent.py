@@ -99,12 +99,14 @@ class Requeue(msgspec.Struct, frozen=True):
     """Give a running execution back to the queue, not before ``run_at`` (retry, takeover).
 
     Answers ``Conflict`` when fenced, and when somebody asked for its end (``cancelled``): it is to
-    be finished as cancelled then, for nothing of it may run again.
+    be finished as cancelled then, for nothing of it may run again. ``uncounted`` says that the
+    attempt does not count as one of those it may have.
     """
 
     fence: Fence
     run_at: int
     at: int
+    uncounted: bool = False
 
 
 class Cancel(msgspec.Struct, frozen=True):
@@ -388,9 +390,13 @@ class ForgetInstances(msgspec.Struct, frozen=True):
 
 
 class Sweep(msgspec.Struct, frozen=True):
-    """Deal with up to ``limit`` events that are marked as removed or erased. Answers ``Swept``."""
+    """Deal with up to ``limit`` events that are marked as removed or erased. Answers ``Swept``.
+
+    As many idempotency keys that have expired at ``at`` are forgotten.
+    """
 
     limit: int
+    at: int
 
 
 Intent = (

@@ -35,6 +35,7 @@ class Attempt:
     """
 
     __slots__ = (
+        "_answer",
         "_waiters",
         "body",
         "budget",
@@ -82,6 +83,7 @@ class Attempt:
         self.resumed: Resumed | None = None
         self.effects = False  # it did more than answer: its result stands for no other task
         self._waiters: list[asyncio.Future[Reply | None]] = []
+        self._answer: Reply | None = None
 
     def end(self, why: RetinueError) -> None:
         """Stop the agent; the execution ends with ``why`` (the first one given)."""
@@ -92,11 +94,15 @@ class Attempt:
     def wait(self) -> asyncio.Future[Reply | None]:
         """Return a future of its own for this waiter: one that leaves takes nobody along."""
         future: asyncio.Future[Reply | None] = asyncio.get_running_loop().create_future()
-        self._waiters.append(future)
+        if self.released:
+            future.set_result(self._answer)
+        else:
+            self._waiters.append(future)
         return future
 
     def tell(self, answer: Reply | None) -> None:
-        """Give every waiter the reply."""
+        """Give every waiter the reply, those that come later too."""
+        self.released, self._answer = True, answer
         for future in self._waiters:
             if not future.done():
                 future.set_result(answer)

@@ -103,6 +103,8 @@ class Attempts:
         self._on_ended = on_ended
         self._grown = grown
         self.running: dict[str, Attempt] = {}
+        self.superseded: set[asyncio.Task[None]] = set()
+        """Attempts of which this process was thought dead: it took its own work over."""
         self.broken: set[str] = set()
         self._doubtful_until = 0.0
         self._cache = Cache(CACHE_BYTES)
@@ -131,6 +133,11 @@ class Attempts:
         """
         attempt = Attempt(execution, body, entry, call)
         attempt.resumed = resumed
+        earlier = self.running.get(execution.id)
+        if earlier is not None and earlier.task is not None:
+            earlier.end(Fenced())
+            self.superseded.add(earlier.task)
+            earlier.task.add_done_callback(self.superseded.discard)
         self.running[execution.id] = attempt
         attempt.task = asyncio.create_task(self._run(attempt))
         return attempt
@@ -155,9 +162,9 @@ class Attempts:
             self.broken.add(attempt.execution.id)
             log.exception("attempt failed", extra=ids_of(attempt.execution))
         finally:
-            del self.running[attempt.execution.id]
+            if self.running.get(attempt.execution.id) is attempt:
+                del self.running[attempt.execution.id]
             attempt.tell(answer)
-            attempt.released = True
             if not attempt.lent:
                 self._registry.give(entry)
                 self._on_free(entry)
@@ -311,7 +318,8 @@ class Attempts:
         error = end.error
         reason = None
         if error is not None and self._repeatable(attempt, error):
-            if execution.attempt >= execution.max_attempts:
+            stopping = isinstance(attempt.stop, ShuttingDown)
+            if not stopping and execution.attempts_used >= execution.max_attempts:
                 end, reason = dead_letter(error, execution.attempt), DEAD_LETTER
             elif self._in_time(attempt):
                 refused = await self._requeue(attempt, error, events)
@@ -385,7 +393,8 @@ class Attempts:
         if not isinstance(said, Appended):
             return "fenced"
         publish(self._journal, execution.id, said.first_seq, events, at)
-        result = await self.write(Requeue(attempt.fence, at + wait, at))
+        uncounted = isinstance(attempt.stop, ShuttingDown)
+        result = await self.write(Requeue(attempt.fence, at + wait, at, uncounted))
         if isinstance(result, Conflict):
             return result.reason
         self._on_later(execution, at + wait)

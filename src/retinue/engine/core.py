@@ -63,6 +63,7 @@ class Engine:
         policy: Policy | None = None,
         cleanup_interval: float = 60.0,
         max_running: int | None = None,
+        max_memory: int | None = None,
         step_us: int = 60_000_000,
     ) -> None:
         """Put the parts together.
@@ -89,7 +90,7 @@ class Engine:
         self.memory = memory
         self.memory_watch = Watch(memory) if memory is not None else None
         self.retention = Retention(store, policy or Policy(), cleanup_interval)
-        self.registry = Registry(max_running)
+        self.registry = Registry(max_running, max_memory)
         self.journal = journal or Journal(store)
         self.queue = Queue(store, self.registry)
         grown: set[tuple[str, str]] = Grown(self.outbox) if sinks else set()
@@ -211,8 +212,8 @@ class Engine:
         loop = asyncio.get_running_loop()
         until = loop.time() + grace
         for attempt in list(self.attempts.running.values()):
-            if attempt.parked:
-                # It waits for a child that is queued, and the queue is closed.
+            if attempt.parked or attempt.question is not None:
+                # It waits for a child that is queued, and the queue is closed; or for a person.
                 attempt.end(_stopped())
         while self.attempts.running and loop.time() < until:
             waiting = {a.wait() for a in self.attempts.running.values()}
@@ -221,6 +222,7 @@ class Engine:
         for attempt in list(self.attempts.running.values()):
             attempt.end(_stopped())
         tasks = {a.task for a in self.attempts.running.values() if a.task is not None}
+        tasks |= self.attempts.superseded
         if tasks:
             await asyncio.wait(tasks, timeout=10)
         return clean

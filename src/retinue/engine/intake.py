@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
-from contextlib import aclosing
+from collections.abc import Callable, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 import msgspec
@@ -52,6 +52,7 @@ from retinue.errors import (
     AgentNotFound,
     Conflict,
     InvalidInput,
+    Pending,
     QueueFull,
     RateLimited,
     RetinueError,
@@ -132,24 +133,32 @@ class Intake:
         """Return the reply of an accepted execution once it has ended, wherever it runs.
 
         Raises:
-            ShuttingDown: this process stops first; the execution is kept.
+            Pending: this process stops first, or the store is away; the execution is kept.
         """
-        await self._journal.wait(execution_id)
-        execution = await self._store.execution(execution_id, None)
-        if execution is None or not execution.terminal:
-            raise ShuttingDown(
-                "the server is shutting down; the execution is kept and goes on later",
-                details={"execution_id": execution_id},
-            )
-        _, body = await self._store.bodies(execution)
-        return reply_of(execution, body)
+        with _accepted(execution_id):
+            await self._journal.wait(execution_id)
+            execution = await self._store.execution(execution_id, None)
+            if execution is None or not execution.terminal:
+                raise ShuttingDown
+            _, body = await self._store.bodies(execution)
+            return reply_of(execution, body)
 
     async def reply_or_question(self, execution_id: str) -> Reply:
         """Return the reply of an accepted execution, or the first question it waits with.
 
         Raises:
-            ShuttingDown: this process stops first; the execution is kept.
+            Pending: this process stops first, or the store is away; the execution is kept.
         """
+        with _accepted(execution_id):
+            question = await self._asked(execution_id)
+            if question is not None:
+                execution = await self._store.execution(execution_id, None)
+                assert execution is not None
+                return pending(execution, question)
+        return await self.reply(execution_id)
+
+    async def _asked(self, execution_id: str) -> Question | None:
+        """Return the first question an execution waits with; None when it ended before."""
         async with aclosing(self._journal.follow(execution_id)) as batches:
             async for events in batches:
                 for event in events:
@@ -157,13 +166,8 @@ class Intake:
                         continue
                     question = await self._store.question(loads(event.data)["question_id"], None)
                     if question is not None and question.state is QuestionState.OPEN:
-                        return await self._pending(question)
-        return await self.reply(execution_id)
-
-    async def _pending(self, question: Question) -> Reply:
-        execution = await self._store.execution(question.execution_id, None)
-        assert execution is not None
-        return pending(execution, question)
+                        return question
+        return None
 
     async def submit(self, task: Task, authority: Authority) -> Accepted:
         """Accept ``task``: on return it is durable.
@@ -434,6 +438,22 @@ def _fingerprint(task: Task, body: bytes) -> bytes:
     if any(value is not None for value in more):
         said += more
     return hashlib.sha256(dumps(said) + body).digest()
+
+
+@contextmanager
+def _accepted(execution_id: str) -> Iterator[None]:
+    """Have a fault say that the task was accepted: who sends it again has it done again."""
+    try:
+        yield
+    except (ShuttingDown, StoreUnavailable) as error:
+        why = "the server is shutting down"
+        if isinstance(error, StoreUnavailable):
+            why = "the store does not answer"
+        raise Pending(
+            f"{why}; the task is accepted and kept: ask for its execution instead of sending it"
+            " again",
+            details={"execution_id": execution_id},
+        ) from error
 
 
 def _refusal(result: object, task: Task) -> RetinueError:

@@ -69,14 +69,21 @@ class Pen:
             await asyncio.wait({self._task})
 
     def _merge(self, event: EventData) -> EventData:
-        """Join a piece of text to one that waits."""
+        """Join a piece of text to one that waits, if the same node said it and both count."""
         content = event.data.get("content", "")
         self._merged += len(content)
-        if self._waiting and self._waiting[-1].type is EventType.CONTENT_CHUNK:
-            last = self._waiting.pop()
-            self._bytes -= len(dumps(last.data))
-            return EventData(event.type, {"content": last.data["content"] + content}, event.cursor)
-        return event
+        if not self._waiting or event.data.get("is_reset"):
+            return event
+        last = self._waiting[-1]
+        if last.type is not EventType.CONTENT_CHUNK or last.data.get("node_name") != event.data.get(
+            "node_name"
+        ):
+            return event
+        self._waiting.pop()
+        self._bytes -= len(dumps(last.data))
+        return EventData(
+            event.type, {**last.data, "content": last.data["content"] + content}, event.cursor
+        )
 
     def _push(self) -> None:
         if self._task is None:

@@ -24,6 +24,7 @@ from retinue.interfaces import Store
 PIECE_BYTES = 32 * 1024
 SHARED_BYTES = 24 << 20
 
+_WITH_RESULT = frozenset({EventType.COMPLETED, EventType.TRUNCATED})
 _Read = Callable[[int, int], Awaitable[bytes | None]]
 
 
@@ -39,6 +40,26 @@ class Results:
         self._kept: OrderedDict[str, bytes] = OrderedDict()
         self._bytes = 0
         self._reading: dict[str, asyncio.Task[bytes | None]] = {}
+        self._ending: dict[tuple[str, bytes], asyncio.Task[Piece | None]] = {}
+
+    async def ending(self, event: Event) -> Piece | None:
+        """Complete an execution's last event; None when its result is large.
+
+        Readers that come to the end together share what is read, and nobody keeps it.
+        """
+        key = (event.execution_id, event.data)
+        ending = self._ending.get(key)
+        if ending is None:
+            ending = self._ending[key] = asyncio.create_task(self._end(event))
+            ending.add_done_callback(lambda _: self._ending.pop(key))
+        return await asyncio.shield(ending)
+
+    async def _end(self, event: Event) -> Piece | None:
+        execution = await self.store.execution(event.execution_id, None)
+        body = await self.store.result(execution, 0, PIECE_BYTES) if execution else None
+        if body is not None and len(body) >= PIECE_BYTES:
+            return None
+        return (await complete(self.store, event)).piece
 
     async def part(self, execution: Execution, offset: int, length: int) -> bytes | None:
         """Return a part of an execution's result; None when it is not there."""
@@ -77,71 +98,77 @@ async def in_pieces(
         async for batch in batches:
             if not batch:
                 yield []
+            events = deque(batch)
+            batch.clear()  # so that nobody but us holds them
             together: list[Piece] = []
             size = 0
-            async for piece in _pieces(results, batch):
-                if together and size + len(piece.wire) > PIECE_BYTES:
+            while events:
+                event = events.popleft()
+                if event.type in _WITH_RESULT:
+                    whole = await results.ending(event)
+                else:
+                    whole = event.piece if len(event.data) <= PIECE_BYTES else None
+                if whole is not None and size + len(whole.wire) <= PIECE_BYTES:
+                    together.append(whole)
+                    size += len(whole.wire)
+                    continue
+                if together:
                     yield together
-                    together, size = [], 0
-                together.append(piece)
-                size += len(piece.wire)
-                del piece  # it is not held beyond the list it is in
+                if whole is not None:
+                    together, size = [whole], len(whole.wire)
+                    continue
+                together, size = [], 0
+                parts = _pieces(results, event)
+                del event, whole
+                async for part in parts:
+                    yield [part]
+                    del part
             if together:
                 yield together
 
 
-async def _pieces(results: Results, batch: list[Event]) -> AsyncIterator[Piece]:
-    events = deque(batch)
-    batch.clear()  # so that nobody but us holds them
-    while events:
-        event = events.popleft()
-        if event.type in {EventType.COMPLETED, EventType.TRUNCATED}:
-            async for piece in _completed(results, event):
-                yield piece
-        elif len(event.data) <= PIECE_BYTES:
-            yield Piece(event.seq, event.wire)
-        else:
-            seq, head = event.seq, event.wire_head()
-            bare = msgspec.structs.replace(event, data=b"")
-            del event
+async def _pieces(results: Results, event: Event) -> AsyncIterator[Piece]:
+    """Yield an event that is large, or the last one with a large result, piece by piece."""
+    store, seq = results.store, event.seq
+    yield Piece(seq, event.wire_head(), last=False)
+    if event.type in _WITH_RESULT:
+        async for part in _completed(results, event):
+            yield Piece(seq, part, first=False, last=False)
+        yield Piece(seq, event.wire_tail(), first=False)
+        return
+    bare = msgspec.structs.replace(event, data=b"")
+    del event
 
-            async def read(offset: int, length: int, bare: Event = bare) -> bytes:
-                return await results.store.data_of(bare, offset, length)
+    async def read(offset: int, length: int) -> bytes:
+        return await store.data_of(bare, offset, length)
 
-            yield Piece(seq, head + b",", last=False)
-            async for part in _parts(read, 1):
-                yield Piece(seq, part, first=False, last=False)
-            yield Piece(seq, b"", first=False)
+    yield Piece(seq, b",", first=False, last=False)
+    async for part in _parts(read, 1):
+        yield Piece(seq, part, first=False, last=False)
+    yield Piece(seq, b"", first=False)
 
 
-async def _completed(results: Results, event: Event) -> AsyncIterator[Piece]:
-    """Complete the last event: as ``complete`` does, but a large result comes part by part."""
-    store = results.store
-    execution = await store.execution(event.execution_id, None)
-    body = await store.result(execution, 0, PIECE_BYTES) if execution is not None else None
-    if execution is None or body is None or len(body) < PIECE_BYTES:
-        yield Piece(event.seq, (await complete(store, event)).wire)
+async def _completed(results: Results, event: Event) -> AsyncIterator[bytes]:
+    """Yield what ``complete`` adds to the last event, a large result part by part."""
+    execution = await results.store.execution(event.execution_id, None)
+    if execution is None:
         return
 
     async def read(offset: int, length: int) -> bytes | None:
         return await results.part(execution, offset, length)
 
-    seq, is_text = event.seq, body.startswith(b'"')
-    del body
-    yield Piece(seq, event.wire_head(), last=False)
     if event.type is EventType.COMPLETED:
+        is_text = await results.store.result(execution, 0, 1) == b'"'
         quote = b"" if is_text else b'"'
-        yield Piece(seq, b',"final_response":' + quote, first=False, last=False)
+        yield b',"final_response":' + quote
         async for part in _parts(read, 0):
-            yield Piece(seq, part if is_text else _escaped(part), first=False, last=False)
-        name = quote + b',"result":'
+            yield part if is_text else _escaped(part)
+        yield quote + b',"result":'
     else:
         kind = b"result" if execution.state is State.COMPLETED else b"failure"
-        name = b',"state":"%b","%b":' % (execution.state.value.encode(), kind)
-    yield Piece(seq, name, first=False, last=False)
+        yield b',"state":"%b","%b":' % (execution.state.value.encode(), kind)
     async for part in _parts(read, 0):
-        yield Piece(seq, part, first=False, last=False)
-    yield Piece(seq, event.wire_tail(), first=False)
+        yield part
 
 
 async def _parts(read: _Read, offset: int) -> AsyncIterator[bytes]:

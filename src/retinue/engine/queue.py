@@ -46,10 +46,6 @@ class Queue:
         self._backlog[key] = None
         self._nudge()
 
-    def why(self, key: str) -> str:
-        """Say why what is ready under ``key`` is not begun: for a person."""
-        return self._registry.why(key, time.monotonic())
-
     def freed(self, entry: Entry) -> None:
         """Take in that a slot of ``entry`` is free."""
         if self._backlog and (
@@ -108,7 +104,8 @@ class Queue:
                 self._wake_when_rested(key, now)
                 continue
             probing = entry.breaker.circuit is not Circuit.CLOSED
-            count = 1 if probing else min(entry.at_once(now), share)
+            most = min(share, self._registry.room_for(entry))
+            count = 1 if probing else min(entry.at_once(now), most)
             self._registry.take(entry, count)
             call = entry.admit(now, count)
             wants.append((Want(key, entry.agent_id, count), entry, call))

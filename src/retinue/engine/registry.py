@@ -5,7 +5,8 @@ loaded one costs the same among ten agents as among ten thousand.
 
 A slot is one of an agent's own, and, where the process has a limit, one of the process's too. A
 parent gives up both while it waits for what it has others do, and takes both again before any new
-task gets them.
+task gets them. With a slot goes the memory that an execution of the agent may use, where the
+process bounds what all of them may use together.
 """
 
 from __future__ import annotations
@@ -23,7 +24,13 @@ from retinue.domain.principal import LOCAL
 from retinue.engine.guard import Breaker, Bucket
 from retinue.engine.pulse import Pulse
 from retinue.engine.schema import Validator
-from retinue.errors import AgentNotFound, AgentUnavailable, CircuitOpen, Conflict
+from retinue.errors import (
+    AgentNotFound,
+    AgentUnavailable,
+    CircuitOpen,
+    Conflict,
+    SettingsError,
+)
 from retinue.interfaces import Instance
 
 
@@ -213,11 +220,16 @@ class Route:
 
 
 class Registry:
-    """The agents of this process; ``limit`` bounds what all of them run together."""
+    """The agents of this process.
 
-    def __init__(self, limit: int | None = None) -> None:
+    ``limit`` bounds what all of them run together, ``memory`` the bytes that this may use.
+    """
+
+    def __init__(self, limit: int | None = None, memory: int | None = None) -> None:
         self._limit = limit
+        self._memory = memory
         self._running = 0
+        self._reserved = 0
         self._held_up: deque[tuple[Entry, asyncio.Future[None]]] = deque()
         self._agents: dict[str, Entry] = {}
         self._names: dict[str, list[str]] = {}
@@ -237,9 +249,15 @@ class Registry:
         Raises:
             Conflict: the id is taken.
             InvalidInput: a capability's parameters are no JSON Schema.
+            SettingsError: it may use more memory than all agents together.
         """
         if definition.agent_id in self._agents:
             raise Conflict(f"an agent with the id {definition.agent_id} is registered already")
+        if self._memory is not None and definition.memory > self._memory:
+            raise SettingsError(
+                f"agent {definition.agent_id} may use {megabytes(definition.memory)}, all agents"
+                f" together only {megabytes(self._memory)} (max_agents_memory_mb)"
+            )
         entry = Entry(definition, start, stored)
         self._agents[entry.agent_id] = entry
         self._names.setdefault(definition.name, []).append(entry.agent_id)
@@ -318,7 +336,7 @@ class Registry:
                     details={"capabilities": sorted(entry.capabilities)},
                 )
             self._refuse_unhealthy([entry], now, capability or entry.agent_id)
-            ready = entry if entry.free and entry.wait(now) == 0 and self.room else None
+            ready = entry if entry.free and entry.wait(now) == 0 and self.room_for(entry) else None
             return Route(agent_key(entry.agent_id), ready, entry, bound=True)
         pool = self._pools.get(capability or "")
         if pool is None or capability is None:
@@ -328,8 +346,8 @@ class Registry:
             )
         entry_free = pool.least_loaded(now)
         if entry_free is not None:
-            ready = entry_free if self.room else None
-            return Route(capability_key(capability), ready, entry_free, bound=False)
+            ready = self._fitting(pool, entry_free, now)
+            return Route(capability_key(capability), ready, ready or entry_free, bound=False)
         self._refuse_unhealthy(pool.agents.values(), now, capability)
         template = next(iter(pool.agents.values()))
         return Route(capability_key(capability), None, template, bound=False)
@@ -341,33 +359,53 @@ class Registry:
         kind, _, name = key.partition(":")
         if kind == "cap":
             pool = self._pools.get(name)
-            return pool.least_loaded(now) if pool is not None else None
+            free = pool.least_loaded(now) if pool is not None else None
+            return self._fitting(pool, free, now) if pool is not None and free else None
         entry = self._agents.get(name)
-        if entry is None or not entry.free or entry.wait(now) > 0:
+        if entry is None or not entry.free or entry.wait(now) > 0 or not self.room_for(entry):
             return None
         return entry
 
-    def why(self, key: str, now: float) -> str:
-        """Say why what is queued under ``key`` cannot begin now.
+    def _fitting(self, pool: _Pool, first: Entry, now: float) -> Entry | None:
+        """Return ``first``, or the least loaded of the agents that there is memory for."""
+        if self.room_for(first):
+            return first
+        if not self.room:
+            return None
+        others = [e for e in pool.agents.values() if e.free and self.room_for(e)]
+        return min((e for e in others if e.wait(now) == 0), key=lambda e: e.running, default=None)
 
-        ``no_agent``, ``unhealthy``, ``circuit_open``, ``rate_limited``, ``agents_busy``, ``full``
-        (this process runs all that it may), or ``next`` (nothing: it is about to).
-        """
+    def why(self, key: str) -> str | None:
+        """Return what keeps the first of those that wait under ``key``; None: nothing does."""
+        now = time.monotonic()
         kind, _, name = key.partition(":")
         pool = self._pools.get(name) if kind == "cap" else None
         found = self._agents.get(name) if kind != "cap" else None
         entries = list(pool.agents.values()) if pool is not None else [found] if found else []
         if not entries:
-            return "no_agent"
+            return "no agent here can do it"
+        if self.free_for(key, now) is not None:
+            return None
+        if not self.room:
+            return (
+                f"{self._running} executions run, which is all that may (max_concurrent_executions)"
+            )
         healthy = [entry for entry in entries if entry.unhealthy is None]
         if not healthy:
-            return "unhealthy"
+            return f"no agent for it is healthy: {entries[0].agent_id}: {entries[0].unhealthy}"
         free = [entry for entry in healthy if entry.free]
         if not free:
-            return "agents_busy"
-        if all(entry.wait(now) > 0 for entry in free):
-            return "circuit_open" if free[0].breaker.wait(now) > 0 else "rate_limited"
-        return "next" if self.room else "full"
+            slots = sum(entry.definition.concurrency for entry in healthy)
+            return f"{slots} executions of its agents run, which is all that may (concurrency)"
+        ready = [entry for entry in free if entry.wait(now) == 0]
+        if not ready:
+            wait = min(entry.wait(now) for entry in free)
+            return f"its agents may be called again in {wait:.1f} s (circuit or rate)"
+        least = min(entry.definition.memory for entry in ready)
+        return (
+            f"it needs {megabytes(least)} and {megabytes((self._memory or 0) - self._reserved)} of"
+            f" {megabytes(self._memory or 0)} are left (max_agents_memory_mb)"
+        )
 
     def rest_of(self, key: str, now: float) -> float | None:
         """Return in how many seconds an agent with a free slot may be called for ``key`` again.
@@ -406,7 +444,7 @@ class Registry:
     @property
     def bounded(self) -> bool:
         """Whether the process has a limit of its own."""
-        return self._limit is not None
+        return self._limit is not None or self._memory is not None
 
     @property
     def room(self) -> int:
@@ -415,10 +453,18 @@ class Registry:
             return sys.maxsize
         return 0 if self._held_up else max(self._limit - self._running, 0)
 
+    def room_for(self, entry: Entry) -> int:
+        """How many more executions of an agent the process may run now."""
+        memory = entry.definition.memory
+        if self._memory is None or not memory:
+            return self.room
+        return min(self.room, max(self._memory - self._reserved, 0) // memory)
+
     def take(self, entry: Entry, count: int = 1) -> None:
         """Occupy slots."""
         entry.running += count
         self._running += count
+        self._reserved += count * entry.definition.memory
         self._moved(entry)
 
     def give(self, entry: Entry, count: int = 1) -> None:
@@ -430,6 +476,7 @@ class Registry:
                 count -= 1
         entry.running -= count
         self._running -= count
+        self._reserved -= count * entry.definition.memory
         self._moved(entry)
         self._let_on()
 
@@ -474,6 +521,11 @@ class Registry:
             return
         for name in entry.capabilities:
             self._pools[name].place(entry)
+
+
+def megabytes(size: int) -> str:
+    """Return a size as people read it."""
+    return f"{size / (1 << 20):,.0f} MB"
 
 
 def describe(entry: Entry) -> dict[str, Any]:

@@ -216,10 +216,10 @@ class Retention:
                 return total  # so many at once stand open there; the next round looks again
 
     async def _sweep(self, found: Pruned) -> None:
-        if not await self._store.unswept():
+        if not await self._store.unswept(now_us()):
             return
         while True:
-            result = await self._store.write(Sweep(_SWEPT_AT_ONCE))
+            result = await self._store.write(Sweep(_SWEPT_AT_ONCE, now_us()))
             if not isinstance(result, Swept):
                 return
             found.events += result.count

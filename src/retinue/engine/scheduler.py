@@ -197,7 +197,7 @@ class Scheduler:
         self._idle = idle - again
         for fence in again:
             now = now_us()
-            result = await self._store.write(Requeue(fence, now, now))
+            result = await self._store.write(Requeue(fence, now, now, uncounted=True))
             if isinstance(result, Ok):
                 log.warning("queued again: leased, but never started: %s", fence.execution_id)
             elif isinstance(result, Conflict) and result.reason == "cancelled":
@@ -236,7 +236,7 @@ class Scheduler:
             found.cancelled += await self._end(execution, fence, failed(error), now)
         elif (
             execution.delivery is not Delivery.AT_MOST_ONCE
-            and execution.attempt < execution.max_attempts
+            and execution.attempts_used < execution.max_attempts
         ):
             if isinstance(await self._store.write(Requeue(fence, now, now)), Ok):
                 found.requeued += 1

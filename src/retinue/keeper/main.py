@@ -7,13 +7,14 @@ leftover may be ended. An agent is *gone* once its leader was reaped and no left
 When the owner is gone, agents that are *kept* go on, and all others end; the keeper then listens
 for the next owner (``door``), for a day at most, and ends with the last of them.
 
-Ordering: frames are taken before children are reaped before one process is spawned, so a signal
-never waits for more than one spawn. A leader's pid is signalled only while it is not reaped, and
+Ordering: frames are taken before children are reaped before a few processes are spawned, so a
+signal never waits for more than those. A leader's pid is signalled only while it is not reaped, and
 only this loop reaps: the pid cannot have become a stranger's.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import selectors
 import signal
@@ -26,12 +27,14 @@ from typing import Any
 from retinue.keeper import cgroup, door
 from retinue.keeper.agent import Agent
 from retinue.keeper.frames import Closed, Frame, Wire
-from retinue.keeper.spawn import become_subreaper, spawn
+from retinue.keeper.spawn import Spawn, become_subreaper
 from retinue.keeper.tree import MARK, children, incarnation, mark_of, stat, strays, tree, usage
 
 LAST_SECONDS = 10.0
 UNOWNED_SECONDS = 86_400.0
 """How long agents that are kept go on without an owner."""
+AT_ONCE = 8
+"""How many processes are started together; a signal waits for no more than these."""
 _BY_SIGNAL = {
     128 + number
     for number in (
@@ -92,8 +95,7 @@ class Keeper:
                     self._obey(frame)
         self._reap()
         self._look_around(time.monotonic())
-        if self._spawns:
-            self._spawn(self._spawns.popleft())
+        self._spawn_some()
         if self._wire is not None:
             self._watch(self._wire)
 
@@ -198,24 +200,37 @@ class Keeper:
             self._spawns.remove(frame)
             self._tell({"op": "refused", "id": agent_id, "errno": 0, "why": "taken back"})
 
-    def _spawn(self, frame: Frame) -> None:
+    def _spawn_some(self) -> None:
+        """Start a few of the processes that are wanted."""
+        on_their_way: list[tuple[Frame, Spawn]] = []
+        while self._spawns and len(on_their_way) < AT_ONCE:
+            frame = self._spawns.popleft()
+            frame["env"] = {**frame["env"], MARK: f"{self._scope}:{self._self}:{frame['id']}"}
+            limits = frame.get("limits") or {}
+            if "cpu_percent" in limits:
+                frame["group"] = self._groups.make(limits["cpu_percent"])
+                if frame["group"] is not None:
+                    frame["limits"] = {k: v for k, v in limits.items() if k != "cpu_percent"}
+            try:
+                on_their_way.append((frame, Spawn(frame)))
+            except OSError as error:
+                self._refuse(frame, error)
+        for frame, spawn in on_their_way:
+            try:
+                pid, fds = spawn.finish()
+            except OSError as error:
+                self._refuse(frame, error)
+            else:
+                self._started(frame, pid, fds)
+
+    def _refuse(self, frame: Frame, error: OSError) -> None:
+        if frame.get("group") is not None:
+            cgroup.drop(frame["group"])
+        said = {"errno": error.errno or 0, "why": error.strerror or str(error)}
+        self._tell({"op": "refused", "id": frame["id"], **said, "file": error.filename})
+
+    def _started(self, frame: Frame, pid: int, fds: tuple[int, ...]) -> None:
         name = frame["id"]
-        frame["env"] = {**frame["env"], MARK: f"{self._scope}:{self._self}:{name}"}
-        limits = frame.get("limits") or {}
-        group = self._groups.make(limits["cpu_percent"]) if "cpu_percent" in limits else None
-        if group is not None:
-            frame["group"] = group
-            frame["limits"] = {k: v for k, v in limits.items() if k != "cpu_percent"}
-        try:
-            pid, fds = spawn(frame)
-        except (OSError, ValueError) as error:
-            if group is not None:
-                cgroup.drop(group)
-            errno = error.errno if isinstance(error, OSError) else 0
-            file = error.filename if isinstance(error, OSError) else None
-            why = getattr(error, "strerror", None) or str(error)
-            self._tell({"op": "refused", "id": name, "errno": errno, "why": why, "file": file})
-            return
         found = stat(pid)
         agent = Agent(name, pid, found.started if found is not None else 0, frame, time.monotonic())
         self._agents[name] = self._leaders[pid] = agent
@@ -395,11 +410,12 @@ def main() -> None:
     # us means our owner, and gets us with it.
     for number in (*_SIGNALS, signal.SIGCHLD):
         signal.signal(number, lambda *_: None)
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # Popen restores this one
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a spawn restores this one
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     become_subreaper("retinue-keeper")
     sock = socket.socket(fileno=int(sys.argv[1]))
     os.set_inheritable(sock.fileno(), False)
     owner = int(sys.argv[2])
     os.set_inheritable(owner, False)
+    gc.freeze()  # what every fork would copy to no purpose
     Keeper(sock, owner, sys.argv[3]).run()

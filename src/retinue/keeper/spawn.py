@@ -11,11 +11,10 @@ import ctypes
 import os
 import resource
 import signal
-import subprocess
-from collections.abc import Callable
-from typing import Any
+from typing import NoReturn
 
 from retinue.keeper.cgroup import join
+from retinue.keeper.frames import Frame
 
 _CLONE_NEWUSER = 0x10000000
 _CLONE_NEWNET = 0x40000000
@@ -38,97 +37,132 @@ def become_subreaper(name: str) -> None:
     _libc.prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
 
 
-def spawn(frame: dict[str, Any]) -> tuple[int, tuple[int, ...]]:
-    """Start what ``frame`` says; return its pid and our ends of its pipes (stdin, if any, first).
+class Spawn:
+    """A process on its way: forked, and not yet known to be the program that was asked for.
 
-    ``argv``, ``path`` (the file to execute), ``env``, ``cwd``, ``stdin`` (whether it has one),
-    ``kept`` (the directory of its stdin, stdout and stderr, which are files: none is ours then),
-    ``limits``, ``group`` (the control group to enter) and ``box`` (the network of its sandbox).
+    ``frame`` says what to start: ``argv``, ``path`` (the file to execute), ``env``, ``cwd``,
+    ``stdin`` (whether it has one), ``kept`` (the directory of the files that are its stdin, stdout
+    and stderr: none of them is ours then), ``limits``, ``group`` (the control group to enter) and
+    ``box`` (the network of its sandbox). Several may be on their way at once, which is what makes
+    many quick; ``finish`` tells what became of one.
 
     Raises:
-        OSError: it cannot be started; ``strerror`` says why.
+        OSError: it cannot be forked.
     """
-    ours: list[int] = []
-    theirs: list[int] = []
-    try:
-        if frame.get("kept"):
-            _open_files(frame, theirs)
-        else:
-            _open_pipes(frame, theirs, ours)
-        pid = _start(frame, theirs)
-    except BaseException:
-        for fd in ours:
+
+    def __init__(self, frame: Frame) -> None:
+        self._frame = frame
+        self.fds: tuple[int, ...] = ()
+        opened: list[int] = []
+        try:
+            ours, theirs = _streams(frame, opened)
+            self._news, news = _pipe(opened)
+            keeper = os.getpid()
+            self.pid = os.fork()
+            if self.pid == 0:
+                _become(frame, theirs, news, keeper)
+        except BaseException:
+            for fd in opened:
+                os.close(fd)
+            raise
+        for fd in (*theirs, news):
             os.close(fd)
-        raise
-    finally:
-        for fd in theirs:
+        self.fds = ours
+
+    def finish(self) -> tuple[int, tuple[int, ...]]:
+        """Return its pid and our ends of its pipes (stdin, if any, first).
+
+        Raises:
+            OSError: it is not what was asked for; ``strerror`` says why. Nothing is left.
+        """
+        said = b""
+        while piece := os.read(self._news, 4096):  # ends when it has become the program
+            said += piece
+        os.close(self._news)
+        if not said:
+            return self.pid, self.fds
+        for fd in self.fds:
             os.close(fd)
-    return pid, tuple(ours)
+        os.waitpid(self.pid, 0)
+        number, stage, why = said.decode("utf-8", "replace").split("\n", 2)
+        raise OSError(int(number), why, self._frame["cwd"] if stage == "cwd" else None)
 
 
-def _open_pipes(frame: dict[str, Any], theirs: list[int], ours: list[int]) -> None:
-    if frame["stdin"]:
-        reads, writes = os.pipe()
-        theirs.append(reads)
-        ours.append(writes)
-    else:
-        theirs.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
-    for _ in range(2):
-        reads, writes = os.pipe()
-        theirs.append(writes)
-        ours.append(reads)
+def _pipe(opened: list[int]) -> tuple[int, int]:
+    reads, writes = os.pipe()
+    opened += (reads, writes)
+    return reads, writes
 
 
-def _open_files(frame: dict[str, Any], theirs: list[int]) -> None:
+def _streams(frame: Frame, opened: list[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    kept = frame.get("kept")
+    return _pipes(frame["stdin"], opened) if kept is None else ((), _files(frame, kept, opened))
+
+
+def _files(frame: Frame, directory: str, opened: list[int]) -> tuple[int, ...]:
     """Open the files of one that is kept: whoever comes later reads on where another stopped."""
-    name = os.path.join(frame["kept"], "stdin") if frame["stdin"] else os.devnull
-    theirs.append(os.open(name, os.O_RDONLY | os.O_CLOEXEC))
+    name = os.path.join(directory, "stdin") if frame["stdin"] else os.devnull
+    opened.append(os.open(name, os.O_RDONLY | os.O_CLOEXEC))
     for stream in ("stdout", "stderr"):
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-        theirs.append(os.open(os.path.join(frame["kept"], stream), flags, 0o600))
+        opened.append(os.open(os.path.join(directory, stream), flags, 0o600))
+    return tuple(opened)
 
 
-def _start(frame: dict[str, Any], fds: list[int]) -> int:
+def _pipes(stdin: bool, opened: list[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return our ends and theirs of stdin, stdout and stderr; all are in ``opened``."""
+    if stdin:
+        reads, writes = _pipe(opened)
+        first: tuple[int, ...] = (writes,)
+    else:
+        reads, first = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), ()
+        opened.append(reads)
+    out, err = _pipe(opened), _pipe(opened)
+    return (*first, out[0], err[0]), (reads, out[1], err[1])
+
+
+def _become(frame: Frame, fds: tuple[int, ...], news: int, keeper: int) -> NoReturn:
+    """Turn this process, which was just forked, into the program; say why when that fails."""
+    stage = "start"
     try:
-        process = subprocess.Popen(
-            frame["argv"],
-            executable=frame["path"],
-            env=frame["env"],
-            cwd=frame["cwd"],
-            stdin=fds[0],
-            stdout=fds[1],
-            stderr=fds[2],
-            start_new_session=True,
-            preexec_fn=_before_exec(frame),  # noqa: PLW1509 one thread
-        )
-    except subprocess.SubprocessError as error:
-        what = "network taken away" if frame.get("box") == "none" else "limits set"
-        raise OSError(0, f"it cannot have its {what} on this host: {error}") from None
-    # The keeper reaps all its children itself; Popen is not to wait for this one.
-    process.returncode = 0
-    return process.pid
-
-
-def _before_exec(frame: dict[str, Any]) -> Callable[[], None]:
-    limits: dict[str, int] = frame.get("limits") or {}
-    wanted = [(_LIMITS[name], int(value)) for name, value in limits.items() if name in _LIMITS]
-    keeper, group = os.getpid(), frame.get("group")
-
-    def prepare() -> None:
-        if group is not None:
-            join(group)
+        os.setsid()
+        for number, fd in enumerate(fds):
+            os.dup2(fd, number)
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them
+            signal.signal(number, signal.SIG_DFL)
+        stage = "cwd"
+        os.chdir(frame["cwd"])
+        stage = "network"
         if frame.get("box") == "none":
             _leave_network()
+        stage = "limits"
+        _limit(frame)
+        stage = "start"
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != keeper:
             os._exit(1)  # the keeper was killed before the line above
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        for kind, value in wanted:
-            hard = resource.getrlimit(kind)[1]
-            most = value if hard == resource.RLIM_INFINITY else min(value, hard)
-            resource.setrlimit(kind, (most, most))
+        os.execve(frame["path"], frame["argv"], frame["env"])
+    except BaseException as error:
+        number = getattr(error, "errno", None) or 0
+        why = getattr(error, "strerror", None) or str(error)
+        if stage in {"network", "limits"}:
+            what = "network taken away" if stage == "network" else "limits set"
+            why = f"it cannot have its {what} on this host: {why}"
+        os.write(news, f"{number}\n{stage}\n{why}".encode("utf-8", "replace"))
+    finally:
+        os._exit(1)
 
-    return prepare
+
+def _limit(frame: Frame) -> None:
+    if frame.get("group") is not None:
+        join(frame["group"])
+    for name, value in (frame.get("limits") or {}).items():
+        if name in _LIMITS:
+            kind = _LIMITS[name]
+            hard = resource.getrlimit(kind)[1]
+            most = int(value) if hard == resource.RLIM_INFINITY else min(int(value), hard)
+            resource.setrlimit(kind, (most, most))
 
 
 def _leave_network() -> None:

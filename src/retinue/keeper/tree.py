@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ MARK = "RETINUE_MARK"
 
 TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-_LISTS_CHILDREN = os.path.exists(f"/proc/self/task/{threading.get_native_id()}/children")
+_LISTS_CHILDREN = os.path.exists("/proc/thread-self/children")
 
 
 class Stat(NamedTuple):

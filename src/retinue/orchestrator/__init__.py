@@ -17,7 +17,7 @@ from retinue.orchestrator.base import LOCAL_ADMIN
 from retinue.orchestrator.instances import Instances, InstanceView
 from retinue.orchestrator.record import Record
 from retinue.orchestrator.system import Integration, System
-from retinue.orchestrator.tasks import Tasks, Waiting, reply_view
+from retinue.orchestrator.tasks import Tasks, reply_view
 
 __all__ = [
     "LOCAL_ADMIN",
@@ -30,7 +30,6 @@ __all__ = [
     "Orchestrator",
     "Reply",
     "Verdict",
-    "Waiting",
     "definition_of",
     "reply_view",
 ]

@@ -10,7 +10,7 @@ import msgspec
 
 from retinue.domain.budget import Limit
 from retinue.domain.event import Event, Piece
-from retinue.domain.execution import Execution, Hold, State, Task
+from retinue.domain.execution import Execution, State, Task
 from retinue.domain.ids import iso, microseconds, now_us
 from retinue.domain.policy import BusyPolicy
 from retinue.domain.principal import Authority, Principal, Role
@@ -34,21 +34,7 @@ from retinue.interfaces import (
 )
 from retinue.orchestrator.base import LOCAL_ADMIN, Desk, audited
 
-MOST_PLACE = 100_000
 _TASK = frozenset("capability parameters context intent agent_id priority run_at on_busy".split())
-
-
-class Waiting(msgspec.Struct, frozen=True):
-    """Where an execution that waits stands, and what it waits for.
-
-    `place` counts from 1: among those of its queue key, or (`session`) of its session. `reason` is
-    `time`, `session`, `agents_busy` (every slot of its agents is taken), `full` (this server runs
-    all that it may), `rate_limited`, `circuit_open`, `unhealthy`, `no_agent`, or `next`: it is
-    about to begin.
-    """
-
-    place: int | None
-    reason: str
 
 
 class Tasks(Desk):
@@ -117,7 +103,7 @@ class Tasks(Desk):
         """Return the reply of an accepted task once it has ended, or (asked for) asks a person.
 
         Raises:
-            ShuttingDown: this process stops first; the execution is kept.
+            Pending: this process stops first, or the store is away; the execution is kept.
         """
         if until_asked:
             return await self._engine.intake.reply_or_question(accepted.execution_id)
@@ -248,16 +234,12 @@ class Tasks(Desk):
         await self._audit(principal, "execution.retry", execution_id)
         return accepted
 
-    async def waiting(self, execution: Execution) -> Waiting | None:
-        """Return where an execution waits, and for what; None: it does not wait."""
-        if execution.hold is Hold.TIME:
-            return Waiting(None, "time")
-        if execution.hold is Hold.SESSION:
-            return Waiting(len(await self._store.ahead(execution)) + 1, "session")
-        if execution.state is not State.QUEUED:
-            return None
-        place = 1 + await self._store.place(execution, MOST_PLACE)
-        return Waiting(place, self._engine.queue.why(execution.queue_key))
+    async def line(self, execution: Execution) -> tuple[int, str | None]:
+        """Return how many stand before a queued execution in its line, and what keeps the first.
+
+        None: nothing does, here and now; another process may see it otherwise.
+        """
+        return await self._store.place(execution), self._engine.registry.why(execution.queue_key)
 
     async def queue(self) -> list[QueueDepth]:
         """Return how much waits under each queue key, of all owners."""

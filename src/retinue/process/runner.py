@@ -200,7 +200,7 @@ class LocalProcessRunner:
 
     def _remember(self, handle: AgentHandle) -> None:
         self._agents[handle.id()] = handle
-        if len(self._agents) > MOST_ENDED + self._running():
+        if len(self._agents) > MOST_ENDED and len(self._agents) > MOST_ENDED + self._running():
             oldest = next(i for i, known in self._agents.items() if known.status().final)
             del self._agents[oldest]
 

@@ -15,7 +15,6 @@ from retinue.domain.strictjson import dumps
 from retinue.errors import InvalidInput
 from retinue.interfaces import ExecutionFilter
 from retinue.orchestrator import Accepted as Taken
-from retinue.orchestrator import Waiting
 from retinue.server.admission import share_of
 from retinue.server.errors import ErrorBody
 from retinue.server.orchestrate import IDEMPOTENCY, TaskBody, idempotency_key, task_of
@@ -65,6 +64,7 @@ class ExecutionRecord(msgspec.Struct, frozen=True, kw_only=True):
     `rank` is its place among those that wait for the same queue key: the least goes first. `hold`
     says why it may not go yet though it waits: for its `time`, or its turn in the `session`.
     `reason` is `dead_letter` when its attempts were used up. `retry_of` is what it does again.
+    `interrupted` attempts were ended by an orderly stop of the server, and do not count.
     """
 
     execution_id: Ulid
@@ -102,20 +102,23 @@ class ExecutionRecord(msgspec.Struct, frozen=True, kw_only=True):
     on_busy: BusyPolicy
     retry_of: Ulid | None
     reason: str | None
+    interrupted: int
 
 
 class ExecutionDetail(ExecutionRecord, frozen=True, kw_only=True):
     """An execution with what it was given and, once it has ended, what came of it.
 
-    `waiting` says where it waits and what for, while it does.
-    `erased` says that input, result and the content of its events were erased, `removed` that
-    retention has removed its events (and, where `input` is null, its contracts).
+    While it is queued, `place` is how many stand before it and `waits_for` what keeps the first of
+    them here: slots, memory, a circuit; null when nothing does. `erased` says that input, result
+    and the content of its events were erased, `removed` that retention has removed its events (and,
+    where `input` is null, its contracts).
     """
 
     input: msgspec.Raw
     result: msgspec.Raw
     error: ErrorBody | None
-    waiting: Waiting | None
+    place: int | msgspec.UnsetType = msgspec.UNSET
+    waits_for: str | msgspec.UnsetType | None = msgspec.UNSET
     erased: bool | msgspec.UnsetType = msgspec.UNSET
     removed: bool | msgspec.UnsetType = msgspec.UNSET
 
@@ -201,7 +204,9 @@ async def _detail(call: Call, execution: Execution) -> bytes:
     asked, reply = await call.orchestrator.task_of(execution)
     error = reply.error if reply is not None else None
     gone = await call.orchestrator.gone(execution) if execution.terminal else ()
-    what = {name: True for name in ("erased", "removed") if name in gone}
+    what: dict[str, object] = {name: True for name in ("erased", "removed") if name in gone}
+    if execution.state is State.QUEUED and execution.hold is Hold.NONE:
+        what["place"], what["waits_for"] = await call.orchestrator.line(execution)
     return encode(
         msgspec.convert(
             {
@@ -209,7 +214,6 @@ async def _detail(call: Call, execution: Execution) -> bytes:
                 "input": raw(dumps(asked)) if asked is not None else NULL,
                 "result": raw(reply.data) if reply is not None else NULL,
                 "error": error,
-                "waiting": await call.orchestrator.waiting(execution),
                 **what,
             },
             ExecutionDetail,

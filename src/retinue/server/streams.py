@@ -38,16 +38,7 @@ _HEADERS = [
 
 def frame(pieces: list[Piece]) -> bytes:
     """Return pieces of events as they are sent; none make a heartbeat."""
-    if not pieces:
-        return HEARTBEAT
-    parts: list[bytes] = []
-    for piece in pieces:
-        if piece.first:
-            parts.append(b"id: %d\ndata: " % piece.seq)
-        parts.append(piece.wire)
-        if piece.last:
-            parts.append(b"\n\n")
-    return b"".join(parts)
+    return b"".join([piece.sse for piece in pieces]) if pieces else HEARTBEAT
 
 
 class EventStream(Response):

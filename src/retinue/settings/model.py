@@ -253,6 +253,12 @@ class Settings(BaseModel):
         description="executions that this process runs at one time, whatever its agents take; more"
         " wait. One that waits for what it has others do does not count. Unset: no such limit",
     )
+    max_agents_memory_mb: float | None = Field(
+        default=None,
+        gt=0,
+        description="memory for the agents that this process runs at one time; one counts with its"
+        " max_memory_mb, and what does not fit waits. Unset: no such limit",
+    )
     priority_step_seconds: float = Field(
         default=60.0,
         ge=0,

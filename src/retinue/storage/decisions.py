@@ -190,6 +190,7 @@ def _requeue(batch: Batch, intent: Requeue, locked: Locked, _: Asked) -> Result:
     execution.state = advance(execution.state, State.QUEUED)
     execution.worker = None
     execution.run_at = intent.run_at
+    execution.interrupted += intent.uncounted
     execution.hold = Hold.TIME if intent.run_at > intent.at else Hold.NONE
     batch.changed[execution.id] = execution
     return Ok()

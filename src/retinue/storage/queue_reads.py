@@ -62,14 +62,14 @@ OVERDUE = (
     f"SELECT {_EXECUTION} FROM execution WHERE state = 'queued'"
     " AND deadline_at IS NOT NULL AND deadline_at <= ? ORDER BY deadline_at LIMIT ?"
 )
-PLACE = (
-    "SELECT count(*) FROM (SELECT 1 FROM execution WHERE queue_key = ? AND state = 'queued'"
-    " AND hold = 'none' AND (rank, id) < (?, ?) ORDER BY rank, id LIMIT ?) q"
-)
 AHEAD_RUNNING = f"SELECT id, request_n FROM execution WHERE owner = ? AND session_id = ? AND {BUSY}"
 AHEAD_WAITING = (
     "SELECT id, request_n FROM execution WHERE owner = ? AND session_id = ?"
     " AND hold = 'session' AND request_n < ?"
+)
+PLACE = (
+    "SELECT count(*) FROM execution WHERE queue_key = ? AND state = 'queued' AND hold = 'none'"
+    " AND (rank, id) < (?, ?)"
 )
 
 
@@ -120,10 +120,10 @@ class QueueReads:
         places = sorted((n, i) for i, n in (*running, *waiting))
         return [i for n, i in places if n < execution.request_n]
 
-    async def place(self, execution: Execution, most: int, /) -> int:
-        """Return how many stand before a queued execution under its key, ``most`` at most."""
-        before = [execution.queue_key, execution.rank, execution.id, most]
-        return int((await self._fetch(PLACE, before))[0][0])
+    async def place(self, execution: Execution, /) -> int:
+        """Return how many stand before a queued execution under its key, as one that is ready."""
+        place = [execution.queue_key, execution.rank, execution.id]
+        return int((await self._fetch(PLACE, place))[0][0])
 
     async def depths(self) -> list[QueueDepth]:
         """Return how much waits under each queue key."""

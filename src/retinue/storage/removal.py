@@ -214,7 +214,9 @@ def _erase_questions(executions: list[str]) -> Steps[None]:
 def _sweep(intent: Sweep) -> Steps[Result]:
     removed = yield from _sweep_removed(intent.limit)
     erased = yield from _sweep_erased(intent.limit)
-    return Swept(removed.count + erased.count, removed.more or erased.more)
+    expired = yield Query("drop_expired", [(intent.at, intent.limit)])
+    more = removed.more or erased.more or len(expired) == intent.limit
+    return Swept(removed.count + erased.count, more)
 
 
 def _sweep_removed(limit: int) -> Steps[Swept]:

@@ -334,6 +334,15 @@ BATCH: dict[str, Statement] = {
         f"DELETE FROM idempotency t USING {_unnest(('owner', 'key'))}"
         " WHERE t.owner = p.owner AND t.key = p.key",
     ),
+    # One that is being claimed anew is not waited for: it is about to be valid again.
+    "drop_expired": Statement(
+        "DELETE FROM idempotency WHERE (owner, key) IN (SELECT owner, key FROM idempotency"
+        " WHERE expires_at < ?1 ORDER BY expires_at LIMIT ?2) RETURNING 1",
+        f"DELETE FROM idempotency t USING {_unnest(('now', 'count'))}"
+        " CROSS JOIN LATERAL (SELECT owner, key FROM idempotency"
+        f" WHERE expires_at < least(p.now, {CLOCK}) ORDER BY expires_at LIMIT p.count"
+        " FOR UPDATE SKIP LOCKED) e WHERE t.owner = e.owner AND t.key = e.key RETURNING 1",
+    ),
     "lease": Statement(
         f"SELECT {_columns('execution', 'e.')}, {LEASE_BODY} FROM execution e"
         " WHERE queue_key = ?1 AND state = 'queued' AND hold = 'none'"

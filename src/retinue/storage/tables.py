@@ -47,8 +47,8 @@ _NUMBERS = frozenset(
     "started_at finished_at request_n response_n depth seq at n updated_at completed failed "
     "cancelled expires_at revoked_at pid lease_until last_batch stopped_at count limit_ now "
     "first_n last_n due_at tries failed_at revision removed_at closed_seq latest began audit_n "
-    "pending rank kept state_at ended_at exit_code exit_signal cpu_us peak_bytes messages_in "
-    "messages_out".split()
+    "pending rank interrupted kept state_at ended_at exit_code exit_signal cpu_us peak_bytes "
+    "messages_in messages_out".split()
 )
 
 
@@ -131,6 +131,7 @@ UPDATED = (
     "rank",
     "hold",
     "reason",
+    "interrupted",
     "id",
 )
 """What ``update_execution`` sets, in its parameters' order; the id comes last."""
@@ -158,5 +159,6 @@ def changes_of(e: Execution) -> tuple[Any, ...]:
         e.rank,
         e.hold.value,
         e.reason,
+        e.interrupted,
         e.id,
     )

@@ -217,7 +217,11 @@ class Walks:
         )
         return [Beginning(row[0], row[1], row[2] or 0, row[3] or "") for row in rows]
 
-    async def unswept(self) -> bool:
-        """Say whether something that is marked is still to be swept."""
-        rows = await self._fetch("SELECT 1 FROM mark WHERE pending = 1 LIMIT 1")
+    async def unswept(self, now: int, /) -> bool:
+        """Say whether something marked, or a key that has expired at ``now``, is to go."""
+        rows = await self._fetch(
+            "SELECT 1 WHERE EXISTS (SELECT 1 FROM mark WHERE pending = 1)"
+            " OR EXISTS (SELECT 1 FROM idempotency WHERE expires_at < ?)",
+            [now],
+        )
         return bool(rows)

@@ -43,6 +43,23 @@ _LINE = b"x" * 99 + b"\n"
 _PIECE = _LINE * 640
 MOST_FORKS = 4096
 
+_STAY = ("say=ready", "sleep")
+HOSTILE: dict[str, tuple[tuple[str, ...], int]] = {
+    "deaf": (("deaf", *_STAY), 1),
+    "grandchild that holds stdout": (("leave", *_STAY), 3),
+    "daemon": (("daemon", *_STAY), 2),
+    "changed mark": (("unmark", "leave", "daemon", *_STAY), 4),
+    "closed output": (("say=ready", "close=stdout", "close=stderr", "close=stdin", "sleep"), 1),
+    "stopped": (("leave", "say=ready", "stop", "sleep"), 3),
+    "flood": (("say=ready", "leave", "flood=1g", "sleep"), 3),
+    "forks": (("say=ready", "forks=100", "sleep"), 80),
+    "everything": (
+        ("unmark", "deaf", "leave", "daemon", "say=ready", "forks=50", "flood=1g"),
+        40,
+    ),
+}
+"""Trees that are hard to end: steps that say ``ready``, and how many processes that makes."""
+
 
 def argv(*steps: str) -> tuple[str, ...]:
     """Return the command line that performs ``steps``."""

@@ -23,6 +23,7 @@ from retinue.domain.intent import (
     Retire,
     Retired,
     SettleLane,
+    Submitted,
     Sweep,
     Swept,
 )
@@ -37,6 +38,7 @@ from retinue.testing.store_samples import (
     finish,
     load,
     run,
+    submit,
     text,
     verify_chain,
     verify_events,
@@ -64,11 +66,11 @@ async def swept(store: Store, limit: int = 1000) -> int:
     """Deal with all that is marked; return how many events that were."""
     total = 0
     while True:
-        result = await store.write(Sweep(limit))
+        result = await store.write(Sweep(limit, now_us()))
         assert isinstance(result, Swept)
         total += result.count
         if not result.more:
-            assert not await store.unswept()
+            assert not await store.unswept(now_us())
             return total
 
 
@@ -95,6 +97,23 @@ async def actions(store: Store) -> list[str]:
 class RetentionRules:
     """Old events and contracts go; what is needed stays."""
 
+    async def test_keys_that_have_expired_are_forgotten(self, store: Store) -> None:
+        for name in ("a", "b", "c"):
+            assert isinstance(
+                await store.write(submit(execution(), key=name, expires_in=-1)), Submitted
+            )
+        assert isinstance(
+            await store.write(submit(execution(), key="d", expires_in=60_000_000)), Submitted
+        )
+        assert await store.unswept(now_us())
+        assert await store.write(Sweep(2, now_us())) == Swept(0, True)
+        assert await store.unswept(now_us())
+        assert await store.write(Sweep(2, now_us())) == Swept(0, False)
+        assert not await store.unswept(now_us())
+        # Asked as of a time when none had expired: those that were forgotten are not there.
+        assert await store.idempotent("ann", "a", 0) is None
+        assert await store.idempotent("ann", "d", now_us()) is not None
+
     async def test_events_are_marked_first_and_swept_later(self, store: Store) -> None:
         old, kept = await ended(store, events=25), await ended(store, events=3)
         assert await store.write(retire(old)) == Retired(1)
@@ -103,7 +122,7 @@ class RetentionRules:
         assert (mark.id, mark.kind, mark.pending) == (old.id, REMOVED, 1)
         (row,) = await store.audit_rows([mark.audit_n])
         assert (row.action, loads(row.detail)) == (RETIRE, {"executions": [old.id]})
-        assert await store.write(Sweep(10)) == Swept(10, True)
+        assert await store.write(Sweep(10, now_us())) == Swept(10, True)
         assert [e.seq for e in await store.events(old.id)] == list(range(11, 26))
         assert await swept(store, 10) == 15
         assert await store.events(old.id) == []

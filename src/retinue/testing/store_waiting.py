@@ -333,11 +333,11 @@ class DepthRules:
         await lease(store, want("a", 1))
         assert (await store.depths())[0].ready == 2
 
-    async def test_a_place_is_how_many_stand_before(self, store: Store) -> None:
-        ranked = [await queue(store, execution(key="a", priority=p)) for p in (0, 0, 9)]
-        await queue(store, execution(key="b"))
-        await queue(store, execution(key="a", delay=HOUR))
-        assert [await store.place(e, 10) for e in ranked] == [1, 2, 0]
-        assert await store.place(ranked[1], 1) == 1
+    async def test_a_place_is_counted_in_the_line_of_its_key(self, store: Store) -> None:
+        first, second = [await queue(store, execution(key="a")) for _ in range(2)]
+        urgent = await queue(store, execution(key="a", priority=9))
+        await queue(store, execution(key="a", delay=HOUR, priority=9))
+        await queue(store, execution(key="b", priority=9))
+        assert [await store.place(one) for one in (urgent, first, second)] == [0, 1, 2]
         await lease(store, want("a", 1))
-        assert [await store.place(e, 10) for e in ranked[:2]] == [0, 1]
+        assert await store.place(second) == 1

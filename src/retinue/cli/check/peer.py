@@ -1,0 +1,263 @@
+"""The program that is checked, and everything that it has written so far."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from retinue.errors import SpawnFailed
+from retinue.wire import envelope
+from retinue.wire.envelope import Control, Error, Frame, Request, Response, Stream
+from retinue.wire.exchange import Exchanges
+from retinue.wire.faults import payload_as
+from retinue.wire.payloads import Card, Invoke, InvokeOptions, Ready
+from retinue.wire.reader import FrameReader
+from retinue.wire.strict import BadFrame
+
+F = TypeVar("F")
+_TAIL = 20
+_REST_SECONDS = 2.0
+
+
+class Broken(Exception):
+    """The program broke the rule; the text says how."""
+
+
+class NotShown(Exception):
+    """The program has nothing that would show the rule; the text says what is missing."""
+
+
+class Plan:
+    """What is checked: the command, what its agents are given, and how long it may take."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        agent: str | None = None,
+        given: Any = None,
+        seconds: float = 10.0,
+        start_seconds: float = 10.0,
+    ) -> None:
+        self.command = list(command)
+        self.agent = agent
+        self.given = given
+        self.seconds = seconds
+        self.start_seconds = start_seconds
+
+
+class Peer:
+    """One run of the program."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.items: list[Frame | BadFrame] = []
+        self.raw = b""
+        self.misplaced: list[str] = []
+        self.errors: list[str] = []
+        self.ready: Ready | None = None
+        self.cards: dict[str, Card] = {}
+        self._reader = FrameReader()
+        self._exchanges = Exchanges()
+        self._news = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def __aenter__(self) -> Peer:
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *self.plan.command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise SpawnFailed(f"{self.plan.command[0]} cannot be started: {error}") from None
+        self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._log())]
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        process = self._running()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+        # Its pipes end with it, unless a child of a session of its own holds them open.
+        waiting = (await asyncio.wait(self._tasks, timeout=_REST_SECONDS))[1]
+        for task in waiting:
+            task.cancel()
+        if waiting:
+            await asyncio.wait(waiting)
+        process._transport.close()  # type: ignore[attr-defined]  # there is no public way
+
+    def _running(self) -> asyncio.subprocess.Process:
+        assert self._process is not None
+        return self._process
+
+    async def _read(self) -> None:
+        source = self._running().stdout
+        assert source is not None
+        while chunk := await source.read(1 << 16):
+            self.raw += chunk
+            self._take(self._reader.feed(chunk))
+        self._take(self._reader.rest())
+
+    def _take(self, found: list[Frame | BadFrame]) -> None:
+        for item in found:
+            if not isinstance(item, BadFrame):
+                kind = self._exchanges.take(item)
+                if kind is not None:
+                    what = f"{type(item).__name__.lower()} frame for {item.correlation_id!r}"
+                    self.misplaced.append(f"{kind}: {what}")
+            self.items.append(item)
+        self._news.set()
+
+    async def _log(self) -> None:
+        source = self._running().stderr
+        assert source is not None
+        while chunk := await source.read(1 << 16):
+            lines = chunk.decode(errors="replace").splitlines()
+            self.errors = [*self.errors, *lines][-_TAIL:]
+
+    # -- saying --------------------------------------------------------------------------------
+
+    def write(self, raw: bytes) -> None:
+        """Write bytes to its stdin."""
+        target = self._running().stdin
+        assert target is not None
+        with contextlib.suppress(OSError):
+            target.write(raw)
+
+    def send(self, frame: Frame) -> str:
+        """Send a frame; return its message_id."""
+        assert frame.message_id is not None
+        if isinstance(frame, Request) or "operation" in getattr(frame, "payload", {}):
+            self._exchanges.begin(frame.message_id)
+        self.write(envelope.encode_message(frame))
+        return frame.message_id
+
+    def order(self, operation: str, **more: Any) -> str:
+        """Send a control frame; return its message_id."""
+        return self.send(envelope.control({"operation": operation, **more}))
+
+    def ask(self, operation: str, **more: Any) -> str:
+        """Send a request; return its message_id."""
+        return self.send(envelope.request({"operation": operation, **more}))
+
+    def invoke(self, agent: str, given: Any = None, **options: Any) -> str:
+        """Send an invocation; return its message_id."""
+        asked = Invoke(agent_name=agent, input=given, options=InvokeOptions(**options))
+        return self.send(envelope.request(asked))
+
+    def begin(self, message_id: str) -> None:
+        """Count an id that was written by hand as one of ours."""
+        self._exchanges.begin(message_id)
+
+    def close_input(self) -> None:
+        """End its input."""
+        target = self._running().stdin
+        assert target is not None
+        target.close()
+
+    # -- hearing -------------------------------------------------------------------------------
+
+    async def first(self, what: str, test: Callable[[Frame], F | None], seconds: float) -> F:
+        """Return what ``test`` makes of the first frame that it makes something of.
+
+        Raises:
+            Broken: none came in time; ``what`` was expected.
+        """
+        deadline = time.monotonic() + seconds
+        seen = 0
+        while True:
+            self._news.clear()
+            for item in self.items[seen:]:
+                if not isinstance(item, BadFrame) and (found := test(item)) is not None:
+                    return found
+            seen = len(self.items)
+            if self._tasks[0].done():
+                raise Broken(f"{what} did not come: the program ended{self._last_words()}")
+            left = deadline - time.monotonic()
+            try:
+                await asyncio.wait_for(self._news.wait(), max(left, 0))
+            except TimeoutError:
+                raise Broken(f"{what} did not come within {seconds:g} s") from None
+
+    def _last_words(self) -> str:
+        said = next((line for line in reversed(self.errors) if line.strip()), None)
+        return f"; its stderr ends with: {said}" if said else ""
+
+    async def until_ready(self) -> Ready:
+        """Wait for the ready frame and return it."""
+        if self.ready is None:
+
+            def test(frame: Frame) -> Control | None:
+                known = isinstance(frame, Control) and frame.payload.get("status") == "ready"
+                return frame if known and isinstance(frame, Control) else None
+
+            frame = await self.first(
+                "the ready frame (control, status ready)", test, self.plan.start_seconds
+            )
+            self.ready = payload_as(frame.payload, Ready)
+            self.cards = self.ready.cards()
+        return self.ready
+
+    async def answer(
+        self, message_id: str, what: str, seconds: float | None = None
+    ) -> Response | Error:
+        """Return the frame that ends an exchange."""
+
+        def test(frame: Frame) -> Response | Error | None:
+            ends = isinstance(frame, Response | Error) and frame.correlation_id == message_id
+            return frame if ends and isinstance(frame, Response | Error) else None
+
+        return await self.first(f"the answer to {what}", test, seconds or self.plan.seconds)
+
+    def chunks(self, message_id: str) -> list[Stream]:
+        """Return the stream frames of an exchange that came so far."""
+        return [
+            item
+            for item in self.items
+            if isinstance(item, Stream) and item.correlation_id == message_id
+        ]
+
+    async def ended(self, seconds: float) -> int:
+        """Wait for its end and return the exit code.
+
+        Raises:
+            Broken: it does not end.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                code = await self._running().wait()
+                await self._tasks[0]
+        except TimeoutError:
+            raise Broken(f"the program was still running {seconds:g} s later") from None
+        return code
+
+    # -- its agents ----------------------------------------------------------------------------
+
+    def main(self) -> str:
+        """Return the agent that is invoked where any will do."""
+        if self.plan.agent is not None:
+            return self.plan.agent
+        return "echo" if "echo" in self.cards else next(iter(self.cards))
+
+    def named(self, name: str) -> str:
+        """Return the agent of that name.
+
+        Raises:
+            NotShown: the program has none.
+        """
+        if name not in self.cards:
+            raise NotShown(f"the program has no agent named {name}")
+        return name
+
+    def given(self) -> Any:
+        """Return the input for the main agent."""
+        return self.plan.given if self.plan.given is not None else [["ping"]]

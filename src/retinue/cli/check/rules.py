@@ -1,0 +1,388 @@
+"""The rules that a conversation shows. What each demands stands in ``suite``."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import datetime
+from typing import Any
+
+from retinue.cli.check.peer import Broken, NotShown, Peer
+from retinue.wire import envelope
+from retinue.wire.envelope import Control, Error, Frame, Response
+from retinue.wire.faults import payload_as
+from retinue.wire.payloads import RESULT_NODE, Asking
+from retinue.wire.strict import BadFrame
+
+PING_SECONDS = 1.0
+AT_ONCE = 8
+_CODES = {
+    "E_TIMEOUT": ("timeout", True),
+    "E_AGENT_NOT_FOUND": ("not_found", False),
+    "E_INVALID_INPUT": ("validation", False),
+    "E_MODULE_LOAD": ("initialization", False),
+    "E_STREAM_BROKEN": ("stream", True),
+    "E_HUMAN_INPUT_REQUIRED": ("pending", False),
+}
+"""Codes of specification 000 §3.4 with their error_type and retryable."""
+
+
+async def ready(peer: Peer) -> None:
+    """Check the rule `ready`."""
+    found = await peer.until_ready()
+    first = peer.items[0]
+    if isinstance(first, BadFrame):
+        raise Broken(f"the first line is no frame ({first.message}): {first.excerpt!r}")
+    if not isinstance(first, Control) or first.payload.get("status") != "ready":
+        raise Broken(f"the first frame is a {type(first).__name__.lower()} frame")
+    if not peer.cards:
+        raise Broken("payload.agents names no agent")
+    if not found.module_name:
+        raise Broken("payload.module_name is missing")
+    if peer.plan.agent is not None and peer.plan.agent not in peer.cards:
+        raise Broken(f"payload.agents does not name {peer.plan.agent}: {', '.join(peer.cards)}")
+
+
+async def envelope_whole(peer: Peer) -> None:
+    """Check the rule `envelope`."""
+    await peer.until_ready()
+    await peer.answer(peer.invoke(peer.main(), peer.given(), stream=True), "agent.invoke")
+    await peer.answer(peer.order("ping"), "ping")
+    seen: set[str] = set()
+    for line in peer.raw.splitlines():
+        frame = json.loads(line)
+        name = f"the {frame.get('type')} frame {line[:80]!r}"
+        if not re.match(r"1(\.\d+)*\Z", str(frame.get("protocol_version", ""))):
+            raise Broken(f"{name} has no protocol_version 1.0")
+        if not isinstance(frame.get("message_id"), str) or not frame["message_id"]:
+            raise Broken(f"{name} has no message_id")
+        if frame["message_id"] in seen:
+            raise Broken(f"two frames have the message_id {frame['message_id']!r}")
+        seen.add(frame["message_id"])
+        if "correlation_id" not in frame:
+            raise Broken(f"{name} has no correlation_id")
+        _check_time(name, frame.get("timestamp"))
+
+
+def _check_time(name: str, timestamp: Any) -> None:
+    if not isinstance(timestamp, str) or not timestamp.endswith("Z"):
+        raise Broken(f"{name} has no timestamp in UTC that ends in Z")
+    try:
+        datetime.fromisoformat(timestamp)
+    except ValueError:
+        raise Broken(f"{name} has the timestamp {timestamp!r}, which is none") from None
+
+
+async def ping(peer: Peer) -> None:
+    """Check the rule `ping`."""
+    await peer.until_ready()
+    _pong(await peer.answer(peer.order("ping"), "ping"))
+
+
+def _pong(answer: Response | Error) -> None:
+    if not isinstance(answer, Response) or answer.payload.get("status") != "pong":
+        raise Broken(f"ping was answered by {_shown(answer)}, not by a response with status pong")
+
+
+async def invoke(peer: Peer) -> None:
+    """Check the rule `invoke`."""
+    await peer.until_ready()
+    name = peer.main()
+    answer = await peer.answer(peer.invoke(name, peer.given()), f"agent.invoke of {name}")
+    if isinstance(answer, Error):
+        raise Broken(
+            f"agent {name} failed: {answer.payload.message or answer.payload.error_code}"
+            " (give it an input that it takes: --agent NAME --input JSON)"
+        )
+    payload = answer.payload
+    if payload.get("status") != "success" or "result" not in payload:
+        raise Broken(f"its payload is {_brief(payload)}: status success and result are needed")
+    metadata = payload.get("metadata")
+    if not isinstance(metadata, dict):
+        raise Broken("payload.metadata is missing")
+    if not isinstance(metadata.get("invoke_id"), str):
+        raise Broken("payload.metadata.invoke_id is missing")
+    if not isinstance(metadata.get("duration_ms"), int | float):
+        raise Broken("payload.metadata.duration_ms is missing")
+
+
+async def invoke_id(peer: Peer) -> None:
+    """Check the rule `invoke-id`."""
+    await peer.until_ready()
+    asked = {"agent_name": peer.main(), "input": peer.given(), "metadata": {"invoke_id": "inv-1"}}
+    answer = await peer.answer(peer.ask("agent.invoke", **asked), "agent.invoke")
+    if isinstance(answer, Error):
+        raise NotShown("the agent failed")
+    metadata = answer.payload.get("metadata") or {}
+    if metadata.get("invoke_id") != "inv-1":
+        raise Broken(f"it was given inv-1, and answered {metadata.get('invoke_id')!r}")
+
+
+async def echo(peer: Peer) -> None:
+    """Check the rule `echo`."""
+    await peer.until_ready()
+    name = peer.named("echo")
+    # Also that one frame is one line, whatever it holds.
+    values: list[Any] = [
+        [["What is the capital of France?"]],
+        [[{"id": 7}]],
+        {"a": {"b": [1, -2.5, True, None, ""]}},
+        "line one\nline two\ttab \\ back \"quoted\" / é ü 漢 😀 \u2028 end",
+        0,
+        [],
+    ]  # fmt: skip
+    for value in values:
+        answer = await peer.answer(peer.invoke(name, value), "agent.invoke of echo")
+        got = answer.payload.get("result") if isinstance(answer, Response) else answer.payload
+        if got != value:
+            raise Broken(f"echo was given {_brief(value)} and answered {_brief(got)}")
+
+
+async def correlation(peer: Peer) -> None:
+    """Check the rule `correlation`."""
+    await peer.until_ready()
+    sent = [peer.invoke(peer.main(), peer.given()) for _ in range(AT_ONCE)]
+    for message_id in sent:
+        await peer.answer(message_id, f"one of {AT_ONCE} requests that were sent at once")
+    await peer.answer(peer.order("ping"), "ping")
+    if "echo" not in peer.cards:
+        return
+    numbered = {peer.invoke("echo", [[{"id": n}]]): n for n in range(AT_ONCE)}
+    for message_id, n in numbered.items():
+        answer = await peer.answer(message_id, "agent.invoke of echo")
+        if not isinstance(answer, Response) or answer.payload.get("result") != [[{"id": n}]]:
+            raise Broken(f"the request with id {n} got the answer {_shown(answer)}")
+
+
+async def busy(peer: Peer) -> None:
+    """Check the rule `busy`."""
+    await peer.until_ready()
+    slow = "slow" in peer.cards
+    given = (lambda: peer.invoke("slow", {"seconds": 2})) if slow else None
+    sent = [given() if given else peer.invoke(peer.main(), peer.given()) for _ in range(AT_ONCE)]
+    _pong(await peer.answer(peer.order("ping"), "a ping while requests are running", PING_SECONDS))
+    if slow:
+        early = [i for i in peer.items if getattr(i, "correlation_id", None) in sent]
+        if len(early) == len(sent):
+            raise NotShown("the agent named slow answered before the ping")
+    for message_id in sent:
+        await peer.answer(message_id, "agent.invoke")
+
+
+async def stream(peer: Peer) -> None:
+    """Check the rule `stream`."""
+    await peer.until_ready()
+    name = "tell" if "tell" in peer.cards else peer.main()
+    given = None if name == "tell" else peer.given()
+    message_id = peer.invoke(name, given, stream=True)
+    answer = await peer.answer(message_id, f"agent.invoke of {name}")
+    chunks = [c.payload for c in peer.chunks(message_id) if c.payload.node_name != RESULT_NODE]
+    if not chunks:
+        raise NotShown(f"agent {name} streamed nothing")
+    sums: dict[str, str] = {}
+    complete: list[str] = []
+    for chunk in chunks:
+        node = chunk.node_name
+        if not node:
+            raise Broken("a stream frame has no node_name")
+        sums[node] = ("" if chunk.is_reset else sums.get(node, "")) + chunk.chunk
+        if isinstance(chunk.accumulated, str) and chunk.accumulated != sums[node]:
+            raise Broken(
+                f"node {node}: accumulated is {chunk.accumulated!r}, the chunks joined since the"
+                f" last is_reset are {sums[node]!r}"
+            )
+        if chunk.is_complete:
+            complete.append(node)
+    if isinstance(answer, Error):
+        raise NotShown(f"agent {name} failed")
+    for node in sums:
+        if complete.count(node) != 1:
+            raise Broken(f"node {node} has {complete.count(node)} frames with is_complete true")
+
+
+async def stream_off(peer: Peer) -> None:
+    """Check the rule `stream-off`."""
+    await peer.until_ready()
+    name = "tell" if "tell" in peer.cards else peer.main()
+    message_id = peer.invoke(name, None if name == "tell" else peer.given())
+    await peer.answer(message_id, f"agent.invoke of {name}")
+    if [c for c in peer.chunks(message_id) if c.payload.node_name != RESULT_NODE]:
+        raise Broken(f"agent {name} streamed, and nobody asked for it")
+
+
+async def unknown_agent(peer: Peer) -> None:
+    """Check the rule `unknown-agent`."""
+    await peer.until_ready()
+    answer = await peer.answer(peer.invoke("no-such-agent", {}), "agent.invoke of no-such-agent")
+    _expect(answer, "E_AGENT_NOT_FOUND")
+
+
+async def unknown_operation(peer: Peer) -> None:
+    """Check the rule `unknown-operation`."""
+    await peer.until_ready()
+    answer = await peer.answer(peer.ask("no.such.operation"), "the operation no.such.operation")
+    _expect(answer, "E_UNKNOWN_OPERATION")
+    answer = await peer.answer(peer.order("no-such-order"), "the control operation no-such-order")
+    _expect(answer, "E_UNKNOWN_OPERATION")
+
+
+async def version(peer: Peer) -> None:
+    """Check the rule `version`."""
+    await peer.until_ready()
+    frame = envelope.request({"operation": "agent.invoke", "agent_name": peer.main()})
+    frame.protocol_version = "2.0"
+    answer = await peer.answer(peer.send(frame), "a request of protocol_version 2.0")
+    _expect(answer, "E_INVALID_INPUT")
+    if isinstance(answer, Error) and "1.0" not in answer.payload.message:
+        raise Broken(f"the message does not name 1.0: {answer.payload.message!r}")
+
+
+async def double_wrap(peer: Peer) -> None:
+    """Check the rule `double-wrap`."""
+    await peer.until_ready()
+    payload = {"operation": "ping"}
+    frame = envelope.control({"message_id": "x", "payload": payload})
+    peer.begin(frame.message_id or "")
+    peer.write(envelope.encode_message(frame))
+    _pong(await peer.answer(frame.message_id or "", "a ping whose payload is wrapped twice"))
+
+
+async def tolerance(peer: Peer) -> None:
+    """Check the rule `tolerance`."""
+    await peer.until_ready()
+    bare = {
+        "type": "request",
+        "message_id": "req-001",
+        "payload": {
+            "operation": "agent.invoke",
+            "agent_name": peer.main(),
+            "input": peer.given(),
+            "something": {"new": [1]},
+        },
+        "later": None,
+    }
+    peer.begin("req-001")
+    peer.write(json.dumps(bare, indent=None).encode() + b"\r\n\n")
+    answer = await peer.answer("req-001", "a request with no more than it needs, ending in CRLF")
+    if isinstance(answer, Error):
+        raise Broken(f"it was refused: {answer.payload.message}")
+
+
+BAD_LINES = (
+    b"this is not JSON\n",
+    b"[1, 2, 3]\n",
+    b'"text"\n',
+    b'{"type": "shout", "message_id": "s", "payload": {}}\n',
+    b'{"type": "request", "message_id": "h", "payl\n',
+    b'{"type": "response", "correlation_id": "nobody-asked", "payload": {"status": "x"}}\n',
+)
+
+
+async def bad_lines(peer: Peer) -> None:
+    """Check the rule `bad-lines`."""
+    await peer.until_ready()
+    peer.begin("s")  # the one id that can be made out
+    for line in BAD_LINES:
+        peer.write(line)
+        _pong(await peer.answer(peer.order("ping"), f"a ping after the line {line!r}"))
+    await peer.answer(peer.invoke(peer.main(), peer.given()), "agent.invoke after bad lines")
+
+
+async def large_line(peer: Peer) -> None:
+    """Check the rule `large-line`."""
+    await peer.until_ready()
+    peer.write(b'{"type":"control","payload":{"operation":"ping","x":"' + b"x" * (1 << 20))
+    peer.write(b'"}}\n')
+    _pong(await peer.answer(peer.order("ping"), "a ping after a line of 1 MiB"))
+
+
+async def failure(peer: Peer) -> None:
+    """Check the rule `failure`."""
+    await peer.until_ready()
+    answer = await peer.answer(peer.invoke(peer.named("fail"), {}), "agent.invoke of fail")
+    if not isinstance(answer, Error):
+        raise Broken(f"the agent fails, and its answer is {_shown(answer)}")
+    raw = next(
+        json.loads(line)["payload"]
+        for line in peer.raw.splitlines()
+        if json.loads(line).get("message_id") == answer.message_id
+    )
+    for field, kind in (
+        ("error_type", str),
+        ("error_code", str),
+        ("message", str),
+        ("retryable", bool),
+        ("details", dict),
+    ):
+        if not isinstance(raw.get(field), kind):
+            raise Broken(f"payload.{field} is {_brief(raw.get(field))}, not a {kind.__name__}")
+    _expect(answer, answer.payload.error_code)
+
+
+async def human_input(peer: Peer) -> None:
+    """Check the rule `human-input`."""
+    await peer.until_ready()
+    asked = {"agent_name": peer.named("ask"), "input": {}, "metadata": {"invoke_id": "inv-7"}}
+    message_id = peer.ask("agent.invoke", **asked)
+
+    def test(frame: Frame) -> Asking | None:
+        if isinstance(frame, Control) and frame.payload.get("operation") == "human_input.request":
+            if frame.correlation_id != message_id:
+                raise Broken(f"its correlation_id is {frame.correlation_id!r}, not the request's")
+            found: Asking = payload_as(frame.payload, Asking)
+            return found
+        return None
+
+    question = await peer.first("the human_input.request frame", test, peer.plan.seconds)
+    if question.invoke_id != "inv-7":
+        raise Broken(f"the question has the invoke_id {question.invoke_id!r}, not inv-7")
+    ids = {"invoke_id": "inv-7", "input_id": question.input_id}
+    wrong = peer.ask("human_input.provide", invoke_id="inv-7", input_id="no-such", value=1)
+    _expect(await peer.answer(wrong, "human_input.provide for no-such"), "E_INVALID_INPUT")
+    first = peer.ask("human_input.provide", **ids, value="yes")
+    taken = await peer.answer(first, "human_input.provide")
+    if isinstance(taken, Error):
+        raise Broken(f"the answer was refused: {taken.payload.message}")
+    answer = await peer.answer(message_id, "agent.invoke of ask, which was answered")
+    if isinstance(answer, Error):
+        raise Broken(f"the agent was answered, and failed: {answer.payload.message}")
+    again = peer.ask("human_input.provide", **ids, value="no")
+    _expect(await peer.answer(again, "a second answer"), "E_INVALID_INPUT")
+
+
+async def cancel(peer: Peer) -> None:
+    """Check the rule `cancel`."""
+    await peer.until_ready()
+    message_id = peer.invoke(peer.named("slow"), {"seconds": 60})
+    answer = await peer.answer(peer.order("cancel", request_id=message_id), "cancel")
+    if isinstance(answer, Error):
+        if answer.payload.error_code == "E_UNKNOWN_OPERATION":
+            raise NotShown("the program does not know cancel, which is optional")
+        raise Broken(f"cancel was refused: {answer.payload.message}")
+    ended = await peer.answer(message_id, "the request that was cancelled")
+    _expect(ended, "E_CANCELLED")
+
+
+def _expect(answer: Response | Error, code: str) -> None:
+    if not isinstance(answer, Error):
+        raise Broken(f"it was answered by {_shown(answer)}, not by an error frame with {code}")
+    found = answer.payload
+    if found.error_code != code:
+        raise Broken(f"the error_code is {found.error_code}, not {code}")
+    kind, retryable = _CODES.get(code, (found.error_type, found.retryable))
+    if (found.error_type, found.retryable) != (kind, retryable):
+        raise Broken(
+            f"{code} has error_type {found.error_type!r} and retryable {found.retryable}; they"
+            f" are {kind!r} and {retryable}"
+        )
+
+
+def _shown(frame: Response | Error) -> str:
+    if isinstance(frame, Error):
+        return f"the error {frame.payload.error_code}: {frame.payload.message}"
+    return f"the response {_brief(frame.payload)}"
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 200 else text[:200] + " …"  # noqa: PLR2004 what a line can show

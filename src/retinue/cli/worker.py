@@ -1,0 +1,103 @@
+"""``retinue worker``: programs that perform tasks and speak JSON lines on their stdio."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+
+from retinue.cli import output
+from retinue.cli.door import complete
+from retinue.cli.options import Json
+
+if TYPE_CHECKING:
+    from retinue.cli.check.suite import Finding
+
+app = typer.Typer(
+    help="Programs in any language that perform tasks, over their stdin and stdout.",
+    add_completion=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+)
+_SIGNS = {"pass": ("ok  ", "green"), "fail": ("FAIL", "red"), "skip": ("skip", "yellow")}
+
+
+@app.command(context_settings={"ignore_unknown_options": False})
+def check(
+    command: Annotated[
+        list[str],
+        typer.Argument(help="The program and its arguments, after --.", metavar="COMMAND"),
+    ],
+    agent: Annotated[
+        str | None,
+        typer.Option(help="The agent to invoke; else the one named echo, else the first."),
+    ] = None,
+    input_: Annotated[
+        str | None, typer.Option("--input", help='Its input, as JSON; else [["ping"]].')
+    ] = None,
+    rule: Annotated[list[str] | None, typer.Option(help="Only this rule; repeat it.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long an answer may take.")] = 10.0,
+    start_seconds: Annotated[
+        float, typer.Option(min=0.1, help="How long it may take until it is ready.")
+    ] = 10.0,
+    json: Json = False,
+) -> None:
+    """Check that a program speaks the worker protocol (docs/protocol.md).
+
+    It is started anew for every rule. Agents named echo, tell (streams), slow (takes
+    {"seconds": n}), ask (asks a person) and fail show rules that others cannot; what nothing
+    shows is skipped. The exit code is 0 when no rule fails.
+    """
+    from retinue.cli.check.peer import Plan
+    from retinue.cli.check.suite import check as run
+
+    plan = Plan(
+        command,
+        agent=agent,
+        given=_decoded(input_),
+        seconds=seconds,
+        start_seconds=start_seconds,
+    )
+    found = complete(lambda: run(plan, rule, None if json else _tell))
+    failed = [finding for finding in found if finding.outcome == "fail"]
+    if json:
+        output.show({"passed": not failed, "rules": msgspec.to_builtins(found)})
+    else:
+        counted = {name: sum(f.outcome == name for f in found) for name in _SIGNS}
+        output.say(
+            f"{counted['pass']} rules hold, {counted['fail']} are broken,"
+            f" {counted['skip']} were not shown"
+        )
+    if failed:
+        raise typer.Exit(output.FAILED)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of every frame of the worker protocol."""
+    from retinue.wire.schema import frames
+
+    output.show(frames())
+
+
+def _decoded(text: str | None) -> Any:
+    if text is None:
+        return None
+    from retinue.domain.strictjson import decode
+    from retinue.errors import InvalidInput
+
+    try:
+        return decode(text.encode())
+    except InvalidInput as error:
+        raise typer.BadParameter(error.message, param_hint="--input") from None
+
+
+def _tell(finding: Finding) -> None:
+    sign, colour = _SIGNS[finding.outcome]
+    typer.secho(sign, fg=colour, nl=False)
+    output.say(f"  {finding.rule}")
+    if finding.why is not None:
+        output.say(f"      {finding.why}")
+    if finding.outcome == "fail":
+        output.say(f"      the rule: {finding.demand}")
