@@ -7,7 +7,7 @@ behind them. Each protocol's docstrings are its contract; the conformance suites
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -20,6 +20,7 @@ from retinue.domain.budget import Budget
 from retinue.domain.contract import Contract
 from retinue.domain.event import Event, EventData
 from retinue.domain.execution import Execution, State, Task
+from retinue.domain.instance import InstanceRecord, InstanceState
 from retinue.domain.intent import Fence, Intent, Result
 from retinue.domain.outbox import Parked
 from retinue.domain.principal import ApiKey, Authority
@@ -44,7 +45,8 @@ class Features(msgspec.Struct, frozen=True):
 
     ``there`` says that an instance costs nothing to start, being an object of this process or
     somebody else's service: its health is checked before its first task. ``registers`` says that
-    agents of this kind can be registered through the API: ``Driver.check``.
+    agents of this kind can be registered through the API: ``Driver.check``. ``keeps`` says that
+    what it starts may outlive this server: it is a ``KeepingDriver``, its instances ``Keeping``.
     """
 
     streams: bool = True
@@ -52,6 +54,7 @@ class Features(msgspec.Struct, frozen=True):
     park: str = "none"
     there: bool = False
     registers: bool = False
+    keeps: bool = False
 
 
 class InstanceHandle(msgspec.Struct, frozen=True):
@@ -97,11 +100,153 @@ class SubmitPort(Protocol):
         ...
 
 
+class Exited(Protocol):
+    """How a process ended: ``process.Exit`` is one."""
+
+    @property
+    def code(self) -> int | None:
+        """Its exit code."""
+        ...
+
+    @property
+    def signal(self) -> int | None:
+        """The signal that ended it."""
+        ...
+
+    @property
+    def reason(self) -> str | None:
+        """Why it was ended, when we did: ``killed``, a limit; ``lost``: that is not known."""
+        ...
+
+    @property
+    def cpu(self) -> float:
+        """The CPU seconds it used."""
+        ...
+
+    @property
+    def peak(self) -> int:
+        """The most bytes of memory that were seen."""
+        ...
+
+
+class Process(Protocol):
+    """What can be done to a process that is supervised: ``process.Child`` is one."""
+
+    pid: int
+
+    @property
+    def messages(self) -> tuple[int, int]:
+        """How many messages it was sent, and how many came from it."""
+        ...
+
+    @property
+    def hears(self) -> bool:
+        """Whether it has a stdin that can be written to now."""
+        ...
+
+    def when_exited(self, call: Callable[[Exited], None], /) -> None:
+        """Have ``call`` told how it ended; at once when it has."""
+        ...
+
+    async def say(self, data: bytes, /, *, last: bool = False) -> None:
+        """Write to its stdin; ``last``: and close it."""
+        ...
+
+    async def signal(self, number: int, *, tree: bool = False) -> int:
+        """Signal it, or its whole tree; return how many processes got it."""
+        ...
+
+    def kill(self) -> None:
+        """Have its whole tree killed."""
+        ...
+
+    async def pause(self) -> int:
+        """Stop its whole tree where it is."""
+        ...
+
+    async def resume(self) -> int:
+        """Let its tree go on."""
+        ...
+
+    async def usage(self) -> dict[str, Any]:
+        """Return ``cpu``, ``memory``, ``processes`` and ``peak`` of its tree; empty: it ended."""
+        ...
+
+
+class Birth(msgspec.Struct, frozen=True, kw_only=True):
+    """A process that a driver is about to start.
+
+    ``handle`` is JSON: all that is known beforehand and needed to find the process again, by the
+    driver's ``recover`` or by a person; no secrets. ``log`` in it names the directory of its log.
+    ``execution`` is what it is started for, if for one. ``kept``: it is to outlive this server.
+    """
+
+    agent_id: str
+    owner: str
+    driver: str
+    handle: dict[str, Any]
+    execution: Execution | None = None
+    kept: bool = False
+    instance_id: str | None = None
+
+
+class Supervised(Protocol):
+    """A process that is on record: the driver says what becomes of it. See ``engine.instances``."""
+
+    record: InstanceRecord
+
+    @property
+    def id(self) -> str:
+        """Its id, which the process carries in its mark, too."""
+        ...
+
+    def started(self, process: Process, handle: dict[str, Any] | None = None) -> None:
+        """Note that it runs: ready, or busy with what it was started for; its exit is heard."""
+        ...
+
+    def busy(self, execution: Execution) -> None:
+        """Note that it works on ``execution`` now."""
+        ...
+
+    def idle(self) -> None:
+        """Note that it works on nothing."""
+        ...
+
+    def draining(self, reason: str | None = None) -> None:
+        """Note that it takes nothing more and is to end: its exit is no failure then."""
+        ...
+
+    def failed(self, reason: str) -> None:
+        """Note that it is over without an exit: it could not be started."""
+        ...
+
+    def let_go(self) -> None:
+        """Note that it goes on without us: whoever finds it writes its record from now on."""
+        ...
+
+
+class InstanceBook(Protocol):
+    """Where drivers record the processes they start."""
+
+    async def begin(
+        self, birth: Birth, stop: Callable[[float], Awaitable[object]] | None = None
+    ) -> Supervised:
+        """Record that a process is about to be started; on return that is durable.
+
+        ``stop`` is how it is stopped when somebody asks and it works on nothing.
+
+        Raises:
+            Fenced: this worker's epoch is over: nothing may be started.
+        """
+        ...
+
+
 class DriverContext(msgspec.Struct, frozen=True):
     """What the engine lends a driver."""
 
     submit: SubmitPort
     max_result_bytes: int
+    instances: InstanceBook
 
 
 class Instance(Protocol):
@@ -157,6 +302,41 @@ class Driver(Protocol):
         ...
 
 
+class Keeping(Instance, Protocol):
+    """An instance of a driver that ``keeps``."""
+
+    def resume(
+        self, job: Job, record: Supervised, process: Process, /
+    ) -> AbstractAsyncContextManager[AsyncIterator[EventData]]:
+        """Go on with what ``process`` does, behind the execution's ``cursor``: see ``execute``."""
+        ...
+
+    def let_go(self, execution_id: str, /) -> bool:
+        """Let what performs an execution go on without us, if it can; say whether it does.
+
+        Leaving its context ends nothing from then on.
+        """
+        ...
+
+
+class KeepingDriver(Driver, Protocol):
+    """A driver that ``keeps``."""
+
+    async def recover(
+        self, agent: AgentDefinition | None, record: InstanceRecord, cursor: str | None, /
+    ) -> Process | None:
+        """Find a process that an earlier server of ours left; None: there is none.
+
+        One that ended meanwhile, and how is known, counts as found. ``agent`` None: its definition
+        is gone, it is only to be ended. ``cursor`` is how far its output was taken.
+        """
+        ...
+
+    def end_unwanted(self) -> None:
+        """End what was found and nobody has asked for: called when recovery is over."""
+        ...
+
+
 # -- store -------------------------------------------------------------------------------------
 
 
@@ -192,6 +372,16 @@ class ExecutionFilter(msgspec.Struct, frozen=True):
     state: State | None = None
     states: tuple[State, ...] = ()
     reason: str | None = None
+
+
+class InstanceFilter(msgspec.Struct, frozen=True):
+    """Which instances; None means any, ``states`` any of these, ``live`` what has not ended."""
+
+    owner: str | None = None
+    agent_id: str | None = None
+    execution_id: str | None = None
+    states: tuple[InstanceState, ...] = ()
+    live: bool = False
 
 
 class ContractFilter(msgspec.Struct, frozen=True):
@@ -465,6 +655,21 @@ class Store(Archive, Protocol):
 
     async def agent_changes(self) -> int:
         """Return a number that grows with every registration and every removal."""
+        ...
+
+    async def instance(self, instance_id: str, owner: str | None, /) -> InstanceRecord | None:
+        """Return one instance."""
+        ...
+
+    async def instances(self, where: InstanceFilter, page: Page, /) -> Listing[InstanceRecord]:
+        """List instances, newest first."""
+        ...
+
+    async def ownerless(self, node: str, limit: int, /) -> list[InstanceRecord]:
+        """Return instances that have not ended and whose worker is dead, oldest first.
+
+        Those of other nodes than ``node`` that are known to be lost are left out.
+        """
         ...
 
     async def audit(self, page: Page, /) -> Listing[AuditRow]:

@@ -40,6 +40,7 @@ from retinue.engine.schema import parameters_schema
 from retinue.errors import InvalidInput, SettingsError, StoreBroken
 from retinue.interfaces import Driver, Memory, Sink, Store
 from retinue.orchestrator import Orchestrator
+from retinue.process.capacity import MEMORY_EACH, Host, refusal
 from retinue.process.environment import inherited
 from retinue.process.link import KeeperLink
 from retinue.process.sandbox import PLAIN, Sandbox
@@ -220,6 +221,8 @@ def command_agent(given: CommandReference) -> AgentDefinition:
             work_dir=str(given.work_dir) if given.work_dir is not None else None,
             interrupt=signal.Signals[f"SIG{given.interrupt}"],
             stop_seconds=given.stop_seconds,
+            stdin_open=given.stdin_open,
+            keep_running=given.keep_running,
             limits={name: limit for name, limit in limits.items() if limit is not None},
             sandbox=PLAIN[box]
             if isinstance(box := given.sandbox, bool)
@@ -232,6 +235,30 @@ def command_agent(given: CommandReference) -> AgentDefinition:
         delivery=given.delivery,
         retry=RetryPolicy(max_attempts=given.max_attempts),
     )
+
+
+def check_capacity(settings: Settings, host: Host | None = None) -> None:
+    """Check that the processes which agents may be at one time fit this machine.
+
+    Raises:
+        SettingsError: they do not; it says how many would.
+    """
+    commands = [given for given in settings.agents if isinstance(given, CommandReference)]
+    wanted = sum(given.concurrency for given in commands)
+    bound = settings.max_concurrent_executions
+    if bound is not None:
+        wanted = min(wanted, bound)
+    if not wanted:
+        return
+    memory = sum(
+        given.concurrency * int((given.max_memory_mb or 0) * (1 << 20) or MEMORY_EACH)
+        for given in commands
+    ) // sum(given.concurrency for given in commands)
+    why = refusal(wanted, host or Host.here(), memory)
+    if why is not None:
+        raise SettingsError(
+            f"{why}: lower the agents' concurrency, or set max_concurrent_executions"
+        )
 
 
 def _scope(settings: Settings) -> str | None:
@@ -352,6 +379,7 @@ class Runtime:
         Enough to read and to administer. Raises what ``start`` raises.
         """
         agents = self._agents()
+        check_capacity(self.settings)
         await self.store.open()
         try:
             for agent in agents:

@@ -98,6 +98,11 @@ async def test_no_agent_of_a_killed_server_goes_on_and_each_is_reported(tmp_path
             after = [(await client.get(f"/v1/executions/{i}")).json() for i in ids]
             assert {execution["state"] for execution in after} == {"failed"}
             assert {execution["outcome"] for execution in after} == {"unknown"}
+            listed = (await client.get("/v1/instances", params={"limit": 1000})).json()
+            assert {i["execution_id"] for i in listed["instances"]} == set(ids)
+            assert {(i["state"], i["reason"]) for i in listed["instances"]} == {
+                ("failed", "its server was killed")
+            }
             again = (await client.post("/v1/executions", json=task)).json()["execution_id"]
             running = await pids(client, again)
             scope = _scope(running[0])

@@ -30,6 +30,7 @@ EXPECTED = {
     "Unauthenticated": 401,
     "Forbidden": 403,
     "NotSupported": 422,
+    "UnknownOperation": 422,
     "Unavailable": 503,
     "AgentUnavailable": 503,
     "StoreUnavailable": 503,

@@ -11,6 +11,7 @@ import jsonschema_rs
 import pytest
 
 from retinue.server.app import OPERATIONS, create_app
+from retinue.settings import CommandReference
 
 if TYPE_CHECKING:
     from tests.server.conftest import Served
@@ -52,6 +53,10 @@ def test_every_route_is_listed(
     assert len(listed) == len(OPERATIONS)
 
 
+BARE = ("/cancel", "/retry", "/anchor", "/pause", "/resume", "/stop")
+"""What takes no body."""
+
+
 def test_every_operation_is_complete(document: dict[str, Any]) -> None:
     seen: set[str] = set()
     for method, path, operation in operations(document):
@@ -65,7 +70,7 @@ def test_every_operation_is_complete(document: dict[str, Any]) -> None:
         assert named == given, where
         for parameter in operation.get("parameters", ()):
             assert parameter["schema"], where
-        if method == "POST" and not path.endswith(("/cancel", "/retry", "/anchor")):
+        if method == "POST" and not path.endswith(BARE):
             schema = operation["requestBody"]["content"]["application/json"]["schema"]
             assert schema["$ref"].startswith("#/components/schemas/"), where
         responses = operation["responses"]
@@ -147,8 +152,10 @@ def test_what_is_answered_fits_its_schema(
     start: Callable[..., Served], document: dict[str, Any]
 ) -> None:
     fits = Fits(document)
-    with start(egress_allow=("127.0.0.1",)).client() as client:
-        for part in (_tasks, _record, _service, _agents, _questions, _administration):
+    program = CommandReference(driver="command", agent_id="p", command=("cat",), stdin_open=True)
+    parts = (_tasks, _record, _service, _agents, _instances, _questions, _administration)
+    with start(egress_allow=("127.0.0.1",), agents=(program,)).client() as client:
+        for part in parts:
             part(client, fits)
     assert fits.left == set()
 
@@ -209,6 +216,28 @@ def _agents(client: httpx.Client, fits: Fits) -> None:
     fits("GET /v1/agents/{agent_id}", client.get("/v1/agents/far"))
     for agent_id in ("hold", "far", "far"):
         fits("DELETE /v1/agents/{agent_id}", client.delete(f"/v1/agents/{agent_id}"))
+
+
+def _instances(client: httpx.Client, fits: Fits) -> None:
+    task = {"session_id": "s", "agent_id": "p", "parameters": {"prompt": "hi"}}
+    assert client.post("/v1/executions", json=task).status_code == 202
+    while not (found := client.get("/v1/instances?state=busy,ready").json()["instances"]):
+        pass
+    fits("GET /v1/instances", client.get("/v1/instances?live=true&agent_id=p"))
+    one, named = f"/v1/instances/{found[0]['instance_id']}", "/v1/instances/{instance_id}"
+    fits(f"POST {named}/stdin", client.post(f"{one}/stdin", json={"text": "x"}))
+    for word in ("pause", "pause", "resume"):
+        fits(f"POST {named}/{word}", client.post(f"{one}/{word}"))
+    for sent in ({"signal": "CONT"}, {"signal": "Interrupt", "tree": 1}):
+        fits(f"POST {named}/signal", client.post(f"{one}/signal", json=sent))
+    fits(f"POST {named}/stop", client.post(f"{one}/stop"))
+    for path in (one, "/v1/instances/x"):
+        fits(f"GET {named}", client.get(path))
+    for word in ("pause", "resume", "stdin"):
+        body: dict[str, Any] | None = {} if word == "stdin" else None
+        fits(f"POST {named}/{word}", client.post(f"{one}/{word}", json=body))
+    for accepted in ("application/json", "text/event-stream"):
+        fits(f"GET {named}/log", client.get(f"{one}/log", headers={"Accept": accepted}))
 
 
 def _questions(client: httpx.Client, fits: Fits) -> None:

@@ -15,6 +15,7 @@ from retinue.cli import (
     configuration,
     doctor,
     execution,
+    instance,
     key,
     ledger,
     output,
@@ -37,6 +38,7 @@ app = typer.Typer(
 )
 app.command()(serve.serve)
 app.command()(task.run)
+instance.add_to(agent.app)
 app.add_typer(agent.app, name="agent")
 app.add_typer(execution.app, name="execution")
 app.command()(queue.queue)

@@ -122,6 +122,24 @@ class Client:
             await asyncio.sleep(PAUSES[failures])
             failures += 1
 
+    async def lines(self, path: str, **query: Any) -> AsyncIterator[Any]:
+        """Yield what a stream of server-sent events brings, to its end.
+
+        Raises:
+            RetinueError: refused, or the connection breaks.
+        """
+        headers = {"Accept": "text/event-stream"}
+        given = {name: value for name, value in query.items() if value is not None}
+        try:
+            async with self._http.stream("GET", path, headers=headers, params=given) as response:
+                if not response.is_success:
+                    raise _refusal(response.status_code, await response.aread())
+                async for line in response.aiter_lines():
+                    if line.startswith("data:"):
+                        yield _decoded(line[5:].encode())
+        except httpx.TransportError as error:
+            raise self._unreached(error) from None
+
     async def _stream(self, execution_id: str, after: int) -> AsyncIterator[dict[str, Any]]:
         headers = {"Last-Event-ID": str(after)} if after else {}
         path = f"/v1/executions/{execution_id}/events"

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -149,6 +150,12 @@ def banner(runtime: Runtime, settings: Settings, url: str) -> Iterator[str]:
             f"  recovered after a crash: {found.requeued} queued again,"
             f" {found.failed} failed (outcome unknown), {found.cancelled} cancelled"
         )
+    reunion = runtime.engine.reunion
+    for word, instances in (("re-attached", reunion.reattached), ("gone", reunion.gone)):
+        if instances:
+            agents = Counter(record.agent_id for record in instances)
+            told = ", ".join(f"{agent} ({count})" for agent, count in sorted(agents.items()))
+            yield f"  {word}, of what an earlier server had running: {told}"
     yield ""
     yield from _try(settings, url)
 

@@ -16,6 +16,7 @@ from retinue.domain.audit import AuditDraft
 from retinue.domain.contract import Draft
 from retinue.domain.event import EventData
 from retinue.domain.execution import Execution, Hold, State
+from retinue.domain.instance import InstanceRecord
 from retinue.domain.outbox import Lane, Parked
 from retinue.domain.principal import ApiKey, Role
 from retinue.domain.question import QuestionKind
@@ -351,6 +352,43 @@ class Erase(msgspec.Struct, frozen=True):
     at: int
 
 
+class PutInstance(msgspec.Struct, frozen=True):
+    """Store that a process is about to be started: before it is. ``Conflict`` when it is there."""
+
+    instance: InstanceRecord
+
+
+class SaveInstance(msgspec.Struct, frozen=True):
+    """Store an instance as it is now.
+
+    ``Conflict`` when another worker has it (``fenced``), or when its state cannot follow the
+    stored one (``illegal``, with ``from`` and ``to``); ``Rejected`` when it is not there.
+    """
+
+    instance: InstanceRecord
+
+
+class AdoptInstance(msgspec.Struct, frozen=True):
+    """Take an instance over from a worker that is dead, and with it the attempt it works on.
+
+    ``instance`` is as it was read; ``fence`` is the attempt's, None where it works on nothing. The
+    attempt goes on: its number stays. Answers ``Adopted``; ``Conflict`` when somebody else has the
+    instance or the execution, or either has ended.
+    """
+
+    instance: InstanceRecord
+    fence: Fence | None
+    worker: str
+    at: int
+
+
+class ForgetInstances(msgspec.Struct, frozen=True):
+    """Remove up to ``limit`` instances that ended before ``before``. Answers ``Swept``."""
+
+    before: int
+    limit: int
+
+
 class Sweep(msgspec.Struct, frozen=True):
     """Deal with up to ``limit`` events that are marked as removed or erased. Answers ``Swept``.
 
@@ -389,6 +427,10 @@ Intent = (
     | CutChain
     | Erase
     | Sweep
+    | PutInstance
+    | SaveInstance
+    | AdoptInstance
+    | ForgetInstances
 )
 
 
@@ -444,6 +486,13 @@ class Leased(Ok):
     """What the lease took."""
 
     work: list[Work]
+
+
+class Adopted(Ok):
+    """The instance and its execution (None: it works on nothing), as they are now."""
+
+    instance: InstanceRecord
+    execution: Execution | None
 
 
 class Claimed(Ok):

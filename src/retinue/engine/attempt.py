@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import NamedTuple
 
 import msgspec
 
@@ -15,6 +16,14 @@ from retinue.engine.outcome import Reply
 from retinue.engine.pen import Pen
 from retinue.engine.registry import Entry
 from retinue.errors import BudgetExceeded, InvalidResult, Outcome, RetinueError, Timeout
+from retinue.interfaces import Process, Supervised
+
+
+class Resumed(NamedTuple):
+    """What performs an attempt that an earlier server began: its record and its process."""
+
+    record: Supervised
+    process: Process
 
 
 class Attempt:
@@ -44,6 +53,7 @@ class Attempt:
         "pen",
         "question",
         "released",
+        "resumed",
         "spent",
         "stop",
         "task",
@@ -70,6 +80,7 @@ class Attempt:
         self.task: asyncio.Task[None] | None = None
         self.budget: Budget | None = None
         self.spent: Usage | None = None
+        self.resumed: Resumed | None = None
         self.effects = False  # it did more than answer: its result stands for no other task
         self._waiters: list[asyncio.Future[Reply | None]] = []
         self._answer: Reply | None = None

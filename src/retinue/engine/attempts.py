@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -28,7 +28,7 @@ from retinue.domain.intent import (
 )
 from retinue.domain.policy import Delivery, repeatable
 from retinue.domain.strictjson import NotJson, TooMuch, encode, loads
-from retinue.engine.attempt import Attempt
+from retinue.engine.attempt import Attempt, Resumed
 from retinue.engine.guard import Cache, cache_key
 from retinue.engine.journal import Journal
 from retinue.engine.outcome import (
@@ -62,7 +62,7 @@ from retinue.errors import (
     WorkerLost,
     said,
 )
-from retinue.interfaces import Job, Store
+from retinue.interfaces import Job, Keeping, Store
 
 log = logging.getLogger(__name__)
 DOUBT_SECONDS = 60.0
@@ -119,9 +119,20 @@ class Attempts:
         """Whether the store may hold a lease of this process that nobody works on."""
         return time.monotonic() < self._doubtful_until
 
-    def start(self, execution: Execution, body: bytes, entry: Entry, call: int) -> Attempt:
-        """Run a leased execution on an agent whose slot is taken already."""
+    def start(
+        self,
+        execution: Execution,
+        body: bytes,
+        entry: Entry,
+        call: int,
+        resumed: Resumed | None = None,
+    ) -> Attempt:
+        """Run a leased execution on an agent whose slot is taken already.
+
+        With ``resumed`` it goes on where an earlier server left it.
+        """
         attempt = Attempt(execution, body, entry, call)
+        attempt.resumed = resumed
         earlier = self.running.get(execution.id)
         if earlier is not None and earlier.task is not None:
             earlier.end(Fenced())
@@ -186,6 +197,8 @@ class Attempts:
             return failed(ExecutionError(said(error)))
         finally:
             attempt.over = True
+            if attempt.resumed is not None:
+                attempt.resumed.process.kill()  # it ended before it went on
             if attempt.timer is not None:
                 attempt.timer.cancel()
 
@@ -193,13 +206,13 @@ class Attempts:
         execution = attempt.execution
         if execution.deadline_at is not None:
             left = execution.deadline_at - now_us()
-            if left <= 0:
+            if left <= 0 and attempt.resumed is None:
                 raise attempt.late()
-            attempt.start_clock(left / 1_000_000)
+            attempt.start_clock(max(left, 0) / 1_000_000)
         sent = loads(attempt.body)
         self._allot(attempt, sent)
         answers: tuple[tuple[str, Any], ...] = ()
-        if execution.attempt > 1:
+        if execution.attempt > 1 or attempt.resumed is not None:
             answers = await self._take_up(attempt)
         key = _cache_key(attempt, sent)
         if key is not None:
@@ -218,7 +231,12 @@ class Attempts:
     async def _listen(self, attempt: Attempt, job: Job) -> EventData:
         """Journal what the agent emits; return its last event."""
         instance = attempt.entry.instance or await attempt.entry.ready()
-        async with instance.execute(job) as events:
+        if attempt.resumed is None:
+            begun = instance.execute(job)
+        else:
+            begun = cast(Keeping, instance).resume(job, *attempt.resumed)
+        async with begun as events:
+            attempt.resumed = None  # leaving this ends what it found
             async for event in events:
                 kind = event.type
                 if kind is EventType.COMPLETED:
@@ -255,19 +273,27 @@ class Attempts:
 
     async def _take_up(self, attempt: Attempt) -> tuple[tuple[str, Any], ...]:
         """Take up what earlier attempts left: what they spent, and what they were answered."""
-        if attempt.budget is not None:
-            attempt.budget.spent = await self._spent(attempt.execution)
+        if attempt.budget is not None or attempt.resumed is not None:
+            spent, mine = await self._spent(attempt.execution)
+            if attempt.budget is not None:
+                attempt.budget.spent = spent
+            if attempt.resumed is not None and mine != Usage():
+                attempt.spent = mine
         return await self.questions.recorded(attempt.execution)
 
-    async def _spent(self, execution: Execution) -> Usage:
-        spent = Usage()
+    async def _spent(self, execution: Execution) -> tuple[Usage, Usage]:
+        """Return what was spent so far, and what of it by the latest attempt."""
+        spent = mine = Usage()
         seq = 0
         while page := await self._store.events(execution.id, after=seq, limit=_PAGE):
             seq = page[-1].seq
             for event in page:
-                if event.type is EventType.USAGE:
-                    spent = spent.plus(msgspec.json.decode(event.data, type=Usage))
-        return spent
+                if event.type is EventType.ATTEMPT_STARTED:
+                    mine = Usage()
+                elif event.type is EventType.USAGE:
+                    usage = msgspec.json.decode(event.data, type=Usage)
+                    spent, mine = spent.plus(usage), mine.plus(usage)
+        return spent, mine
 
     @staticmethod
     def _judge(attempt: Attempt, end: End) -> None:

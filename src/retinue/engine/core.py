@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, cast
 
 from msgspec.structs import replace
 
@@ -23,6 +23,7 @@ from retinue.engine.attempt import Attempt
 from retinue.engine.attempts import Attempts
 from retinue.engine.delays import Delays
 from retinue.engine.heartbeat import Heartbeat
+from retinue.engine.instances import Instances
 from retinue.engine.intake import Accepted, Intake
 from retinue.engine.journal import Journal
 from retinue.engine.outbox import Grown, Outbox
@@ -30,6 +31,7 @@ from retinue.engine.outcome import Reply, failed, response, result_of
 from retinue.engine.queue import Queue
 from retinue.engine.registry import Entry, Registry
 from retinue.engine.retention import Policy, Retention
+from retinue.engine.reunion import Reunion
 from retinue.engine.roster import Roster
 from retinue.engine.scheduler import Recovered, Scheduler
 from retinue.engine.schema import check_answer
@@ -37,7 +39,7 @@ from retinue.engine.turns import Turns
 from retinue.engine.watch import Watch
 from retinue.errors import Cancelled, Fenced, NotFound, NotSupported, RetinueError, ShuttingDown
 from retinue.errors import Conflict as ConflictError
-from retinue.interfaces import Driver, DriverContext, Features, Memory, Sink, Store
+from retinue.interfaces import Driver, DriverContext, Features, Keeping, Memory, Sink, Store
 
 log = logging.getLogger(__name__)
 
@@ -147,9 +149,12 @@ class Engine:
             follow=self.roster.follow,
             retention=self.retention,
         )
+        self.instances = Instances(store, self.attempts.write)
+        self.reunion = Reunion(store, self.registry, self.attempts, self.instances, drivers)
+        self.scheduler.reunion = self.reunion
         self.recovered = Recovered()
         self._drivers = drivers
-        self._context = DriverContext(self._submit, max_result_bytes)
+        self._context = DriverContext(self._submit, max_result_bytes, self.instances)
         self._ticking: asyncio.Task[None] | None = None
         self._asides: set[asyncio.Task[Any]] = set()
 
@@ -194,6 +199,8 @@ class Engine:
     async def drain(self, grace: float) -> bool:
         """Take no new work and let what runs end, for at most ``grace`` seconds.
 
+        What is kept goes on without us.
+
         Returns whether everything ended by itself. What did not is stopped: it is queued again
         where its delivery policy allows, else it ends failed with its outcome unknown. What is
         queued stays queued.
@@ -201,6 +208,7 @@ class Engine:
         self.intake.closed = True
         self.queue.closed = True
         self.turns.closed = True
+        self._let_go()
         loop = asyncio.get_running_loop()
         until = loop.time() + grace
         for attempt in list(self.attempts.running.values()):
@@ -219,6 +227,16 @@ class Engine:
             await asyncio.wait(tasks, timeout=10)
         return clean
 
+    def _let_go(self) -> None:
+        """Let what is kept go on without this server: the next one finds it."""
+        for attempt in list(self.attempts.running.values()):
+            instance = attempt.entry.instance
+            if instance is None or not self.features(attempt.entry).keeps:
+                continue
+            if cast(Keeping, instance).let_go(attempt.execution.id):
+                self.attempts.broken.add(attempt.execution.id)  # leased, and not to be given back
+                attempt.end(Fenced("the agent goes on without this server"))
+
     async def stop(self) -> None:
         """Stop the loops and the instances; call ``drain`` first."""
         await self.heartbeat.stop()
@@ -235,6 +253,7 @@ class Engine:
             log.warning("no last anchor: %s", error.message)
         for entry in self.registry:
             await entry.stop(1.0)
+        await self.instances.settled()
         await self.close()
 
     async def close(self) -> None:

@@ -11,19 +11,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 
 import msgspec
 
 from retinue.archive import Beginning
 from retinue.domain.ids import now_us, ulid_after
-from retinue.domain.intent import CutChain, Retire, Retired, Sweep, Swept
+from retinue.domain.intent import CutChain, ForgetInstances, Retire, Retired, Sweep, Swept
 from retinue.domain.retention import Bounds
 from retinue.interfaces import Store
 
 log = logging.getLogger(__name__)
 
 _PAGE = 500
+INSTANCE_DAYS = 30.0
+"""How long it is known of a process how it ended, where nothing else is said."""
 _RETIRED_AT_ONCE = 100
 _CUT_AT_ONCE = 200
 _MOST_LOOKED_AT = 12_800
@@ -62,6 +65,7 @@ class Retention:
         self.policy = policy
         self.interval = interval
         self._place = ("", "")
+        self._forget_at = 0.0
         self._round = asyncio.Lock()
 
     async def round(self, *, whole: bool = False) -> Pruned:
@@ -74,6 +78,7 @@ class Retention:
                 if not contracts.none:
                     await self._cut(contracts, found, whole=whole)
             await self._sweep(found)
+            await self._forget_instances()
         if found.executions or found.contracts or found.events:
             log.info(
                 "removed the events of %d executions, and %d contracts of %d sessions",
@@ -82,6 +87,18 @@ class Retention:
                 found.sessions,
             )
         return found
+
+    async def _forget_instances(self) -> None:
+        """Forget processes that ended long ago; looked at once an hour."""
+        if time.monotonic() < self._forget_at:
+            return
+        self._forget_at = time.monotonic() + 3600
+        days = self.policy.days if self.policy.days is not None else INSTANCE_DAYS
+        before = now_us() - int(days * _DAY_US)
+        more = True
+        while more:
+            gone = await self._store.write(ForgetInstances(before, _PAGE))
+            more = isinstance(gone, Swept) and gone.more
 
     async def trial(self) -> Pruned:
         """Say what a round would retire: executions with their events; nothing is changed."""

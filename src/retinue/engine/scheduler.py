@@ -24,6 +24,7 @@ from retinue.engine.journal import Journal
 from retinue.engine.outcome import End, dead_letter, failed, response
 from retinue.engine.queue import Queue
 from retinue.engine.retention import Retention
+from retinue.engine.reunion import Reunion
 from retinue.engine.turns import Turns
 from retinue.errors import Cancelled, RetinueError, Timeout, Unanswered, WorkerLost
 from retinue.interfaces import Store
@@ -75,6 +76,7 @@ class Scheduler:
         self._jumped = False
         self._retention = retention
         self._cleaning: asyncio.Task[None] | None = None
+        self.reunion: Reunion | None = None
 
     def stop(self) -> None:
         """Make ``run`` return."""
@@ -207,6 +209,8 @@ class Scheduler:
     async def recover(self) -> Recovered:
         """Take over what dead workers left running, each by its delivery policy."""
         found = Recovered()
+        if self.reunion is not None and not self._queue.closed:
+            await self.reunion.run()
         while orphans := await self._store.orphans(_PAGE):
             for execution in orphans:
                 await self._take_over(execution, found)
@@ -223,6 +227,8 @@ class Scheduler:
         return found
 
     async def _take_over(self, execution: Execution, found: Recovered) -> None:
+        if self.reunion is not None and await self.reunion.awaited(execution):
+            return
         fence = Fence(execution.id, execution.attempt, execution.worker or "")
         now = now_us()
         if execution.cancel_requested_at is not None:

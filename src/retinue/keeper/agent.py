@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
-from retinue.keeper.tree import Usage
+from retinue.keeper.tree import Usage, size
 
 SAMPLE_SECONDS = 0.5
 FORK_SECONDS = 0.1
@@ -33,12 +34,14 @@ class Agent:
         self.started = started
         self.linger = float(frame.get("linger", LINGER_SECONDS))
         self.boxed = bool(frame.get("box"))
+        self.kept: str | None = frame.get("kept")
         self.group: str | None = frame.get("group")
         limits = frame.get("limits") or {}
         self._memory: int | None = limits.get("memory_bytes")
         self._percent: float | None = limits.get("cpu_percent")
         self._processes: int | None = limits.get("processes")
         self._files: int | None = limits.get("open_files")
+        self._spool: int | None = limits.get("spool_bytes")
         seconds: float | None = limits.get("runtime_seconds")
         self._runtime = now + seconds if seconds is not None else None
         self._cpu = 0.0
@@ -59,7 +62,7 @@ class Agent:
         times = [self._runtime] if self._runtime is not None else []
         if self._processes is not None:
             times.append(now + FORK_SECONDS)
-        elif not (self._memory is None and self._percent is None and self._files is None):
+        elif {self._memory, self._percent, self._files, self._spool} != {None}:
             times.append(now + SAMPLE_SECONDS)
         self.due = min(times, default=None)
 
@@ -73,6 +76,12 @@ class Agent:
         """How many processes of its tree are its sandbox's."""
         return BOX_PROCESSES if self.boxed else 0
 
+    def spooled(self) -> int:
+        """Return how many bytes it has written into the files of one that is kept."""
+        if self.kept is None:
+            return 0
+        return sum(size(os.path.join(self.kept, name)) for name in ("stdout", "stderr"))
+
     def judge(self, used: Usage, now: float) -> None:
         """Compare what it uses with what it may; one that goes too far is to end."""
         self.peak = max(self.peak, used.memory)
@@ -84,6 +93,8 @@ class Agent:
             self.end("limit_processes", now)
         elif self._files is not None and used.files > self._files:
             self.end("limit_open_files", now)
+        elif self._spool is not None and self.spooled() > self._spool:
+            self.end("limit_output", now)
         elif self._too_busy(used, now):
             self.end("limit_cpu", now)
         else:

@@ -4,6 +4,9 @@ Every child of the keeper is either the leader of an agent or a leftover: a proc
 ended. Leaders are subreapers of their own, so nothing of a living agent ever comes here, and every
 leftover may be ended. An agent is *gone* once its leader was reaped and no leftover of it exists.
 
+When the owner is gone, agents that are *kept* go on, and all others end; the keeper then listens
+for the next owner (``door``), for a day at most, and ends with the last of them.
+
 Ordering: frames are taken before children are reaped before a few processes are spawned, so a
 signal never waits for more than those. A leader's pid is signalled only while it is not reaped, and
 only this loop reaps: the pid cannot have become a stranger's.
@@ -21,13 +24,15 @@ import time
 from collections import deque
 from typing import Any
 
-from retinue.keeper import cgroup
+from retinue.keeper import cgroup, door
 from retinue.keeper.agent import Agent
 from retinue.keeper.frames import Closed, Frame, Wire
 from retinue.keeper.spawn import Spawn, become_subreaper
 from retinue.keeper.tree import MARK, children, incarnation, mark_of, stat, strays, tree, usage
 
 LAST_SECONDS = 10.0
+UNOWNED_SECONDS = 86_400.0
+"""How long agents that are kept go on without an owner."""
 AT_ONCE = 8
 """How many processes are started together; a signal waits for no more than these."""
 _BY_SIGNAL = {
@@ -45,7 +50,10 @@ class Keeper:
     """What this process keeps, for the owner at the other end of the socket."""
 
     def __init__(self, sock: socket.socket, owner: int, scope: str) -> None:
-        self._wire = Wire(sock)
+        self._wire: Wire | None = Wire(sock)
+        self._owner = owner
+        self._door: socket.socket | None = None
+        self._unowned_until = 0.0
         self._scope = scope
         self._self = incarnation(os.getpid())
         self._agents: dict[str, Agent] = {}
@@ -64,12 +72,13 @@ class Keeper:
         self._rings = rings
 
     def run(self) -> None:
-        """Work until the owner is gone, then end everything."""
+        """Work until the owner is gone and nothing is left that is kept; then end everything."""
         try:
-            while True:
-                self._turn()
-        except Closed:
-            pass
+            while self._wire is not None or self._agents:
+                try:
+                    self._turn()
+                except Closed:
+                    self._bereft()
         finally:
             self._end_all()
 
@@ -79,29 +88,88 @@ class Keeper:
                 raise Closed
             if key.data == "children":
                 _drain(self._bell)
-            elif events & selectors.EVENT_READ:
+            elif key.data == "door":
+                self._admit()
+            elif events & selectors.EVENT_READ and self._wire is not None:
                 for frame, _ in self._wire.receive():
                     self._obey(frame)
         self._reap()
-        now = time.monotonic()
+        self._look_around(time.monotonic())
+        self._spawn_some()
+        if self._wire is not None:
+            self._watch(self._wire)
+
+    def _look_around(self, now: float) -> None:
+        """Look at the agents that are due."""
+        if self._wire is None and now >= self._unowned_until:
+            for agent in self._agents.values():
+                agent.end("unowned", now)
         due = [a for a in self._agents.values() if a.due is not None and a.due <= now]
         if any(agent.ended for agent in due):
             self._find_leftovers()
         for agent in due:
             self._look(agent, now)
-        self._spawn_some()
-        self._watch(self._wire.flush())
 
-    def _watch(self, flushed: bool) -> None:
-        wanted = selectors.EVENT_READ | (0 if flushed else selectors.EVENT_WRITE)
-        if self._selector.get_key(self._wire.socket).events != wanted:
-            self._selector.modify(self._wire.socket, wanted, "socket")
+    def _watch(self, wire: Wire) -> None:
+        wanted = selectors.EVENT_READ | (0 if wire.flush() else selectors.EVENT_WRITE)
+        if self._selector.get_key(wire.socket).events != wanted:
+            self._selector.modify(wire.socket, wanted, "socket")
 
     def _patience(self) -> float | None:
         if self._spawns:
             return 0.0
-        due = min((a.due for a in self._agents.values() if a.due is not None), default=None)
+        times = [a.due for a in self._agents.values() if a.due is not None]
+        if self._wire is None and time.monotonic() < self._unowned_until:
+            times.append(self._unowned_until)
+        due = min(times, default=None)
         return None if due is None else max(due - time.monotonic(), 0.0)
+
+    # -- without an owner ----------------------------------------------------------------------
+
+    def _bereft(self) -> None:
+        """End what is not kept; listen for the next owner of what is."""
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            self._selector.unregister(wire.socket)
+            self._selector.unregister(self._owner)
+            wire.close()
+            os.close(self._owner)
+        self._spawns.clear()
+        now = time.monotonic()
+        self._unowned_until = now + UNOWNED_SECONDS
+        kept = any(a.kept and not a.ended and not a.ending for a in self._agents.values())
+        try:
+            if kept:
+                self._door = door.listen(door.address(self._scope, self._self))
+                self._selector.register(self._door, selectors.EVENT_READ, "door")
+        except OSError:
+            kept = False  # nobody could ever find them
+        for agent in self._agents.values():
+            if not (kept and agent.kept):
+                agent.end("unowned" if agent.kept else "killed", now)
+
+    def _admit(self) -> None:
+        """Take the next owner, and tell it what is here."""
+        admitted = door.admit(self._door) if self._door is not None else None
+        if self._door is None or admitted is None:
+            return
+        self._selector.unregister(self._door)
+        self._door.close()
+        sock, self._owner = admitted
+        self._door = None
+        self._wire = Wire(sock)
+        self._selector.register(sock, selectors.EVENT_READ, "socket")
+        self._selector.register(self._owner, selectors.EVENT_READ, "owner")
+        here = [
+            {"id": a.name, "pid": a.pid, "start": a.started}
+            for a in self._agents.values()
+            if a.kept and not a.ended
+        ]
+        self._tell({"op": "kept", "agents": here})
+
+    def _tell(self, frame: Frame, fds: tuple[int, ...] = ()) -> None:
+        if self._wire is not None:
+            self._wire.put(frame, fds)
 
     # -- what the owner wants ------------------------------------------------------------------
 
@@ -124,13 +192,13 @@ class Keeper:
                 self._answer(frame, {"count": self._sweep()})
 
     def _answer(self, frame: Frame, answer: dict[str, Any]) -> None:
-        self._wire.put({"op": "answer", "re": frame["n"], **answer})
+        self._tell({"op": "answer", "re": frame["n"], **answer})
 
     def _forget_spawn(self, agent_id: str) -> None:
         """Take back a spawn that has not happened."""
         for frame in [f for f in self._spawns if f["id"] == agent_id]:
             self._spawns.remove(frame)
-            self._wire.put({"op": "refused", "id": agent_id, "errno": 0, "why": "taken back"})
+            self._tell({"op": "refused", "id": agent_id, "errno": 0, "why": "taken back"})
 
     def _spawn_some(self) -> None:
         """Start a few of the processes that are wanted."""
@@ -159,14 +227,14 @@ class Keeper:
         if frame.get("group") is not None:
             cgroup.drop(frame["group"])
         said = {"errno": error.errno or 0, "why": error.strerror or str(error)}
-        self._wire.put({"op": "refused", "id": frame["id"], **said, "file": error.filename})
+        self._tell({"op": "refused", "id": frame["id"], **said, "file": error.filename})
 
     def _started(self, frame: Frame, pid: int, fds: tuple[int, ...]) -> None:
         name = frame["id"]
         found = stat(pid)
         agent = Agent(name, pid, found.started if found is not None else 0, frame, time.monotonic())
         self._agents[name] = self._leaders[pid] = agent
-        self._wire.put({"op": "started", "id": name, "pid": pid, "start": agent.started}, fds)
+        self._tell({"op": "started", "id": name, "pid": pid, "start": agent.started}, fds)
 
     def _signal(self, agent: Agent, number: int, whole: bool) -> int:
         """Signal an agent's leader, or its whole tree; return how many processes got it."""
@@ -230,16 +298,17 @@ class Keeper:
             code = os.waitstatus_to_exitcode(status)
             if agent.boxed and code in _BY_SIGNAL:
                 code = 128 - code
-            self._wire.put(
-                {
-                    "op": "exit",
-                    "id": agent.name,
-                    "code": code,
-                    "reason": agent.reason,
-                    "cpu": used.ru_utime + used.ru_stime,
-                    "peak": max(agent.peak, used.ru_maxrss * 1024),
-                }
-            )
+            frame = {
+                "op": "exit",
+                "id": agent.name,
+                "code": code,
+                "reason": agent.reason,
+                "cpu": used.ru_utime + used.ru_stime,
+                "peak": max(agent.peak, used.ru_maxrss * 1024),
+            }
+            if agent.kept:
+                door.write_exit(agent.kept, frame)
+            self._tell(frame)
             agent.exited(time.monotonic())
 
     def _look(self, agent: Agent, now: float) -> None:
@@ -256,7 +325,7 @@ class Keeper:
             del self._agents[agent.name]
             if agent.group is not None:
                 cgroup.drop(agent.group)
-            self._wire.put({"op": "gone", "id": agent.name})
+            self._tell({"op": "gone", "id": agent.name})
         elif agent.ending or now >= agent.patience:
             self._strike(left, again=agent.strikes > 0)
             agent.struck(now)
@@ -300,7 +369,8 @@ class Keeper:
 
     def _end_all(self) -> None:
         """End every process below this one; nothing else is left to do."""
-        self._wire.close()
+        if self._wire is not None:
+            self._wire.close()
         until = time.monotonic() + LAST_SECONDS
         pause, again = 0.002, False
         while time.monotonic() < until:

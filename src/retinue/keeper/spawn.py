@@ -41,9 +41,10 @@ class Spawn:
     """A process on its way: forked, and not yet known to be the program that was asked for.
 
     ``frame`` says what to start: ``argv``, ``path`` (the file to execute), ``env``, ``cwd``,
-    ``stdin`` (whether it has one), ``limits``, ``group`` (the control group to enter) and ``box``
-    (the network of its sandbox). Several may be on their way at once, which is what makes many
-    quick; ``finish`` tells what became of one.
+    ``stdin`` (whether it has one), ``kept`` (the directory of the files that are its stdin, stdout
+    and stderr: none of them is ours then), ``limits``, ``group`` (the control group to enter) and
+    ``box`` (the network of its sandbox). Several may be on their way at once, which is what makes
+    many quick; ``finish`` tells what became of one.
 
     Raises:
         OSError: it cannot be forked.
@@ -54,7 +55,7 @@ class Spawn:
         self.fds: tuple[int, ...] = ()
         opened: list[int] = []
         try:
-            ours, theirs = _pipes(frame["stdin"], opened)
+            ours, theirs = _streams(frame, opened)
             self._news, news = _pipe(opened)
             keeper = os.getpid()
             self.pid = os.fork()
@@ -91,6 +92,21 @@ def _pipe(opened: list[int]) -> tuple[int, int]:
     reads, writes = os.pipe()
     opened += (reads, writes)
     return reads, writes
+
+
+def _streams(frame: Frame, opened: list[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    kept = frame.get("kept")
+    return _pipes(frame["stdin"], opened) if kept is None else ((), _files(frame, kept, opened))
+
+
+def _files(frame: Frame, directory: str, opened: list[int]) -> tuple[int, ...]:
+    """Open the files of one that is kept: whoever comes later reads on where another stopped."""
+    name = os.path.join(directory, "stdin") if frame["stdin"] else os.devnull
+    opened.append(os.open(name, os.O_RDONLY | os.O_CLOEXEC))
+    for stream in ("stdout", "stderr"):
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        opened.append(os.open(os.path.join(directory, stream), flags, 0o600))
+    return tuple(opened)
 
 
 def _pipes(stdin: bool, opened: list[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:

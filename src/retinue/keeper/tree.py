@@ -36,6 +36,14 @@ def read(path: str) -> bytes | None:
         return None
 
 
+def size(path: str) -> int:
+    """Return how large a file is; 0 when there is none."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
+
+
 def stat(pid: int) -> Stat | None:
     """Return what the kernel says of a process; None when there is none."""
     found = read(f"/proc/{pid}/stat")

@@ -14,6 +14,7 @@ from retinue.engine.ledger import Anchor, Verdict
 from retinue.engine.outcome import Reply
 from retinue.orchestrator.agents import AgentView
 from retinue.orchestrator.base import LOCAL_ADMIN
+from retinue.orchestrator.instances import Instances, InstanceView
 from retinue.orchestrator.record import Record
 from retinue.orchestrator.system import Integration, System
 from retinue.orchestrator.tasks import Tasks, reply_view
@@ -24,6 +25,7 @@ __all__ = [
     "AgentView",
     "Anchor",
     "Erasure",
+    "InstanceView",
     "Integration",
     "Orchestrator",
     "Reply",
@@ -33,7 +35,7 @@ __all__ = [
 ]
 
 
-class Orchestrator(Tasks, Record, System):
+class Orchestrator(Tasks, Record, Instances, System):
     """What a started system can be asked to do."""
 
     def __init__(self, engine: Engine) -> None:

@@ -11,13 +11,16 @@ import asyncio
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from retinue.errors import CommunicationError
 from retinue.keeper.frames import Frame
 from retinue.process.log import InstanceLog
 from retinue.process.reading import Bounds, Reader
+from retinue.process.spool import SpoolReader
 from retinue.process.writing import Writer
 
 if TYPE_CHECKING:
@@ -65,12 +68,16 @@ class Streams(msgspec.Struct, frozen=True):
     """What becomes of a process's output.
 
     ``on_stdout`` sees every line as it comes, from the first on; ``log`` keeps a capped copy.
+    ``spool`` is the directory of the files that a process writes to which is to outlive us;
+    ``seam`` is an offset in its stdout that no piece reaches across.
     """
 
     stdout: Bounds = Bounds()
     stderr: Bounds = Bounds(when_full="drop")
     log: InstanceLog | None = None
     on_stdout: Callable[[bytes], None] | None = None
+    spool: Path | None = None
+    seam: int = 0
 
 
 class Child:
@@ -89,14 +96,20 @@ class Child:
         self._has_exited = asyncio.Event()
         self._is_gone = asyncio.Event()
         self.stdin = Writer(fds[0]) if len(fds) > 2 else None  # noqa: PLR2004
-        log = streams.log
-        self.stdout = Reader(
-            fds[-2], streams.stdout, log.stream("stdout") if log is not None else None
-        )
+        self.stdout: Reader | SpoolReader
+        self.stderr: Reader | SpoolReader
+        log, spool = streams.log, streams.spool
+        if spool is not None:
+            self.stdout = SpoolReader(spool / "stdout", streams.stdout, streams.seam)
+            self.stderr = SpoolReader(spool / "stderr", streams.stderr)
+        else:
+            self.stdout = Reader(
+                fds[-2], streams.stdout, log.stream("stdout") if log is not None else None
+            )
+            self.stderr = Reader(
+                fds[-1], streams.stderr, log.stream("stderr") if log is not None else None
+            )
         self.stdout.on_item = streams.on_stdout
-        self.stderr = Reader(
-            fds[-1], streams.stderr, log.stream("stderr") if log is not None else None
-        )
 
     # -- what the link tells -------------------------------------------------------------------
 
@@ -123,6 +136,18 @@ class Child:
         self.stdout.finish()
         self.stderr.finish()
         self._is_gone.set()
+
+    def let_go(self) -> None:
+        """Hear and read nothing more of it: it goes on without us."""
+        self._listeners.clear()
+        self._link.let_go(self.name)
+        self.close()
+
+    def close(self) -> None:
+        """Read nothing more of the files that it writes to."""
+        for reader in (self.stdout, self.stderr):
+            if isinstance(reader, SpoolReader):
+                reader.close()
 
     # -- waiting and ending --------------------------------------------------------------------
 
@@ -157,6 +182,29 @@ class Child:
         """Have its whole tree killed."""
         if not self.gone:
             self._link.kill(self.name)
+
+    @property
+    def messages(self) -> tuple[int, int]:
+        """How many writes it was sent, and how many lines (or pieces) came from it."""
+        return self.stdin.calls if self.stdin is not None else 0, self.stdout.counts.lines
+
+    @property
+    def hears(self) -> bool:
+        """Whether it has a stdin that is open."""
+        return self.stdin is not None and not self.stdin.closed
+
+    async def say(self, data: bytes, /, *, last: bool = False) -> None:
+        """Write to its stdin; ``last``: and close it.
+
+        Raises:
+            CommunicationError: it has none, or does not read any more.
+        """
+        if self.stdin is None:
+            raise CommunicationError("the agent has no stdin")
+        if data:
+            await self.stdin.write(data)
+        if last:
+            self.stdin.close()
 
     async def usage(self) -> Frame:
         """Return what its tree uses now; empty when it has ended."""

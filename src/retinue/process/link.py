@@ -23,7 +23,9 @@ import msgspec
 
 from retinue.domain.ids import ulid
 from retinue.errors import SpawnFailed
+from retinue.keeper.door import address
 from retinue.keeper.frames import Closed, Frame, Wire
+from retinue.keeper.tree import incarnation
 from retinue.process.child import Child, Exit, Streams
 from retinue.process.log import LogWriter
 
@@ -42,6 +44,7 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
     ``processes`` for the tree; ``open_files``, ``files``, ``file_bytes`` and ``address_space`` for
     each process. ``linger`` is how long what the process leaves behind may live after it. ``box``
     is the network of the sandbox that ``path`` makes, if it is one; see ``process.sandbox``.
+    ``kept`` is the directory of its stdin, stdout and stderr, files then: it outlives its owner.
     """
 
     path: str
@@ -52,6 +55,7 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
     limits: Mapping[str, float] = {}
     linger: float = 0.5
     box: Literal["host", "loopback", "none"] | None = None
+    kept: str | None = None
 
 
 class KeeperLink:
@@ -72,6 +76,8 @@ class KeeperLink:
         self._questions = 0
         self._writing = False
         self._sweeping: asyncio.Task[None] | None = None
+        self.joined: list[KeeperLink] = []
+        self._leaves_some = False
 
     # -- the keeper itself ---------------------------------------------------------------------
 
@@ -133,11 +139,16 @@ class KeeperLink:
         """End every process, and the keeper; return when they are gone."""
         if self._sweeping is not None:
             await self._sweeping
+        for link in self.joined:
+            link._drop()
+        self.joined.clear()
         process, self._process = self._process, None
         self._drop()
         self.logs.close()
         self.logs = LogWriter()
-        if process is not None:
+        if process is not None and self._leaves_some:
+            process.returncode = 0  # it lives on, and is not ours to wait for
+        elif process is not None:
             await _ended(process)
 
     def _drop(self) -> None:
@@ -244,7 +255,7 @@ class KeeperLink:
     def _started(self, frame: Frame, fds: list[int]) -> None:
         name = frame["id"]
         waiting = self._spawning.pop(name, None)
-        complete = len(fds) == frame["fds"]
+        complete = len(fds) == frame.get("fds", 0)
         if waiting is None or waiting[0].done() or not complete:
             for fd in fds:
                 os.close(fd)
@@ -256,6 +267,19 @@ class KeeperLink:
         child = Child(self, name, frame["pid"], fds, streams)
         self.children[name] = child
         future.set_result(child)
+
+    # -- agents that are kept ------------------------------------------------------------------
+
+    @property
+    def address(self) -> str:
+        """Where this keeper will be found when its owner is gone; it must have been started."""
+        assert self.pid is not None
+        return address(self.scope, incarnation(self.pid))
+
+    def let_go(self, name: str) -> None:
+        """Forget an agent that is kept: it goes on when this link is closed."""
+        if self.children.pop(name, None) is not None:
+            self._leaves_some = True
 
     # -- processes -----------------------------------------------------------------------------
 
@@ -297,7 +321,8 @@ class KeeperLink:
         """Return what a process's tree uses now; empty when it has ended."""
         if name not in self.children:
             return {}
-        return await self._ask({"op": "usage", "id": name})
+        answer = await self._ask({"op": "usage", "id": name})
+        return answer if "cpu" in answer else {}  # it ended in between
 
 
 async def _ended(process: subprocess.Popen[bytes]) -> None:

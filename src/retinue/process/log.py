@@ -7,12 +7,16 @@ counts them, and nothing else waits.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 MOST_QUEUED = 16 << 20
+MOST_READ = 1 << 20
 
 
 class LogWriter:
@@ -94,20 +98,62 @@ class _File:
             self.lost += len(data)
 
 
-class InstanceLog:
-    """The log of one process: a directory with ``stdout`` and ``stderr``."""
+LEAST_SECRET = 4
+"""Shorter values are no secrets, and to mask them would mask words."""
 
-    def __init__(self, writer: LogWriter, directory: Path, cap: int = 1 << 20) -> None:
+
+class Mask:
+    """Takes secrets out of a stream of pieces, also one that comes in two."""
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        given = {secret.encode() for secret in secrets if len(secret) >= LEAST_SECRET}
+        self._secrets = sorted(given, key=len, reverse=True)
+        self._kept = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """Return what can be shown by now; no data: the end, and all the rest."""
+        if not self._secrets:
+            return data
+        last = not data
+        data = self._kept + data
+        for secret in self._secrets:
+            data = data.replace(secret, b"***")
+        begun = 0 if last else max(map(partial(_begun, data), self._secrets))
+        self._kept = data[len(data) - begun :]
+        return data[: len(data) - begun]
+
+
+def _begun(data: bytes, secret: bytes) -> int:
+    """Return how many of the last bytes may be the beginning of ``secret``."""
+    for length in range(min(len(secret) - 1, len(data)), 0, -1):
+        if data.endswith(secret[:length]):
+            return length
+    return 0
+
+
+class InstanceLog:
+    """The log of one process: a directory with ``stdout`` and ``stderr``, without ``secrets``."""
+
+    def __init__(
+        self,
+        writer: LogWriter,
+        directory: Path,
+        cap: int = 1 << 20,
+        secrets: Iterable[str] = (),
+    ) -> None:
         self._writer = writer
+        self._secrets = tuple(secrets)
         self.directory = directory
         self._files = {name: _File(directory / name, cap) for name in ("stdout", "stderr")}
 
     def stream(self, name: str) -> Callable[[bytes], None]:
-        """Return what takes the pieces of one stream."""
+        """Return what takes the pieces of one stream; the last one is empty."""
         file = self._files[name]
+        mask = Mask(self._secrets)
 
         def copy(data: bytes) -> None:
-            if not self._writer.put(file, data):
+            data = mask.feed(data)
+            if data and not self._writer.put(file, data):
                 file.lost += len(data)
 
         return copy
@@ -116,6 +162,83 @@ class InstanceLog:
     def lost(self) -> int:
         """How many bytes could not be written."""
         return sum(file.lost for file in self._files.values())
+
+
+class LogFollower:
+    """Reads a stream's file as it grows, across its rotations; blocks for the disk only.
+
+    It keeps the file open that it reads, so one that is rotated away is read to its end. ``tail``
+    begins with that many of the last bytes there are; None begins with all that is kept.
+    """
+
+    def __init__(self, directory: Path, stream: str, tail: int | None = None) -> None:
+        self._path = directory / stream
+        self._old = directory / f"{stream}.1"
+        self._file: BinaryIO | None = None
+        self._waiting = [f for f in (_open(self._old), _open(self._path)) if f is not None]
+        if tail is not None:
+            self._skip(tail)
+
+    def _skip(self, tail: int) -> None:
+        for file in reversed(self._waiting):
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - tail, 0))
+            tail = max(tail - size, 0)
+
+    def read(self) -> bytes:
+        """Return what came since the last time, at most ``MOST_READ``."""
+        data = b""
+        while len(data) < MOST_READ and (self._file is not None or self._next()):
+            assert self._file is not None
+            more = self._file.read(MOST_READ - len(data))
+            data += more
+            if not more and not self._next():
+                break
+        return data
+
+    def _next(self) -> bool:
+        """Go on to the next file, if this one was rotated away and read; say whether there is."""
+        if not self._waiting:
+            known = os.fstat(self._file.fileno()).st_ino if self._file is not None else None
+            found = _open(self._path)
+            if found is None or os.fstat(found.fileno()).st_ino == known:
+                if found is not None:
+                    found.close()
+                return False
+            older = _open(self._old)
+            self._waiting = [found]
+            if older is not None and known is not None:
+                if os.fstat(older.fileno()).st_ino == known:
+                    older.close()
+                else:
+                    self._waiting.insert(0, older)
+            if self._file is not None and (rest := self._file.read(1)):
+                # It got its last bytes after we had looked.
+                self._file.seek(-len(rest), os.SEEK_CUR)
+                return True
+        self.close_current()
+        self._file = self._waiting.pop(0)
+        return True
+
+    def close_current(self) -> None:
+        """Close the file that is read."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def close(self) -> None:
+        """Close all files."""
+        self.close_current()
+        for file in self._waiting:
+            file.close()
+        self._waiting.clear()
+
+
+def _open(path: Path) -> BinaryIO | None:
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        return None
 
 
 def read_log(directory: Path, stream: str) -> bytes:

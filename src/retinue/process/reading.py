@@ -87,7 +87,8 @@ class Splitter:
 class Reader:
     """One output pipe of a process.
 
-    ``on_item`` sees every line (or piece) as it comes, dropped ones too; ``copy`` every byte.
+    ``on_item`` sees every line (or piece) as it comes, dropped ones too; ``copy`` every byte, and
+    an empty piece at the end.
     """
 
     def __init__(
@@ -207,6 +208,8 @@ class Reader:
         self._hold()
         os.close(self._fd)
         self._fd = None
+        if self._copy is not None:
+            self._copy(b"")
         self._chunks.append(self._last())
         self._sort()
 

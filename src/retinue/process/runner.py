@@ -23,6 +23,7 @@ import msgspec
 
 from retinue.domain.ids import now_us, ulid
 from retinue.errors import InvalidContext, NotFound, RetinueError, SpawnFailed
+from retinue.process.capacity import MEMORY_EACH, Host, refusal
 from retinue.process.child import Streams
 from retinue.process.config import (
     MOST_ARGUMENT,
@@ -48,7 +49,11 @@ MOST_ENDED = 1_000
 
 
 class LocalProcessRunner:
-    """Spawns agents on this machine and knows what becomes of them."""
+    """Spawns agents on this machine and knows what becomes of them.
+
+    Made with a ``max_concurrent_agents`` that this machine cannot bear, it raises ``SpawnFailed``
+    with the number that it could.
+    """
 
     def __init__(
         self,
@@ -57,6 +62,11 @@ class LocalProcessRunner:
         catalogue: Mapping[str, Backend] | None = None,
     ) -> None:
         self.config = config or ProcessRunnerConfig()
+        if (most := self.config.max_concurrent_agents) is not None:
+            memory = self.config.limits.max_memory_mb
+            each = int(memory * (1 << 20)) if memory is not None else MEMORY_EACH
+            if (why := refusal(most, Host.here(), each)) is not None:
+                raise SpawnFailed(f"max_concurrent_agents: {why}")
         self.catalogue = dict(catalogue or {})
         self._link = KeeperLink()
         self._bubblewrap = Bubblewrap(self._link)

@@ -20,6 +20,7 @@ from retinue.server import (
     docs,
     executions,
     info,
+    instances,
     keys,
     ledger,
     orchestrate,
@@ -41,6 +42,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *queue.OPERATIONS,
     *info.OPERATIONS,
     *agents.OPERATIONS,
+    *instances.OPERATIONS,
     *contracts.OPERATIONS,
     *sessions.OPERATIONS,
     *parked.OPERATIONS,
@@ -51,6 +53,7 @@ OPERATIONS: tuple[Operation, ...] = (
 _TAGS = [
     {"name": "tasks", "description": "Have work done, and follow it."},
     {"name": "agents", "description": "Who can be asked."},
+    {"name": "instances", "description": "The processes that agents are."},
     {"name": "record", "description": "What happened: sessions, contracts, the ledger."},
     {"name": "questions", "description": "What running work asks of a person."},
     {"name": "administration", "description": "API keys and the audit chain."},

@@ -80,6 +80,15 @@ class CommandReference(BaseModel):
         description="how a task reaches it: its prompt by stdin, its prompt as the last argument"
         " after --, or the whole task as one line of JSON by stdin",
     )
+    stdin_open: bool = Field(
+        default=False,
+        description="its stdin stays open behind the prompt: `retinue agent attach` writes to it",
+    )
+    keep_running: bool = Field(
+        default=False,
+        description="its processes outlive the server, stopped or killed; the next one goes on with"
+        " them",
+    )
     output: Literal["text", "json", "json-lines"] = Field(
         default="text",
         description="what its stdout is: text, streamed; one JSON document; or a JSON event per"

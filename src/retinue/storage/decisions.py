@@ -133,7 +133,7 @@ class Batch:
         return first
 
 
-def _fenced(locked: Locked, fence: Fence) -> Execution | Conflict:
+def fenced(locked: Locked, fence: Fence) -> Execution | Conflict:
     """Return the execution when the fence still holds, else the refusal."""
     execution = locked.get(fence.execution_id)
     if execution is None:
@@ -153,7 +153,7 @@ def _fenced(locked: Locked, fence: Fence) -> Execution | Conflict:
 
 
 def _append(batch: Batch, intent: Append, locked: Locked, _: Asked) -> Result:
-    execution = _fenced(locked, intent.fence)
+    execution = fenced(locked, intent.fence)
     if isinstance(execution, Conflict):
         return execution
     first = batch.add_events(execution, intent.events, intent.at)
@@ -162,7 +162,7 @@ def _append(batch: Batch, intent: Append, locked: Locked, _: Asked) -> Result:
 
 
 def _finish(batch: Batch, intent: Finish, locked: Locked, _: Asked) -> Result:
-    execution = _fenced(locked, intent.fence)
+    execution = fenced(locked, intent.fence)
     if isinstance(execution, Conflict):
         return execution
     execution.reason = intent.reason
@@ -180,7 +180,7 @@ def _finish(batch: Batch, intent: Finish, locked: Locked, _: Asked) -> Result:
 
 
 def _requeue(batch: Batch, intent: Requeue, locked: Locked, _: Asked) -> Result:
-    execution = _fenced(locked, intent.fence)
+    execution = fenced(locked, intent.fence)
     if isinstance(execution, Conflict):
         return execution
     if execution.cancel_requested_at is not None:
@@ -259,7 +259,7 @@ def _refuse(batch: Batch, intent: Refuse, _locked: Locked, _: Asked) -> Result:
 
 
 def _ask(batch: Batch, intent: Ask, locked: Locked, _: Asked) -> Result:
-    execution = _fenced(locked, intent.fence)
+    execution = fenced(locked, intent.fence)
     if isinstance(execution, Conflict):
         return execution
     if execution.state is not State.RUNNING:

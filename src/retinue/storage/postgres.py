@@ -27,6 +27,7 @@ import msgspec
 
 from retinue.domain.execution import Execution
 from retinue.domain.ids import ulid
+from retinue.domain.instance import InstanceRecord
 from retinue.domain.intent import ClaimLanes, Intent, Lease, Result, Submit
 from retinue.errors import StoreUnavailable, WorkerLost
 from retinue.storage.carrier import Carrier
@@ -386,6 +387,11 @@ class PostgresStore(Reads, OutboxReads):
         await self._fetch(_BURY)
         rows = await self._fetch(_ORPHANS, [limit])
         return [record_of(Execution, row) for row in rows]
+
+    async def ownerless(self, node: str, limit: int, /) -> list[InstanceRecord]:
+        """Return instances that have not ended and whose worker is dead, oldest first."""
+        await self._fetch(_BURY)
+        return await super().ownerless(node, limit)
 
     @staticmethod
     def _among(column: str, values: Sequence[str]) -> tuple[str, Any]:

@@ -4,14 +4,14 @@
 result per intent, in order. Both stores drive it inside one transaction, so SQLite and PostgreSQL
 cannot differ in what they decide.
 
-Order within a batch: executions, then questions, then idempotency keys, then agents, then session
-heads, then lanes of the outbox, then the audit head, each locked in sorted order; so two writers
-cannot wait for each other. (What is locked besides, a lease's rows or whose turn it is, is passed
-over when somebody else has it.) Heads are locked last, when the contracts get their places, unless
-a decision depends on who else is in a session (``turns``): then all at once, before it. What is
-removed or erased comes after all other rows (``removal``), under the heads' locks. A program may be
-run again after its transaction was rolled back: it leaves nothing behind in its intents that a
-second run would mistake for a decision.
+Order within a batch: executions, then questions, then idempotency keys, then agents, then
+instances, then session heads, then lanes of the outbox, then the audit head, each locked in sorted
+order; so two writers cannot wait for each other. (What is locked besides, a lease's rows or whose
+turn it is, is passed over when somebody else has it.) Heads are locked last, when the contracts get
+their places, unless a decision depends on who else is in a session (``turns``): then all at once,
+before it. What is removed or erased comes after all other rows (``removal``), under the heads'
+locks. A program may be run again after its transaction was rolled back: it leaves nothing behind in
+its intents that a second run would mistake for a decision.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from retinue.domain.contract import GENESIS, Contract, ContractStatus, Head, app
 from retinue.domain.execution import Execution
 from retinue.domain.ids import now_us
 from retinue.domain.intent import (
+    AdoptInstance,
     Answer,
     Append,
     Ask,
@@ -55,6 +56,7 @@ from retinue.domain.session import Session
 from retinue.storage.admission import asking, claim, lease, submit
 from retinue.storage.agents import put_or_remove
 from retinue.storage.decisions import DECIDE, Batch, Placed
+from retinue.storage.instances import INSTANCES, instances
 from retinue.storage.outbox import OUTBOX, outbox
 from retinue.storage.removal import remove, sessions_of
 from retinue.storage.statements import (
@@ -120,6 +122,9 @@ def _decide_later(
     agents = _of(later, _AGENTS)
     if agents:  # before any head is locked
         yield from put_or_remove(batch, agents, results)
+    supervised = _of(later, INSTANCES)
+    if supervised:
+        yield from instances(batch, supervised, locked, results)
     yield from _let_in(batch, later, fresh, locked, results)
     for i, wanted in later.get(Lease, ()):
         results[i] = yield from lease(batch, wanted)
@@ -174,6 +179,9 @@ def _lock(intents: Sequence[Intent]) -> Steps[tuple[dict[str, Execution], dict[s
             ids.add(intent.fence.execution_id)  # type: ignore[union-attr]
         elif kind is Cancel or kind is Expire or kind is Promote or kind is Prioritize:
             ids.add(intent.execution_id)  # type: ignore[union-attr]
+        elif kind is AdoptInstance:
+            if (fence := intent.fence) is not None:  # type: ignore[union-attr]
+                ids.add(fence.execution_id)
         elif kind is Answer or kind is CloseQuestion:
             asked.append(intent.question_id)  # type: ignore[union-attr]
     if asked:

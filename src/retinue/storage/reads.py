@@ -25,13 +25,14 @@ from retinue.interfaces import (
 )
 from retinue.storage.agents import AgentReads
 from retinue.storage.bodies import Bodies
+from retinue.storage.instances import InstanceReads
 from retinue.storage.pages import Where, columns, decode_cursor, listing
 from retinue.storage.queue_reads import QueueReads
 from retinue.storage.tables import record_of
 from retinue.storage.walks import Walks
 
 
-class Reads(Bodies, AgentReads, QueueReads, Walks):
+class Reads(Bodies, AgentReads, InstanceReads, QueueReads, Walks):
     """Every read of the ``Store`` protocol; see there for the contracts."""
 
     worker: str

@@ -394,6 +394,21 @@ BATCH: dict[str, Statement] = {
         f" FROM {_unnest(('agent_id', 'removed_at', 'removed_by'))}"
         " WHERE t.agent_id = p.agent_id AND t.removed_at IS NULL RETURNING t.revision",
     ),
+    "lock_instance": Statement(
+        f"SELECT {_columns('instance')} FROM instance WHERE instance_id = ?1",
+        f"SELECT {_columns('instance')} FROM instance WHERE instance_id = ANY($1::text[])"
+        " ORDER BY instance_id FOR UPDATE",
+    ),
+    "update_instance": _update("instance", TABLES["instance"][1:], TABLES["instance"][:1]),
+    "forget_instances": Statement(
+        "DELETE FROM instance WHERE instance_id IN (SELECT instance_id FROM instance"
+        " WHERE ended_at IS NOT NULL AND ended_at < ?1 ORDER BY ended_at LIMIT ?2)"
+        " RETURNING instance_id",
+        f"DELETE FROM instance t USING {_unnest(('ended_at', 'limit_'))} CROSS JOIN LATERAL"
+        " (SELECT i.instance_id FROM instance i WHERE i.ended_at IS NOT NULL"
+        " AND i.ended_at < p.ended_at ORDER BY i.ended_at LIMIT p.limit_"
+        " FOR UPDATE SKIP LOCKED) f WHERE t.instance_id = f.instance_id RETURNING t.instance_id",
+    ),
     "lock_audit_head": Statement(
         "SELECT n, hash FROM audit_head WHERE one = ?1",
         "SELECT n, hash FROM audit_head WHERE one = ANY($1::bigint[]) FOR UPDATE",

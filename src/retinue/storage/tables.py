@@ -15,6 +15,7 @@ from retinue.domain.audit import AuditRow
 from retinue.domain.contract import Contract, ContractStatus, ContractType
 from retinue.domain.event import Event, EventType
 from retinue.domain.execution import Execution, Hold, State
+from retinue.domain.instance import InstanceRecord, InstanceState
 from retinue.domain.outbox import Lane, Parked
 from retinue.domain.policy import BusyPolicy, Delivery
 from retinue.domain.principal import ApiKey, Role
@@ -37,6 +38,7 @@ _TYPES = {
     "data": "bytea",
     "fingerprint": "bytea",
     "definition": "bytea",
+    "handle": "bytea",
     "answer_hash": "bytea",
     "data_hash": "bytea",
 }
@@ -45,7 +47,8 @@ _NUMBERS = frozenset(
     "started_at finished_at request_n response_n depth seq at n updated_at completed failed "
     "cancelled expires_at revoked_at pid lease_until last_batch stopped_at count limit_ now "
     "first_n last_n due_at tries failed_at revision removed_at closed_seq latest began audit_n "
-    "pending rank interrupted".split()
+    "pending rank interrupted kept state_at ended_at exit_code exit_signal cpu_us peak_bytes "
+    "messages_in messages_out".split()
 )
 
 
@@ -71,6 +74,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "agent_definition": StoredAgent.__struct_fields__,
     "checkpoint": Checkpoint.__struct_fields__,
     "mark": Mark.__struct_fields__,
+    "instance": InstanceRecord.__struct_fields__,
     "erased_event": ("execution_id", "seq", "data_hash"),
 }
 
@@ -80,6 +84,7 @@ _ENUMS: dict[type[msgspec.Struct], dict[str, type]] = {
     Contract: {"type": ContractType, "status": ContractStatus},
     Question: {"state": QuestionState, "kind": QuestionKind, "role": Role},
     ApiKey: {"role": Role},
+    InstanceRecord: {"state": InstanceState},
 }
 _ENUM_PLACES = {
     record: [(record.__struct_fields__.index(name), enum) for name, enum in fields.items()]

@@ -12,6 +12,7 @@ from collections import deque
 from typing import Any
 
 from retinue.domain.intent import (
+    AdoptInstance,
     Answer,
     Append,
     Ask,
@@ -93,6 +94,8 @@ def _touched(intent: Intent) -> str | None:
         return intent.execution_id  # type: ignore[union-attr]
     if kind is Answer or kind is CloseQuestion:
         return intent.question_id  # type: ignore[union-attr]
+    if kind is AdoptInstance:
+        return fence.execution_id if (fence := intent.fence) is not None else None  # type: ignore[union-attr]
     if kind is CutChain or kind is Erase:
         return f"{intent.owner}/{intent.session_id}"  # type: ignore[union-attr]
     return None

@@ -40,6 +40,7 @@ from retinue.domain.question import QuestionState
 from retinue.errors import StoreUnavailable
 from retinue.interfaces import Store
 from retinue.testing.store_agents import AgentRules
+from retinue.testing.store_instances import AdoptRules, InstanceRules
 from retinue.testing.store_lists import BodyRules, ListRules, WatchRules
 from retinue.testing.store_outbox import OutboxRules
 from retinue.testing.store_queue import IdempotencyRules, LeaseRules, SubmitRules
@@ -171,6 +172,8 @@ class StoreSuite(
     AuditRules,
     OutboxRules,
     AgentRules,
+    InstanceRules,
+    AdoptRules,
     ListRules,
     BodyRules,
     WatchRules,

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -36,7 +36,7 @@ async def submit(*_: Any) -> Any:
     raise AssertionError
 
 
-LENT = DriverContext(submit, 1 << 20)
+LENT = DriverContext(submit, 1 << 20, cast(Any, None))
 
 
 def definition(endpoint: str, **config: Any) -> AgentDefinition:

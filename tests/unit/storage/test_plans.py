@@ -34,6 +34,7 @@ READS = {
     "OVERDUE": {"execution_deadline"},
     "AHEAD_RUNNING": {"execution_busy"},
     "AHEAD_WAITING": {"execution_turn"},
+    "PLACE": {"execution_queue"},
 }
 SORTS = {"DEPTHS"}  # the keys, not the tasks
 

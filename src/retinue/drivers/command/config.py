@@ -22,6 +22,8 @@ class CommandConfig(msgspec.Struct, frozen=True, kw_only=True):
     as one JSON object by stdin (``json``). ``output``: what stdout is; see ``dialect``. ``limits``
     are the keeper's; in a ``sandbox`` it may write its own directories and what that names.
     ``interrupt`` is the signal that asks it to stop, ``stop_seconds`` how long it then has.
+    ``stdin_open``: its stdin stays open behind the prompt, for who attaches. ``keep_running``: its
+    processes outlive the server; they may write at most ``spool_bytes``.
     """
 
     command: tuple[str, ...]
@@ -34,6 +36,9 @@ class CommandConfig(msgspec.Struct, frozen=True, kw_only=True):
     limits: Mapping[str, float] = {}
     sandbox: Sandbox | None = None
     log_bytes: int = 1 << 20
+    stdin_open: bool = False
+    keep_running: bool = False
+    spool_bytes: int = 1 << 30
 
 
 def arguments(config: CommandConfig, job: Job) -> list[str]:
@@ -56,7 +61,7 @@ def arguments(config: CommandConfig, job: Job) -> list[str]:
 def stdin_of(config: CommandConfig, job: Job) -> bytes | None:
     """Return what the command reads; None: it has no stdin."""
     if config.prompt == "argument":
-        return None
+        return b"" if config.stdin_open else None
     if config.prompt == "stdin":
         return prompt_of(job).encode()
     task = {

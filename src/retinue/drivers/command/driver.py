@@ -18,12 +18,26 @@ import msgspec
 
 from retinue.domain.agent import AgentDefinition
 from retinue.domain.ids import ulid
+from retinue.domain.instance import InstanceRecord
 from retinue.drivers.command.config import CommandConfig
+from retinue.drivers.command.dialect import DIALECTS
+from retinue.drivers.command.kept import Place, shorten, streams_of
 from retinue.drivers.command.performance import Performance
 from retinue.errors import NotSupported, SpawnFailed
-from retinue.interfaces import DriverContext, Features, Health, InstanceHandle, Job
+from retinue.interfaces import (
+    DriverContext,
+    Features,
+    Health,
+    InstanceHandle,
+    Job,
+    Process,
+    Supervised,
+)
+from retinue.process.child import Child
 from retinue.process.executable import directory, find
+from retinue.process.kept import Kept
 from retinue.process.link import Command, KeeperLink
+from retinue.process.log import LEAST_SECRET
 from retinue.process.sandbox import Bubblewrap, boxed
 
 MOST_LOGS = 100
@@ -34,7 +48,7 @@ class CommandDriver:
     """Runs CLIs; ``config`` of the definition is a ``CommandConfig``."""
 
     name: ClassVar[str] = "command"
-    features: ClassVar[Features] = Features(streams=True)
+    features: ClassVar[Features] = Features(streams=True, keeps=True)
 
     def __init__(
         self,
@@ -48,6 +62,7 @@ class CommandDriver:
         self.hidden = hidden
         self.root = root
         self.environment = environment
+        self.kept = Kept(link)
 
     async def start(self, agent: AgentDefinition, context: DriverContext, /) -> CommandInstance:
         """Return an instance; its processes come with its executions.
@@ -63,6 +78,27 @@ class CommandDriver:
         if agent.config.sandbox is not None:
             await self.bubblewrap.ready(agent.config.sandbox, self.environment)
         return instance
+
+    async def recover(
+        self, agent: AgentDefinition | None, record: InstanceRecord, cursor: str | None, /
+    ) -> Child | None:
+        """Find a process that an earlier server left; None: there is none."""
+        handle = record.found()
+        directory = handle.get("kept")
+        if directory is None:
+            return None
+        config = agent.config if agent is not None else None
+        lines = DIALECTS[config.output].lines if isinstance(config, CommandConfig) else False
+        at = Place.read(cursor, record.instance_id)
+        streams = streams_of(Path(directory), lines=lines, seam=at.offset)
+        try:
+            return await self.kept.find(handle["keeper"], record.instance_id, streams)
+        except OSError:
+            return None  # its files are gone
+
+    def end_unwanted(self) -> None:
+        """End what was found and nobody has asked for."""
+        self.kept.end_unwanted()
 
     async def check(self, agent: AgentDefinition, /) -> None:
         """Refuse: what is run on this machine comes from the operator's file."""
@@ -131,13 +167,22 @@ class CommandInstance:
     def masked(self, text: str) -> str:
         """Return ``text`` without the values that the operator gave this agent."""
         for value in self.config.environment.values():
-            if len(value) >= 4:  # noqa: PLR2004 a shorter one is no secret, and would mask words
+            if len(value) >= LEAST_SECRET:
                 text = text.replace(value, "***")
         return text
 
     def execute(self, job: Job, /) -> Performance:
         """Perform ``job``; see ``Instance``."""
         return Performance(self, job)
+
+    def resume(self, job: Job, record: Supervised, process: Process, /) -> Performance:
+        """Go on with what ``process`` does; see ``Keeping``."""
+        assert isinstance(process, Child)
+        return Performance(self, job, (record, process))
+
+    def let_go(self, execution_id: str, /) -> bool:
+        """Let what performs an execution go on without us, if it can; say whether it does."""
+        return any(p.let_go() for p in tuple(self.running) if p.execution_id == execution_id)
 
     async def answer(self, question_id: str, answer: Any, /) -> None:
         """Refuse: a command asks nothing."""
@@ -170,6 +215,12 @@ class CommandInstance:
         name = f"{execution_id}-{attempt}"
         tmp = self.root / "tmp" / name
         tmp.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for old in sorted(os.listdir(self.logs))[: -(MOST_LOGS - 1)]:
-            shutil.rmtree(self.logs / old, ignore_errors=True)
+        working = {p.name for p in tuple(self.running)}
+        names = sorted(os.listdir(self.logs))
+        for old in names[: -(MOST_LOGS - 1)]:
+            if old not in working:
+                shutil.rmtree(self.logs / old, ignore_errors=True)
+        for old in names:
+            if self.config.keep_running and old not in working:
+                shorten(self.logs / old, self.config.log_bytes)
         return tmp, self.logs / name

@@ -13,17 +13,21 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from retinue.domain.event import EventData, EventType
 from retinue.drivers.command.config import arguments, stdin_of
 from retinue.drivers.command.dialect import DIALECTS
-from retinue.errors import CommunicationError, ExecutionError, RetinueError
-from retinue.interfaces import Job
+from retinue.drivers.command.kept import Place, Progress, prepare, streams_of
+from retinue.errors import CommunicationError, ExecutionError, RetinueError, SpawnFailed
+from retinue.interfaces import Birth, Job, Supervised
 from retinue.process.child import Child, Exit, Streams
 from retinue.process.executable import refused
 from retinue.process.ladder import Ladder, stop
 from retinue.process.link import Command
 from retinue.process.log import InstanceLog
 from retinue.process.reading import Bounds
+from retinue.process.spool import SpoolReader
 
 if TYPE_CHECKING:
     from retinue.drivers.command.driver import CommandInstance
@@ -35,21 +39,50 @@ FINISH_SECONDS = 2.0
 class Performance:
     """One execution by one process: an async context manager that iterates its events."""
 
-    def __init__(self, instance: CommandInstance, job: Job) -> None:
+    def __init__(
+        self,
+        instance: CommandInstance,
+        job: Job,
+        found: tuple[Supervised, Child] | None = None,
+    ) -> None:
         self._instance = instance
         self._job = job
+        self.execution_id = job.execution.id
+        self.name = f"{job.execution.id}-{job.execution.attempt}"
         self._dialect = DIALECTS[instance.config.output](instance.lent.max_result_bytes)
         self._events: deque[EventData] = deque()
         self._child: Child | None = None
+        self._record: Supervised | None = None
         self._tmp: Path | None = None
         self._feeding: asyncio.Task[None] | None = None
         self._refused = 0
         self._over = False
+        self._progress: Progress | None = None
+        self._left = False
+        if found is not None:
+            self._found(*found)
+
+    def _found(self, record: Supervised, child: Child) -> None:
+        """Go on with what an earlier server began."""
+        self._record, self._child = record, child
+        self._tmp = Path(record.record.found()["tmp"])
+        behind = Place.read(self._job.execution.cursor, record.id)
+        self._progress = Progress(record.id, behind)
+
+    def let_go(self) -> bool:
+        """Let the process go on without us, if it is kept; say whether it does."""
+        if self._progress is None or self._child is None or self._record is None or self._over:
+            return False
+        self._left = True
+        self._record.let_go()
+        self._child.let_go()
+        return True
 
     async def __aenter__(self) -> AsyncIterator[EventData]:
         self._instance.running.add(self)
         try:
-            await self._start()
+            if self._child is None:
+                await self._start()
         except BaseException:
             await asyncio.shield(self._instance.aside(self.end(0.0)))
             raise
@@ -71,18 +104,47 @@ class Performance:
             stdin=given is not None,
             limits=config.limits,
         )
+        command = await instance.boxed(command, tmp)
         streams = Streams(
             Bounds(lines=self._dialect.lines),
             Bounds(lines=False, most=0, when_full="drop"),
-            InstanceLog(instance.link.logs, log, config.log_bytes),
+            InstanceLog(instance.link.logs, log, config.log_bytes, config.environment.values()),
         )
+        handle = {"scope": instance.link.scope, "log": str(log)}
+        if config.keep_running:
+            command = await self._keep(command, log, given)
+            streams = streams_of(log, lines=self._dialect.lines)
+            handle |= {"kept": str(log), "keeper": instance.link.address, "tmp": str(tmp)}
+        birth = Birth(
+            agent_id=instance.handle.agent_id,
+            owner=execution.owner,
+            driver="command",
+            handle=handle,
+            execution=execution,
+            kept=config.keep_running,
+        )
+        self._record = await instance.lent.instances.begin(birth)
         try:
-            command = await instance.boxed(command, tmp)
-            self._child = await instance.link.spawn(command, streams)
+            self._child = await instance.link.spawn(command, streams, self._record.id)
         except OSError as error:
             raise refused(config.command[0], error) from error
-        if given is not None:
-            self._feeding = asyncio.create_task(_feed(self._child, given))
+        self._record.started(self._child)
+        if config.keep_running:
+            self._progress = Progress(self._record.id, Place())
+        elif given is not None:
+            self._feeding = asyncio.create_task(
+                _feed(self._child, given, last=not config.stdin_open)
+            )
+
+    async def _keep(self, command: Command, directory: Path, given: bytes | None) -> Command:
+        """Have the process read and write files: it is to go on when we are gone."""
+        await self._instance.link.start()
+        try:
+            await asyncio.to_thread(prepare, directory, given)
+        except OSError as error:
+            raise SpawnFailed(f"{error.filename} cannot be made: {error.strerror}") from error
+        limits = {**command.limits, "spool_bytes": self._instance.config.spool_bytes}
+        return msgspec.structs.replace(command, kept=str(directory), limits=limits)
 
     def __aiter__(self) -> AsyncIterator[EventData]:
         return self
@@ -96,21 +158,34 @@ class Performance:
                 return self._completed()
             piece = await child.stdout.next()
             if piece is None:
-                self._events.extend(self._dialect.rest())
-                if not self._events:
+                if not self._emit(self._dialect.rest(), child):
                     return await self._concluded(child)
                 continue
-            self._events.extend(self._dialect.take(piece))
-            self._note_refused(child)
+            self._emit([*self._dialect.take(piece), *self._note_refused(child)], child)
         return self._events.popleft()
 
-    def _note_refused(self, child: Child) -> None:
+    def _emit(self, events: list[EventData], child: Child) -> bool:
+        """Hand events on, with their place in the output; say whether there were any.
+
+        Those that an earlier server has journaled are left out.
+        """
+        if self._progress is None or not isinstance(child.stdout, SpoolReader):
+            self._events.extend(events)
+            return bool(events)
+        cursors = self._progress.cursors(len(events), child.stdout.position)
+        for event, cursor in zip(events, cursors, strict=True):
+            if cursor is not None:
+                self._events.append(msgspec.structs.replace(event, cursor=cursor))
+        return bool(events)
+
+    def _note_refused(self, child: Child) -> list[EventData]:
         """Say once for each line that was too long to be read."""
         counts = child.stdout.counts
-        if counts.oversize_lines > self._refused:
-            self._refused = counts.oversize_lines
-            note = f"{counts.oversize_lines} lines were refused ({counts.oversize_bytes} bytes)"
-            self._events.append(EventData(EventType.LOG, {"level": "warning", "message": note}))
+        if counts.oversize_lines <= self._refused:
+            return []
+        self._refused = counts.oversize_lines
+        note = f"{counts.oversize_lines} lines were refused ({counts.oversize_bytes} bytes)"
+        return [EventData(EventType.LOG, {"level": "warning", "message": note})]
 
     def _completed(self) -> EventData:
         self._over = True
@@ -153,11 +228,20 @@ class Performance:
         self._over = True
         if self._feeding is not None:
             self._feeding.cancel()
-        if self._child is not None:
+        record = self._record
+        if self._left:
+            self._instance.running.discard(self)
+            return
+        if self._child is not None and record is not None:
             if self._dialect.ended:
                 await self._finished(self._child)
+            if self._child.exit is None:
+                record.draining()
             ladder = Ladder(grace=grace or None, number=self._instance.config.interrupt)
             await stop(self._child, ladder)
+            self._child.close()
+        elif record is not None:
+            record.failed("it was not started")
         if self._tmp is not None:
             await asyncio.to_thread(shutil.rmtree, self._tmp, ignore_errors=True)
         self._instance.running.discard(self)
@@ -172,11 +256,9 @@ class Performance:
             pass
 
 
-async def _feed(child: Child, given: bytes) -> None:
+async def _feed(child: Child, given: bytes, *, last: bool) -> None:
     """Give it its input while it reads; one that does not want it all says so by its exit."""
-    assert child.stdin is not None
     try:
-        await child.stdin.write(given)
+        await child.say(given, last=last)
     except CommunicationError:
-        return
-    child.stdin.close()
+        pass

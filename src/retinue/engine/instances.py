@@ -1,0 +1,277 @@
+"""The processes that this worker supervises: each is in the store before it runs, and to its end.
+
+Agents that are objects of our own process are not here and cost nothing. What a driver says of an
+instance (it runs, it is busy, it drains) is true here at once and in the store soon after, in
+order; only the intention to start one is waited for. Nobody else writes its row while we live.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import platform
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from retinue.domain.execution import Execution
+from retinue.domain.ids import now_us, ulid
+from retinue.domain.instance import InstanceRecord, InstanceState
+from retinue.domain.intent import Ok, PutInstance, SaveInstance
+from retinue.errors import Fenced, SpawnFailed
+from retinue.interfaces import Birth, Exited, Process, Store
+
+log = logging.getLogger(__name__)
+_PAUSABLE = frozenset({InstanceState.READY, InstanceState.BUSY, InstanceState.STARTING})
+
+
+class Live:
+    """One instance that this process supervises: what the driver says of it, and its process."""
+
+    def __init__(self, book: Instances, record: InstanceRecord, stop: Stop | None) -> None:
+        self.record = record
+        self.process: Process | None = None
+        self.stop = stop
+        self._book = book
+        self._before: InstanceState | None = None
+        self._dirty = False
+        self._saving: asyncio.Task[None] | None = None
+
+    @property
+    def id(self) -> str:
+        """The instance's id: also the name of its process at the keeper."""
+        return self.record.instance_id
+
+    # -- what the driver says ------------------------------------------------------------------
+
+    def started(self, process: Process, handle: dict[str, Any] | None = None) -> None:
+        """Note that its process runs; ``handle`` is added to what was known."""
+        self.process = process
+        at = now_us()
+        self.record.started_at = at
+        self.record.handle = msgspec.json.encode(
+            {**self.record.found(), "pid": process.pid, **(handle or {})}
+        )
+        if self.record.state is InstanceState.STARTING:
+            busy = self.record.execution_id is not None
+            self.record.to(InstanceState.BUSY if busy else InstanceState.READY, at)
+        self._save()
+        process.when_exited(self._exited)
+
+    def busy(self, execution: Execution) -> None:
+        """Note that it works on ``execution`` now."""
+        self.record.execution_id, self.record.attempt = execution.id, execution.attempt
+        self._to(InstanceState.BUSY)
+
+    def idle(self) -> None:
+        """Note that it works on nothing."""
+        self.record.execution_id = self.record.attempt = None
+        self._to(InstanceState.READY)
+
+    def draining(self, reason: str | None = None) -> None:
+        """Note that it takes nothing more and is to end."""
+        self._to(InstanceState.DRAINING, reason or self.record.reason)
+
+    def failed(self, reason: str) -> None:
+        """Note that it is over without an exit that we know: it could not be started."""
+        self._end(InstanceState.FAILED, reason)
+
+    def let_go(self) -> None:
+        """Note that it goes on without us: whoever finds it writes its record from now on."""
+        self._book.forget(self)
+
+    def found(self, process: Process) -> None:
+        """Note that its process, begun under an earlier server, is ours now."""
+        self.process = process
+        if process.pid:
+            self.record.handle = msgspec.json.encode({**self.record.found(), "pid": process.pid})
+        self.record.started_at = self.record.started_at or now_us()
+        if self.record.state in {InstanceState.STARTING, InstanceState.LOST}:
+            self._to(InstanceState.BUSY)
+        self._save()
+        process.when_exited(self._exited)
+
+    def _to(self, state: InstanceState, reason: str | None = None) -> None:
+        record = self.record
+        if record.ended or record.state is state:
+            return
+        if record.state is InstanceState.PAUSED and state is not InstanceState.DRAINING:
+            self._before = state  # where it goes on when it is let
+        elif state is InstanceState.DRAINING or record.state is not InstanceState.DRAINING:
+            record.to(state, now_us(), reason)
+        self._save()
+
+    def _exited(self, status: Exited) -> None:
+        record = self.record
+        if record.ended:
+            return
+        self.count()
+        record.exit_code, record.exit_signal = status.code, status.signal
+        record.cpu_us = max(record.cpu_us, int(status.cpu * 1_000_000))
+        record.peak_bytes = max(record.peak_bytes, status.peak)
+        ours = status.reason == "killed" or (
+            record.state is InstanceState.DRAINING and status.reason is None
+        )
+        if ours:
+            self._end(InstanceState.STOPPED, record.reason or status.reason)
+        elif status.code == 0 and status.reason is None:
+            self._end(InstanceState.STOPPED, None)
+        else:
+            self._end(InstanceState.FAILED, status.reason or str(status))
+
+    def _end(self, state: InstanceState, reason: str | None) -> None:
+        if not self.record.ended:
+            self.record.to(state, now_us(), reason)
+            self._save()
+
+    # -- what a person asks --------------------------------------------------------------------
+
+    async def pause(self) -> bool:
+        """Stop its whole tree where it is; return whether it was running."""
+        record = self.record
+        if self.process is None or record.state not in _PAUSABLE:
+            return False
+        await self.process.pause()
+        if record.state not in _PAUSABLE:
+            return False  # it ended meanwhile
+        self._before = record.state
+        record.to(InstanceState.PAUSED, now_us(), "paused")
+        self._save()
+        await self.settled()
+        return True
+
+    async def resume(self) -> bool:
+        """Let it go on; return whether it was paused."""
+        record = self.record
+        if self.process is None or record.state is not InstanceState.PAUSED:
+            return False
+        await self.process.resume()
+        if record.state is InstanceState.PAUSED:
+            record.to(self._before or InstanceState.BUSY, now_us())
+            self._save()
+        await self.settled()
+        return True
+
+    async def measure(self) -> dict[str, Any]:
+        """Return what its tree uses now (empty: it does not run), and keep it."""
+        try:
+            used = await self.process.usage() if self.process is not None else {}
+        except SpawnFailed:
+            used = {}  # its keeper died, and it with it: that is about to be heard
+        if used:
+            self.record.cpu_us = max(self.record.cpu_us, int(used["cpu"] * 1_000_000))
+            self.record.peak_bytes = max(self.record.peak_bytes, used["peak"])
+        self.count()
+        return used
+
+    def count(self) -> None:
+        """Take in how many messages went in and out."""
+        if self.process is not None:
+            self.record.messages_in, self.record.messages_out = self.process.messages
+
+    # -- to the store --------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        self._dirty = True
+        if self._saving is None:
+            self._saving = asyncio.create_task(self._write())
+
+    async def _write(self) -> None:
+        while self._dirty:
+            self._dirty = False
+            self.count()
+            answer = await self._book.write(SaveInstance(replace(self.record)))
+            if not isinstance(answer, Ok):
+                log.warning("instance %s is not ours any more: %s", self.id, answer)
+                break
+        self._saving = None
+        if self.record.ended:
+            self._book.forget(self)
+
+    async def settled(self) -> None:
+        """Return once the store has all that was said."""
+        if self._saving is not None:
+            await asyncio.wait({self._saving})
+
+
+Stop = Callable[[float], Awaitable[object]]
+"""How a driver stops an instance, with the seconds it is given."""
+
+
+class Instances:
+    """The instances of this worker. ``write`` waits for a store that is away."""
+
+    def __init__(self, store: Store, write: Callable[[Any], Awaitable[Any]]) -> None:
+        self._store = store
+        self.write = write
+        self.live: dict[str, Live] = {}
+        self.node = platform.node()
+
+    async def begin(self, birth: Birth, stop: Stop | None = None) -> Live:
+        """Record that a process is about to be started; on return that is durable.
+
+        Raises:
+            Fenced: this worker's epoch is over: nothing may be started.
+        """
+        at = now_us()
+        execution = birth.execution
+        record = InstanceRecord(
+            instance_id=birth.instance_id or ulid(),
+            owner=birth.owner,
+            agent_id=birth.agent_id,
+            driver=birth.driver,
+            node=self.node,
+            worker=self._store.worker,
+            execution_id=execution.id if execution is not None else None,
+            attempt=execution.attempt if execution is not None else None,
+            state=InstanceState.STARTING,
+            kept=int(birth.kept),
+            handle=msgspec.json.encode(birth.handle),
+            created_at=at,
+            state_at=at,
+        )
+        live = Live(self, record, stop)
+        self.live[live.id] = live
+        try:
+            if not isinstance(await self.write(PutInstance(replace(record))), Ok):
+                raise Fenced
+        except asyncio.CancelledError:
+            live.failed("it was not started")  # the row may be there all the same
+            raise
+        except BaseException:
+            self.forget(live)
+            raise
+        return live
+
+    def here(self, instance_id: str) -> Live | None:
+        """Return an instance that this process supervises."""
+        return self.live.get(instance_id)
+
+    def take_over(self, record: InstanceRecord, process: Process) -> Live:
+        """Supervise an instance that an earlier server began, now that its row is ours."""
+        live = self.live[record.instance_id] = Live(self, record, None)
+        live.found(process)
+        return live
+
+    async def bury(self, record: InstanceRecord) -> None:
+        """Record the end of what a dead worker supervised.
+
+        What was on this node died with its server. What was on another node is lost to view until
+        a server of that node says more.
+        """
+        if record.node == self.node:
+            record.to(InstanceState.FAILED, now_us(), "its server was killed")
+        else:
+            record.to(InstanceState.LOST, now_us(), f"nothing is heard of {record.node}")
+        await self._store.write(SaveInstance(record))
+
+    def forget(self, live: Live) -> None:
+        """Let go of an instance that has ended: the store has its last values."""
+        self.live.pop(live.id, None)
+
+    async def settled(self) -> None:
+        """Return once the store has all that was said of every instance."""
+        for live in list(self.live.values()):
+            await live.settled()

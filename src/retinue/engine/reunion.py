@@ -1,0 +1,142 @@
+"""What earlier servers left running: found again and gone on with, or said to be gone.
+
+An agent never works unowned. What a dead worker supervised on this node has died with it, unless it
+was to be kept: that is found, its row and its attempt become ours in one commit, and its output is
+read on behind the last event that was journaled. What cannot be found has ended, and its execution
+ends by its delivery policy (``scheduler``). What is found and wanted by nobody is ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import cast
+
+from retinue.domain.execution import Execution, State
+from retinue.domain.ids import now_us
+from retinue.domain.instance import InstanceRecord, InstanceState
+from retinue.domain.intent import Adopted, AdoptInstance, Fence
+from retinue.engine.attempt import Resumed
+from retinue.engine.attempts import Attempts
+from retinue.engine.instances import Instances
+from retinue.engine.registry import Registry
+from retinue.errors import RetinueError
+from retinue.interfaces import Driver, InstanceFilter, KeepingDriver, Page, Process, Store
+
+log = logging.getLogger(__name__)
+AWAY_SECONDS = 60
+"""How long another node's server may be away before what is kept there is given up."""
+_PAGE = 500
+
+
+class Reunion:
+    """Looks for what dead workers supervised. ``reattached`` and ``gone`` are instances."""
+
+    def __init__(
+        self,
+        store: Store,
+        registry: Registry,
+        attempts: Attempts,
+        instances: Instances,
+        drivers: dict[str, Driver],
+    ) -> None:
+        self._store = store
+        self._registry = registry
+        self._attempts = attempts
+        self._instances = instances
+        self._drivers = drivers
+        self.reattached: list[InstanceRecord] = []
+        self.gone: list[InstanceRecord] = []
+
+    async def run(self) -> None:
+        """Deal with all that dead workers supervised."""
+        found = False
+        while left := await self._store.ownerless(self._instances.node, _PAGE):
+            found = True
+            await asyncio.gather(*map(self._deal_with, left))
+            if len(left) < _PAGE:
+                break
+        if found:
+            for driver in self._keeping():
+                driver.end_unwanted()
+
+    async def awaited(self, execution: Execution) -> bool:
+        """Say whether somebody may still go on with an execution whose worker is dead.
+
+        Another node, or this one: its worker may have died since ``run`` looked.
+        """
+        where = InstanceFilter(execution_id=execution.id, live=True)
+        for record in (await self._store.instances(where, Page())).items:
+            away = now_us() - record.state_at if record.state is InstanceState.LOST else 0
+            if record.kept and away < AWAY_SECONDS * 1_000_000:
+                return True
+        return False
+
+    def _keeping(self) -> list[KeepingDriver]:
+        return [cast(KeepingDriver, d) for d in self._drivers.values() if d.features.keeps]
+
+    async def _deal_with(self, record: InstanceRecord) -> None:
+        here = record.node == self._instances.node
+        if here and record.kept and await self._reattach(record):
+            self.reattached.append(record)
+            return
+        await self._instances.bury(record)
+        if here:
+            self.gone.append(record)
+            what = (record.instance_id, record.agent_id, record.execution_id)
+            log.warning("gone with its server: instance %s of agent %s, execution %s", *what)
+
+    async def _reattach(self, record: InstanceRecord) -> bool:
+        driver = self._drivers.get(record.driver)
+        if driver is None or not driver.features.keeps:
+            return False
+        execution = await self._running(record)
+        cursor = execution.cursor if execution is not None else None
+        entry = self._registry.by_id(record.agent_id)
+        mine = entry is not None and entry.definition.driver == record.driver
+        definition = entry.definition if entry is not None and mine else None
+        process = await cast(KeepingDriver, driver).recover(definition, record, cursor)
+        if process is None:
+            return False
+        try:
+            if execution is None or definition is None:
+                process.kill()  # nobody waits for what it does any more
+                return False
+            return await self._go_on(record, execution, process)
+        except RetinueError:
+            process.kill()
+            raise
+
+    async def _running(self, record: InstanceRecord) -> Execution | None:
+        """Return the execution that an instance works on, if that is still its own."""
+        if record.execution_id is None:
+            return None
+        execution = await self._store.execution(record.execution_id, None)
+        if execution is None or execution.state is not State.RUNNING:
+            return None
+        same = execution.worker == record.worker and execution.attempt == record.attempt
+        return execution if same else None
+
+    async def _go_on(self, record: InstanceRecord, execution: Execution, process: Process) -> bool:
+        fence = Fence(execution.id, execution.attempt, record.worker)
+        adopted = await self._store.write(
+            AdoptInstance(record, fence, self._store.worker, now_us())
+        )
+        entry = self._registry.by_id(record.agent_id)
+        if not isinstance(adopted, Adopted) or adopted.execution is None or entry is None:
+            process.kill()
+            return False
+        body, _ = await self._store.bodies(adopted.execution)
+        live = self._instances.take_over(adopted.instance, process)
+        self._registry.take(entry)
+        call = entry.admit(time.monotonic())
+        resumed = Resumed(live, process)
+        self._attempts.start(adopted.execution, body or b"{}", entry, call, resumed)
+        what = (record.instance_id, record.agent_id, process.pid, execution.id)
+        log.warning(
+            "re-attached: instance %s of agent %s, process %d, execution %s, behind %s",
+            *what,
+            execution.cursor or "its beginning",
+        )
+        return True

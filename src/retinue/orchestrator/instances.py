@@ -1,0 +1,353 @@
+"""Instances: the processes that agents are, looked at, listened to, paused, ended."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from retinue.domain.execution import State
+from retinue.domain.ids import iso, now_us
+from retinue.domain.instance import InstanceRecord, InstanceState
+from retinue.domain.principal import Principal, Role
+from retinue.engine.instances import Live
+from retinue.errors import Conflict, NotFound
+from retinue.interfaces import InstanceFilter, Listing, Page
+from retinue.orchestrator.base import LOCAL_ADMIN, Desk
+from retinue.process.log import LogFollower
+
+TAIL_BYTES = 64 * 1024
+LOOK_SECONDS = 0.1
+STOP_SECONDS = 5.0
+_STREAMS = ("stdout", "stderr")
+_STATUS = {
+    InstanceState.STARTING: "initializing",
+    InstanceState.READY: "idle",
+    InstanceState.BUSY: "running",
+    InstanceState.PAUSED: "paused",
+    InstanceState.DRAINING: "running",
+    InstanceState.LOST: "lost",
+    InstanceState.FAILED: "failed",
+}
+
+
+class InstanceView(msgspec.Struct, frozen=True, kw_only=True):
+    """A process that an agent is.
+
+    `status` is specification 001's word: initializing, idle, running, paused, completed, failed or
+    terminated (a signal ended it); `lost` when nothing is heard of its node. `waiting_for` is
+    `input` while what it works on waits for an answer. `reason` says why it is in its state.
+    `cpu_usage` is in percent of one CPU since it began, `memory_mb` what its whole tree holds now,
+    and, once it has ended, the most that was seen. `messages_sent` went in, `messages_received`
+    came out. `stdin` says that it can be written to. `keep_running`: it outlives the server.
+    """
+
+    instance_id: str
+    agent_id: str
+    driver: str
+    state: str
+    status: str
+    waiting_for: str | None
+    reason: str | None
+    execution_id: str | None
+    attempt: int | None
+    node: str
+    pid: int | None
+    created_at: str
+    started_at: str | None
+    ended_at: str | None
+    uptime_secs: float
+    cpu_usage: float
+    cpu_secs: float
+    memory_mb: float
+    peak_memory_mb: float
+    processes: int
+    messages_sent: int
+    messages_received: int
+    exit_code: int | None
+    exit_signal: int | None
+    keep_running: bool
+    stdin: bool
+
+
+class Instances(Desk):
+    """The processes that are supervised."""
+
+    async def instances(
+        self, where: InstanceFilter, page: Page, principal: Principal = LOCAL_ADMIN
+    ) -> Listing[InstanceView]:
+        """List the caller's instances, newest first; those that run with what they use now."""
+        scoped = msgspec.structs.replace(where, owner=principal.owner)
+        found = await self._store.instances(scoped, page)
+        items = await asyncio.gather(*map(self._instance_view, found.items))
+        return Listing(items, found.total, found.next_cursor)
+
+    async def instance(self, instance_id: str, principal: Principal = LOCAL_ADMIN) -> InstanceView:
+        """Return one instance.
+
+        Raises:
+            NotFound: there is none of this owner.
+        """
+        return await self._instance_view(await self._instance(instance_id, principal))
+
+    async def pause_instance(
+        self, instance_id: str, principal: Principal = LOCAL_ADMIN
+    ) -> InstanceView:
+        """Stop an instance's whole tree where it is; harmless when it stands already.
+
+        Raises:
+            NotFound, Forbidden; Conflict: it has ended, or another server supervises it.
+        """
+        live = await self._control(instance_id, "instance.pause", principal)
+        await live.pause()
+        return await self._instance_view(live.record)
+
+    async def resume_instance(
+        self, instance_id: str, principal: Principal = LOCAL_ADMIN
+    ) -> InstanceView:
+        """Let a paused instance go on.
+
+        Raises:
+            NotFound, Forbidden; Conflict: it has ended, or another server supervises it.
+        """
+        live = await self._control(instance_id, "instance.resume", principal)
+        await live.resume()
+        return await self._instance_view(live.record)
+
+    async def signal_instance(
+        self,
+        instance_id: str,
+        number: int,
+        *,
+        tree: bool = False,
+        principal: Principal = LOCAL_ADMIN,
+    ) -> int:
+        """Signal an instance, or its whole tree; return how many processes got it.
+
+        One that has ended gets none, and that is no error.
+
+        Raises:
+            NotFound, Forbidden; Conflict: another server supervises it.
+        """
+        record = await self._instance(instance_id, principal)
+        action = "instance.signal"
+        await self.require(principal, Role.OPERATOR, action, instance_id)
+        if record.ended:
+            return 0
+        live = self._here(record)
+        await self._audit(principal, action, instance_id, signal.Signals(number).name)
+        if live.process is None:
+            return 0
+        return await live.process.signal(number, tree=tree)
+
+    async def stop_instance(
+        self, instance_id: str, principal: Principal = LOCAL_ADMIN
+    ) -> InstanceView:
+        """Stop an instance, step by step; what it works on is cancelled.
+
+        Raises:
+            NotFound, Forbidden; Conflict: another server supervises it.
+        """
+        record = await self._instance(instance_id, principal)
+        await self.require(principal, Role.OPERATOR, "instance.stop", instance_id)
+        if not record.ended:
+            live = self._here(record)
+            await self._audit(principal, "instance.stop", instance_id)
+            live.record.reason = f"stopped by {principal.name}"
+            execution_id = live.record.execution_id
+            if execution_id is not None:
+                await self._engine.cancel(execution_id, principal.owner, principal.name)
+            elif live.stop is not None:
+                await live.stop(STOP_SECONDS)
+            await live.settled()
+            record = live.record
+        return await self._instance_view(record)
+
+    async def tell_instance(
+        self,
+        instance_id: str,
+        data: bytes,
+        *,
+        last: bool = False,
+        principal: Principal = LOCAL_ADMIN,
+    ) -> None:
+        """Write to an instance's stdin; ``last``: and close it.
+
+        Raises:
+            NotFound, Forbidden; Conflict: it has none that is open, it has ended, or another
+                server supervises it.
+            CommunicationError: it does not read any more.
+        """
+        live = await self._control(instance_id, "instance.stdin", principal)
+        if live.process is None or not live.process.hears:
+            raise Conflict(f"instance {instance_id} has no stdin that is open")
+        await live.process.say(data, last=last)
+
+    # -- what it wrote -------------------------------------------------------------------------
+
+    async def log_of(
+        self, instance_id: str, tail: int | None = None, principal: Principal = LOCAL_ADMIN
+    ) -> dict[str, str]:
+        """Return what is kept of an instance's output, by stream: its last ``tail`` bytes.
+
+        Raises:
+            NotFound: there is no such instance of this owner.
+        """
+        record = await self._instance(instance_id, principal)
+        read = await asyncio.to_thread(_read_once, record, tail)
+        return {stream: data.decode("utf-8", "replace") for stream, data in read}
+
+    async def follow_log(
+        self,
+        instance_id: str,
+        tail: int | None = None,
+        *,
+        heartbeat: float = 15.0,
+        principal: Principal = LOCAL_ADMIN,
+    ) -> AsyncGenerator[list[tuple[str, bytes]], None]:
+        """Yield what an instance writes, by stream, from its last ``tail`` bytes to its end.
+
+        Nothing comes as an empty list every ``heartbeat`` seconds.
+
+        Raises:
+            NotFound: there is no such instance of this owner.
+        """
+        followers = _followers(await self._instance(instance_id, principal), tail)
+        silent = 0.0
+        try:
+            while True:
+                live = self._engine.instances.here(instance_id)
+                over = live is None or live.record.ended
+                read = await asyncio.to_thread(_read_all, followers)
+                if found := [(stream, data) for stream, data in read if data]:
+                    silent = 0.0
+                    yield found
+                    continue
+                if over or self._engine.intake.closed:
+                    return
+                await asyncio.sleep(LOOK_SECONDS)
+                silent += LOOK_SECONDS
+                if silent >= heartbeat:
+                    silent = 0.0
+                    yield []
+        finally:
+            for _, follower in followers:
+                follower.close()
+
+    # -- finding -------------------------------------------------------------------------------
+
+    async def _instance(self, instance_id: str, principal: Principal) -> InstanceRecord:
+        live = self._engine.instances.here(instance_id)
+        if live is not None and live.record.owner == principal.owner:
+            return live.record
+        record = await self._store.instance(instance_id, principal.owner)
+        if record is None:
+            raise NotFound(f"no instance {instance_id}")
+        return record
+
+    async def _control(self, instance_id: str, action: str, principal: Principal) -> Live:
+        record = await self._instance(instance_id, principal)
+        await self.require(principal, Role.OPERATOR, action, instance_id)
+        if record.ended:
+            raise Conflict(
+                f"instance {instance_id} has ended", details={"state": record.state.value}
+            )
+        live = self._here(record)
+        await self._audit(principal, action, instance_id)
+        return live
+
+    def _here(self, record: InstanceRecord) -> Live:
+        live = self._engine.instances.here(record.instance_id)
+        if live is None:
+            raise Conflict(
+                f"instance {record.instance_id} is supervised by another server",
+                details={"node": record.node, "worker": record.worker},
+            )
+        return live
+
+    async def _instance_view(self, record: InstanceRecord) -> InstanceView:
+        live = self._engine.instances.here(record.instance_id)
+        used: dict[str, Any] = {}
+        if live is not None:
+            used = await live.measure()
+            record = live.record
+        up = 0.0
+        if record.started_at is not None:
+            up = max((record.ended_at or now_us()) - record.started_at, 0) / 1_000_000
+        cpu = record.cpu_us / 1_000_000
+        memory = used.get("memory", record.peak_bytes)
+        process = live.process if live is not None else None
+        return InstanceView(
+            instance_id=record.instance_id,
+            agent_id=record.agent_id,
+            driver=record.driver,
+            state=record.state.value,
+            status=_status(record),
+            waiting_for=await self._waiting_for(record),
+            reason=record.reason,
+            execution_id=record.execution_id,
+            attempt=record.attempt,
+            node=record.node,
+            pid=record.found().get("pid"),
+            created_at=iso(record.created_at),
+            started_at=iso(record.started_at) if record.started_at is not None else None,
+            ended_at=iso(record.ended_at) if record.ended_at is not None else None,
+            uptime_secs=round(up, 3),
+            cpu_usage=round(cpu / up * 100, 1) if up else 0.0,
+            cpu_secs=round(cpu, 3),
+            memory_mb=round(memory / (1 << 20), 2),
+            peak_memory_mb=round(record.peak_bytes / (1 << 20), 2),
+            processes=used.get("processes", 0),
+            messages_sent=record.messages_in,
+            messages_received=record.messages_out,
+            exit_code=record.exit_code,
+            exit_signal=record.exit_signal,
+            keep_running=bool(record.kept),
+            stdin=process is not None and not record.ended and process.hears,
+        )
+
+    async def _waiting_for(self, record: InstanceRecord) -> str | None:
+        if record.ended or record.execution_id is None:
+            return None
+        attempt = self._engine.attempts.running.get(record.execution_id)
+        if attempt is not None:
+            return "input" if attempt.question is not None else None
+        execution = await self._store.execution(record.execution_id, record.owner)
+        asks = execution is not None and execution.state is State.INPUT_REQUIRED
+        return "input" if asks else None
+
+
+def _status(record: InstanceRecord) -> str:
+    """Return specification 001's word for an instance's state."""
+    if record.state is InstanceState.STOPPED:
+        return "completed" if record.exit_code == 0 else "terminated"
+    if record.state is InstanceState.FAILED and record.exit_signal is not None:
+        return "terminated"
+    return _STATUS[record.state]
+
+
+_Followers = list[tuple[str, LogFollower]]
+
+
+def _followers(record: InstanceRecord, tail: int | None) -> _Followers:
+    place = record.found().get("log")
+    if place is None:
+        return []
+    return [(stream, LogFollower(Path(place), stream, tail)) for stream in _STREAMS]
+
+
+def _read_once(record: InstanceRecord, tail: int | None) -> list[tuple[str, bytes]]:
+    followers = _followers(record, tail)
+    try:
+        return _read_all(followers)
+    finally:
+        for _, follower in followers:
+            follower.close()
+
+
+def _read_all(followers: _Followers) -> list[tuple[str, bytes]]:
+    return [(stream, follower.read()) for stream, follower in followers]

@@ -1,0 +1,262 @@
+"""Instances: the processes that agents are."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Annotated
+
+import msgspec
+from starlette.responses import Response
+
+from retinue.domain.event import Piece
+from retinue.domain.instance import InstanceState
+from retinue.interfaces import InstanceFilter
+from retinue.orchestrator.instances import InstanceView
+from retinue.server.admission import share_of
+from retinue.server.records import Query, Ulid
+from retinue.server.routing import Call, Operation, encode
+from retinue.server.streams import EventStream
+
+MOST_TAIL = 1 << 20
+_STATES = "|".join(state.value for state in InstanceState)
+_SIGNALS = {
+    **{name: signal.Signals[f"SIG{name}"] for name in ("INT", "TERM", "HUP", "QUIT", "KILL")},
+    **{name: signal.Signals[f"SIG{name}"] for name in ("USR1", "USR2", "STOP", "CONT")},
+    "Interrupt": signal.SIGINT,
+    "Terminate": signal.SIGTERM,
+    "Kill": signal.SIGKILL,
+}
+
+STREAMED = {
+    "type": "object",
+    "description": "One server-sent event: `data` is JSON with `stream` and `text`.",
+    "properties": {
+        "id": {"type": "string", "pattern": "^[0-9]+$"},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+    "required": ["id", "data"],
+}
+
+
+class InstanceList(msgspec.Struct, frozen=True, kw_only=True):
+    """Instances, newest first."""
+
+    instances: list[InstanceView]
+    total: int
+    next_cursor: str | None
+
+
+class InstanceQuery(Query, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which instances."""
+
+    agent_id: str | None = None
+    execution_id: str | None = None
+    state: (
+        Annotated[
+            str,
+            msgspec.Meta(
+                pattern=f"^({_STATES})(,({_STATES}))*$",
+                description="One state, or several separated by commas.",
+                examples=["ready,busy"],
+            ),
+        ]
+        | None
+    ) = None
+    live: Annotated[bool, msgspec.Meta(description="Only those that have not ended.")] = False
+
+
+class LogQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How much of what it wrote before: the last `tail` bytes of each stream."""
+
+    tail: Annotated[int, msgspec.Meta(ge=0, le=MOST_TAIL)] = 64 * 1024
+
+
+class InstanceLog(msgspec.Struct, frozen=True, kw_only=True):
+    """What is kept of what an instance wrote; bytes that are no UTF-8 are replaced."""
+
+    instance_id: Ulid
+    stdout: str
+    stderr: str
+
+
+class SignalBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A signal, by its name; `tree` sends it to everything that the process started, too."""
+
+    signal: Annotated[
+        str,
+        msgspec.Meta(pattern=f"^({'|'.join(_SIGNALS)})$", examples=["TERM"]),
+    ]
+    tree: bool = False
+
+
+class SignalReply(msgspec.Struct, frozen=True, kw_only=True):
+    """How many processes got the signal; 0: it has ended."""
+
+    instance_id: Ulid
+    delivered: int
+
+
+class StdinBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is written to the instance's stdin; `close`: nothing more will be."""
+
+    text: Annotated[str, msgspec.Meta(max_length=1 << 20)] = ""
+    close: bool = False
+
+
+async def list_instances(call: Call) -> bytes:
+    """List the processes that agents are, newest first, also those that have ended.
+
+    Agents that are objects of the server, or somebody else's service, have none.
+    """
+    query = call.query(InstanceQuery)
+    states = tuple(InstanceState(word) for word in query.state.split(",")) if query.state else ()
+    where = InstanceFilter(
+        agent_id=query.agent_id, execution_id=query.execution_id, states=states, live=query.live
+    )
+    found = await call.orchestrator.instances(where, query.page, call.principal)
+    return encode(
+        InstanceList(instances=found.items, total=found.total, next_cursor=found.next_cursor)
+    )
+
+
+async def get_instance(call: Call) -> bytes:
+    """Get one instance, with what its whole tree uses; its last values once it has ended."""
+    return encode(await call.orchestrator.instance(_id(call), call.principal))
+
+
+async def pause_instance(call: Call) -> bytes:
+    """Stop an instance's whole tree where it is (SIGSTOP). 409 when it has ended."""
+    return encode(await call.orchestrator.pause_instance(_id(call), call.principal))
+
+
+async def resume_instance(call: Call) -> bytes:
+    """Let a paused instance go on (SIGCONT). 409 when it has ended."""
+    return encode(await call.orchestrator.resume_instance(_id(call), call.principal))
+
+
+async def stop_instance(call: Call) -> bytes:
+    """Stop an instance, step by step, and all that it started; what it works on is cancelled."""
+    return encode(await call.orchestrator.stop_instance(_id(call), call.principal))
+
+
+async def signal_instance(call: Call) -> bytes:
+    """Signal an instance. One that has ended gets none: `delivered` is 0."""
+    instance_id = _id(call)
+    body = await call.record(SignalBody)
+    delivered = await call.orchestrator.signal_instance(
+        instance_id, _SIGNALS[body.signal], tree=body.tree, principal=call.principal
+    )
+    return encode(SignalReply(instance_id=instance_id, delivered=delivered))
+
+
+async def tell_instance(call: Call) -> Response:
+    """Write to an instance's stdin. 409 when it has none that is open."""
+    instance_id = _id(call)
+    body = await call.record(StdinBody)
+    await call.orchestrator.tell_instance(
+        instance_id, body.text.encode(), last=body.close, principal=call.principal
+    )
+    return Response(status_code=204)
+
+
+async def instance_log(call: Call) -> bytes | Response:
+    """Read or follow what an instance writes to stdout and stderr; also after its end.
+
+    A reader that accepts `text/event-stream` gets server-sent events until the instance has ended;
+    others get what is kept now. The log is capped: it begins where the oldest was dropped.
+    """
+    instance_id = _id(call)
+    query = call.query(LogQuery)
+    if "text/event-stream" in (call.header(b"accept") or ""):
+        await call.orchestrator.instance(instance_id, call.principal)
+        share_of(call.scope).become_stream()
+        found = call.orchestrator.follow_log(
+            instance_id,
+            query.tail,
+            heartbeat=call.door.patience.heartbeat,
+            principal=call.principal,
+        )
+        return EventStream(_pieces(found))
+    log = await call.orchestrator.log_of(instance_id, query.tail, call.principal)
+    return encode(
+        InstanceLog(
+            instance_id=instance_id, stdout=log.get("stdout", ""), stderr=log.get("stderr", "")
+        )
+    )
+
+
+async def _pieces(
+    found: AsyncGenerator[list[tuple[str, bytes]], None],
+) -> AsyncGenerator[list[Piece], None]:
+    number = 0
+    async with aclosing(found) as batches:
+        async for batch in batches:
+            pieces = []
+            for stream, data in batch:
+                number += 1
+                text = data.decode("utf-8", "replace")
+                pieces.append(Piece(number, encode({"stream": stream, "text": text})))
+            yield pieces
+
+
+def _id(call: Call) -> str:
+    return call.ulid("instance_id", "instance")
+
+
+_PATH = "/v1/instances/{instance_id}"
+OPERATIONS = (
+    Operation(
+        method="GET",
+        path="/v1/instances",
+        endpoint=list_instances,
+        tag="instances",
+        query=InstanceQuery,
+        gives=InstanceList,
+    ),
+    Operation(method="GET", path=_PATH, endpoint=get_instance, tag="instances", gives=InstanceView),
+    Operation(
+        method="GET",
+        path=f"{_PATH}/log",
+        endpoint=instance_log,
+        tag="instances",
+        query=LogQuery,
+        gives=InstanceLog,
+        gives_text="text/event-stream",
+        text=STREAMED,
+    ),
+    *(
+        Operation(
+            method="POST",
+            path=f"{_PATH}/{word}",
+            endpoint=endpoint,
+            tag="instances",
+            gives=InstanceView,
+            errors=(409, 507),
+        )
+        for word, endpoint in (
+            ("pause", pause_instance),
+            ("resume", resume_instance),
+            ("stop", stop_instance),
+        )
+    ),
+    Operation(
+        method="POST",
+        path=f"{_PATH}/signal",
+        endpoint=signal_instance,
+        tag="instances",
+        body=SignalBody,
+        gives=SignalReply,
+        errors=(409, 507),
+    ),
+    Operation(
+        method="POST",
+        path=f"{_PATH}/stdin",
+        endpoint=tell_instance,
+        tag="instances",
+        body=StdinBody,
+        status=204,
+        errors=(409, 502, 507),
+    ),
+)

@@ -1,0 +1,74 @@
+"""What this machine can bear is checked at the start, and the number that fits is named."""
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from retinue.errors import SettingsError, SpawnFailed
+from retinue.process import LocalProcessRunner, ProcessRunnerConfig, ResourceLimits
+from retinue.process.capacity import FILES_EACH, FILES_KEPT, Host, fits, refusal
+from retinue.runtime import check_capacity
+from retinue.settings import CommandReference, Settings
+
+AMPLE = 1 << 40
+
+
+@pytest.mark.parametrize(
+    ("host", "most", "what"),
+    [
+        (Host(FILES_KEPT + 10 * FILES_EACH, AMPLE, AMPLE), 10, "open files"),
+        (Host(AMPLE, 61, AMPLE), 20, "processes"),
+        (Host(AMPLE, AMPLE, 100 << 20), 12, "memory"),
+        (Host(10, AMPLE, AMPLE), 0, "open files"),
+    ],
+)
+def test_the_scarcest_thing_says_how_many_fit(host: Host, most: int, what: str) -> None:
+    assert fits(host) == (most, what)
+    assert refusal(most, host) is None
+    refused = refusal(most + 1, host)
+    assert refused is not None
+    assert refused.endswith(f"its {what} are enough for {most}")
+
+
+def test_an_agents_own_limit_counts(tmp_path: Path) -> None:
+    host = Host(AMPLE, AMPLE, 1000 << 20)
+    agent = CommandReference(
+        driver="command", agent_id="a", command=("x",), concurrency=10, max_memory_mb=200
+    )
+    settings = Settings(data_dir=tmp_path, agents=(agent,))
+    with pytest.raises(SettingsError, match=r"10 agents .* memory are enough for 5"):
+        check_capacity(settings, host)
+    check_capacity(settings.model_copy(update={"max_concurrent_executions": 5}), host)
+    check_capacity(Settings(data_dir=tmp_path), Host(0, 0, 0))
+
+
+@pytest.mark.requirement("001.capacity")
+def test_a_runner_that_wants_more_than_there_is_is_refused() -> None:
+    LocalProcessRunner(config=ProcessRunnerConfig(max_concurrent_agents=1))
+    limits = ResourceLimits(max_memory_mb=1 << 30)
+    with pytest.raises(SpawnFailed, match=r"2 agents .* memory are enough for 0"):
+        LocalProcessRunner(config=ProcessRunnerConfig(max_concurrent_agents=2, limits=limits))
+
+
+@pytest.mark.requirement("001.capacity")
+def test_a_server_that_wants_more_than_there_is_does_not_start(tmp_path: Path) -> None:
+    text = (
+        "examples: false\nport: 0\nagents:\n"
+        "  - {driver: command, agent_id: a, command: [cat], concurrency: 200}\n"
+    )
+    (tmp_path / "retinue.yaml").write_text(text)
+    done = subprocess.run(
+        [sys.executable, "-m", "retinue", "serve"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (328, 328)),
+    )
+    assert done.returncode != 0
+    assert "200 agents at one time do not fit this machine" in done.stderr
+    assert "its open files are enough for 50" in done.stderr
