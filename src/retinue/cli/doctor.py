@@ -203,12 +203,14 @@ def _port_of(url: str) -> int | None:
 def _agents(settings: Settings) -> Iterator[Finding]:
     """Whether every agent that is named can be loaded."""
     from retinue.runtime import load_agent, remote_agent
-    from retinue.settings import CommandReference, HttpReference
+    from retinue.settings import CodingReference, CommandReference, HttpReference
 
     for reference in settings.agents:
         if isinstance(reference, CommandReference):
             yield _command(reference)
             continue
+        if isinstance(reference, CodingReference):
+            continue  # see _coding
         if isinstance(reference, HttpReference):
             try:
                 capabilities = remote_agent(reference).capabilities
