@@ -57,7 +57,7 @@ async def started(tmp_path: Path) -> AsyncIterator[Start]:
     yield start
     for runtime in systems:
         await runtime.stop(grace=0)
-        assert marked(runtime.keeper.scope) == []
+    assert [pid for runtime in systems for pid in marked(runtime.keeper.scope)] == []
 
 
 def task(kind: str, prompt: str, session: str = "s", **more: Any) -> Task:
@@ -207,13 +207,12 @@ async def test_what_the_others_are_started_with(
 async def test_leave_is_asked_of_a_person(started: Start, kind: str, allowed: bool) -> None:
     system = await started(kind)
     prompt = '[[ask execute {"cmd": "rm x"}]][[say after]]'
-    accepted = await system.orchestrator.submit(task(kind, prompt))
+    running = asyncio.create_task(run(system, kind, prompt))
     asked = await question(system)
     assert asked.kind == "approval"
     assert asked.prompt.startswith("May it use ")
     await system.orchestrator.answer(asked.id, allowed)
-    answer = await system.orchestrator.reply(accepted)
-    events = list(await system.store.events(accepted.execution_id))
+    answer, events = await running
     assert data(answer) == "after"
     (result,) = found(events, "tool_result")
     assert result["is_error"] is not allowed
@@ -244,10 +243,10 @@ async def test_nobody_answers_in_time_and_that_is_a_no(started: Start) -> None:
 @pytest.mark.parametrize("kind", SPOKEN)
 async def test_cancelled_while_it_asks(started: Start, kind: str) -> None:
     system = await started(kind)
-    accepted = await system.orchestrator.submit(task(kind, "[[ask Bash {}]][[say after]]"))
-    await question(system)
-    await system.orchestrator.cancel(accepted.execution_id)
-    answer = await system.orchestrator.reply(accepted)
+    running = asyncio.create_task(run(system, kind, "[[ask Bash {}]][[say after]]"))
+    asked = await question(system)
+    await system.orchestrator.cancel(asked.execution_id)
+    answer, _ = await running
     assert answer.state is State.CANCELLED
     assert data((await run(system, kind, "[[say again]]"))[0]) == "again"
 

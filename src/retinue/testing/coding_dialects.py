@@ -210,7 +210,7 @@ class Claude(Voice):
     def reply(self, tokens_in: int, tokens_out: int) -> None:
         """Say that a reply of the model has ended."""
         self._message("assistant", [{"type": "text", "text": "(whole)"}])
-        usage = {"output_tokens": tokens_out}
+        usage = {"input_tokens": tokens_in, "output_tokens": tokens_out}
         self._event({"type": "message_delta", "delta": {"stop_reason": "x"}, "usage": usage})
         self._start()
 

@@ -6,6 +6,7 @@ One process per turn; the session is loaded again by id where the agent can do t
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, ClassVar
 
 from retinue.domain.agent import AgentDefinition
@@ -133,7 +134,8 @@ class AcpTurn(SpokenTurn):
         """Cancel the turn; the answer to the prompt says that it was."""
         if self._session is not None:
             self._rpc.notify("session/cancel", {"sessionId": self._session})
-            await self.ended.wait()
+            if self._greeting is not None:
+                await asyncio.wait({self._greeting})
 
 
 class AcpInstance(CodingInstance):

@@ -89,7 +89,7 @@ class ClaudeTurn(SpokenTurn):
         """Interrupt the turn; its result says that it was."""
         request = {"subtype": "interrupt"}
         self._send({"type": "control_request", "request_id": "interrupt", "request": request})
-        await self.ended.wait()
+        await self._dialect.done.wait()
 
 
 class ClaudeInstance(CodingInstance):

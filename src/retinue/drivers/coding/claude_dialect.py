@@ -14,6 +14,7 @@ What a sub-agent says (``parent_tool_use_id``) is not the answer: only its tools
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,7 @@ class ClaudeDialect:
     def __init__(self, scribe: Scribe, send: Callable[[Any], None]) -> None:
         self._scribe = scribe
         self._send = send
+        self.done = asyncio.Event()
         self._streamed = False
         self._begun = False
         self._reply: str | None = None
@@ -97,7 +99,8 @@ class ClaudeDialect:
             self._input = sum(number(usage.get(name)) for name in _INPUT)
         elif kind == "message_delta":
             usage = event.get("usage") or {}
-            self._count(self._input, number(usage.get("output_tokens")))
+            tokens_in = max(self._input, sum(number(usage.get(name)) for name in _INPUT))
+            self._count(tokens_in, number(usage.get("output_tokens")))
             self._input = 0
 
     def _assistant(self, message: dict[str, Any]) -> None:
@@ -164,6 +167,7 @@ class ClaudeDialect:
     # -- the end -------------------------------------------------------------------------------
 
     def _result(self, message: dict[str, Any]) -> None:
+        self.done.set()
         usage = message.get("usage") or {}
         tokens_in = sum(number(usage.get(name)) for name in _INPUT) - self._spent[0]
         tokens_out = number(usage.get("output_tokens")) - self._spent[1]

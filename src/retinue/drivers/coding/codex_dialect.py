@@ -76,6 +76,9 @@ class CodexDialect:
             self._scribe.warn(str(params.get("message")))
         elif method == "serverRequest/resolved":
             self._scribe.withdrawn(str(params.get("requestId")))
+        elif method == "turn/started":
+            # Before the answer to our request is taken up, maybe: what follows is this turn's.
+            self.turn = self.turn or (params.get("turn") or {}).get("id")
         elif method == "turn/completed":
             self._completed(params.get("turn") or {})
 

@@ -200,9 +200,6 @@ class SpokenTurn(Turn):
             await asyncio.wait({self._hearing})
 
     async def _end_process(self, grace: float) -> None:
-        if self._greeting is not None and not self._greeting.done():
-            if self.ended.is_set() or not grace:
-                self._greeting.cancel()
         if self.talk is not None:
             child = self.talk.child
             done = self.ended.is_set() and self.error is None
