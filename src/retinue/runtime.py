@@ -30,6 +30,8 @@ from retinue.domain.agent import (
 from retinue.domain.egress import Policy as Egress
 from retinue.domain.policy import RatePolicy, RetryPolicy
 from retinue.drivers.coding import AcpDriver, ClaudeDriver, CodexDriver, CodingConfig
+from retinue.drivers.coding.look import Look as Look  # noqa: PLC0414 doctor shows it
+from retinue.drivers.coding.look import look
 from retinue.drivers.command import CommandConfig, CommandDriver
 from retinue.drivers.http import HttpDriver
 from retinue.drivers.python import PythonDriver
@@ -62,6 +64,7 @@ log = logging.getLogger(__name__)
 ENTRY_POINTS = "retinue.agents"
 _ON_THIS_MACHINE = CommandReference | CodingReference
 _DRIVERS = {"claude": ClaudeDriver, "codex": CodexDriver}
+CODING_KINDS = ("claude", "codex", "gemini", "opencode")
 _PROMPT = {
     "type": "object",
     "properties": {"prompt": {"type": "string", "description": "what it is to do"}},
@@ -262,6 +265,18 @@ def coding_agent(given: CodingReference) -> AgentDefinition:
         retry=RetryPolicy(max_attempts=given.max_attempts),
         on_busy=given.on_busy,
     )
+
+
+def look_at(given: CodingReference | str, settings: Settings) -> Look:
+    """Look at the CLI of an agent, or at one that no agent names; runs its ``--version``."""
+    seen = environment(dict)
+    if isinstance(given, str):
+        found = CodingReference.model_validate({"driver": given, "home": seen.get("HOME", "/")})
+        config = coding_agent(found).config
+        return look(config, settings.data_dir, given, environment(inherited), seen)
+    config = coding_agent(given).config
+    processes = (settings.data_dir / "processes").absolute()
+    return look(config, processes, given.agent_id, environment(inherited), config.environment)
 
 
 def _capabilities(given: CommandReference | CodingReference) -> tuple[Capability, ...]:

@@ -46,7 +46,7 @@ async def started(tmp_path: Path) -> AsyncIterator[Start]:
             data_dir=tmp_path / "data",
             examples=False,
             entry_points=False,
-            agents=agents,
+            agents=tuple(agents),
             **(system or {}),
         )
         runtime = Runtime(settings)
