@@ -17,9 +17,8 @@ from retinue.drivers.coding.once import GeminiOnce, OpencodeOnce
 from retinue.drivers.coding.presets import PRESETS
 from retinue.drivers.coding.spoken import SpokenTurn
 from retinue.drivers.coding.turn import Turn
-from retinue.errors import ProviderError, SpawnFailed
+from retinue.errors import ProviderError, RetinueError, SpawnFailed
 from retinue.interfaces import DriverContext, Job
-from retinue.process.child import Child
 from retinue.wire.jsonrpc import METHOD_NOT_FOUND, Rpc, RpcError
 
 VERSION = 1
@@ -39,6 +38,13 @@ class AcpTurn(SpokenTurn):
         self._rpc = Rpc(self._send)
         self._session: str | None = None
         self._loaded = False
+
+    async def start(self) -> None:
+        """Start the process; one that goes on with a session may need that made ready."""
+        if self.native is not None:
+            home, native = self.instance.place.home, self.native.native_session
+            await asyncio.to_thread(self._preset.resume, home, native)
+        await super().start()
 
     def arguments(self) -> list[str]:
         """Return the arguments after the program."""
@@ -125,10 +131,11 @@ class AcpTurn(SpokenTurn):
         elif not self._dialect.request(call, lambda result: self._rpc.answer(call.id, result)):
             self._rpc.refuse(call.id, METHOD_NOT_FOUND, f"{call.method} is not supported")
 
-    def gone(self, child: Child) -> None:
-        """Let nobody wait for an answer of a process that has ended."""
+    async def settle(self, why: RetinueError) -> None:
+        """Let an answer that has come be the end; one that will not come fails."""
+        self._rpc.close(why)
         if self._greeting is not None:
-            self._greeting.cancel()
+            await asyncio.wait({self._greeting})
 
     async def call_off(self) -> None:
         """Cancel the turn; the answer to the prompt says that it was."""

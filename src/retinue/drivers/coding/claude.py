@@ -78,7 +78,8 @@ class ClaudeTurn(SpokenTurn):
 
     def hear(self, message: dict[str, Any]) -> None:
         """Take in a message."""
-        self.lost_if(self._dialect.lost(message))
+        if not self._held:
+            self.lost_if(self._dialect.lost(message))
         self._dialect.take(message)
 
     def gone(self, child: Child) -> None:

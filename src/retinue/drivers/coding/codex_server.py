@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from retinue.drivers.coding.spoken import spawn
-from retinue.drivers.coding.talk import Talk
+from retinue.drivers.coding.talk import Talk, read
 from retinue.drivers.coding.versions import version_in
 from retinue.errors import CommunicationError, RetinueError
 from retinue.process.ladder import Ladder, stop
@@ -41,6 +41,7 @@ class CodexServer:
         self._hearing: asyncio.Task[None] | None = None
         self._asking = asyncio.Semaphore(MOST_ASKED)
         self.turns: dict[str, CodexTurn] = {}
+        self._full: CodexTurn | None = None
         self._unclaimed: dict[str, list[Call]] = {}
         self.version: str | None = None
         self.broken: RetinueError | None = None
@@ -101,12 +102,7 @@ class CodexServer:
         assert rpc is not None
         why: RetinueError
         try:
-            while (message := await talk.hear()) is not None:
-                if isinstance(message, str):
-                    continue  # it is in the log
-                call = rpc.hear(message)
-                if call is not None:
-                    await self._route(call)
+            await talk.lines(self._take, self._pause)
             status = await talk.child.wait()
             await talk.child.stderr.next()
             why = self._instance.place.failure(talk.child, status, "while it was needed")
@@ -117,19 +113,34 @@ class CodexServer:
         for turn in list(self.turns.values()):
             turn.fail(why)
 
-    async def _route(self, call: Call) -> None:
+    def _take(self, line: bytes) -> bool:
+        message = read(line)
+        if isinstance(message, str) or self._rpc is None:
+            return False  # it is in the log
+        call = self._rpc.hear(message)
+        return call is not None and self._route(call)
+
+    async def _pause(self) -> None:
+        """Wait for the turn that has too much; so do all others, its pipe being theirs."""
+        full, self._full = self._full, None
+        if full is not None:
+            await full.room()
+
+    def _route(self, call: Call) -> bool:
+        """Tell the turn that it is for; say whether that has as much as it may."""
         thread = call.params.get("threadId")
         turn = self.turns.get(thread) if isinstance(thread, str) else None
         if turn is not None:
             self._tell(turn, call)
-            if turn.full:
-                await turn.room()
-        elif call.id is not None:
+            self._full = turn if turn.full else None
+            return self._full is not None
+        if call.id is not None:
             self._refuse(call)("nobody here knows that thread")
         elif isinstance(thread, str) and call.method == "thread/tokenUsage/updated":
             self._unclaimed.setdefault(thread, []).append(call)
             if len(self._unclaimed) > 1000:  # noqa: PLR2004 of threads that nobody joined
                 self._unclaimed.pop(next(iter(self._unclaimed)))
+        return False
 
     def _tell(self, turn: CodexTurn, call: Call) -> None:
         turn.heard()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,9 +21,12 @@ class Preset(NamedTuple):
     ladder: Ladder
     prepare: Callable[[CodingConfig, Path], None]
     finish_seconds: float = 2.0
+    resume: Callable[[Path, str], None] = lambda home, native: None
     sets_model: bool = False
 
 
+_MINUTE = "%Y-%m-%dT%H-%M"
+_STAMP = re.compile(r"session-(\d{4}-\d\d-\d\dT\d\d-\d\d)-")
 CODEX_OFF = ("plugins", "apps", "remote_plugin")
 """What Codex does without, unless the agent's command says otherwise: each uses the network."""
 
@@ -73,6 +78,27 @@ def _gemini_prepare(config: CodingConfig, home: Path) -> None:
     file.write_text(json.dumps(settings, indent=1))
 
 
+def _gemini_resume(home: Path, native: str) -> None:
+    """Put a session's file out of the way of the one that is begun before that is loaded.
+
+    Gemini names both by the session and the minute: within one minute it writes over what it is
+    about to load. Older files keep their names, and their order.
+    """
+    for file in home.glob(f".gemini/tmp/*/chats/session-*-{native[:8]}.jsonl"):
+        found = _STAMP.match(file.name)
+        if found is None:
+            continue
+        at = datetime.strptime(found.group(1), _MINUTE).replace(tzinfo=UTC)
+        if at < datetime.now(UTC) - timedelta(minutes=2):
+            continue
+        for back in range(3, 60):
+            stamp = (at - timedelta(minutes=back)).strftime(_MINUTE)
+            aside = file.with_name(f"session-{stamp}-{native[:8]}.jsonl")
+            if not aside.exists():
+                file.rename(aside)
+                break
+
+
 def _opencode_environment(config: CodingConfig) -> dict[str, str]:
     names = ("AUTOUPDATE", "MODELS_FETCH", "LSP_DOWNLOAD", "DEFAULT_PLUGINS", "SHARE")
     found = {f"OPENCODE_DISABLE_{name}": "1" for name in names}
@@ -95,6 +121,7 @@ PRESETS = {
         Ladder(cancel=2.0),
         _gemini_prepare,
         finish_seconds=0.2,  # it does not mind the end of its input
+        resume=_gemini_resume,
     ),
     "opencode": Preset(
         lambda config: [*config.command[1:], "acp"],

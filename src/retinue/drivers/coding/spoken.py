@@ -11,8 +11,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retinue.drivers.coding.talk import Talk
-from retinue.drivers.coding.turn import Turn
+from retinue.drivers.coding.talk import Talk, read
+from retinue.drivers.coding.turn import MOST_EVENTS, Turn
 from retinue.errors import CommunicationError, RetinueError, SpawnFailed, said
 from retinue.interfaces import Job
 from retinue.process.child import Child, Streams
@@ -157,30 +157,42 @@ class SpokenTurn(Turn):
         talk = self.talk
         assert talk is not None
         counts = talk.child.stdout.counts
-        while (message := await talk.hear()) is not None:
+
+        async def pause() -> None:
             self.heard()
-            if isinstance(message, str):
-                self.heard_text(message)
-            else:
-                self.hear(message)
             if counts.oversize_lines > self._refused:
                 self._refused = counts.oversize_lines
                 self.warn(f"{self._refused} lines were refused ({counts.oversize_bytes} bytes)")
             if self.full:
                 await self.room()
+
+        await talk.lines(self._take, pause)
         if not self.ended.is_set():
             status = await talk.child.wait()
             await talk.child.stderr.next()  # its end: what was said last is there now
             self.gone(talk.child)
-            self.fail(self.instance.place.failure(talk.child, status, "before its turn had ended"))
+            why = self.instance.place.failure(talk.child, status, "before its turn had ended")
+            await self.settle(why)
+            self.fail(why)
 
     def gone(self, child: Child) -> None:
         """Look at a process that has ended without a last word; it may raise ``SessionLost``."""
+
+    async def settle(self, why: RetinueError) -> None:
+        """Take up what was said last; whoever waits for more is told why there is none."""
 
     def lost_if(self, lost: bool) -> None:
         """Raise ``SessionLost`` when that is so, and a session was to be gone on with."""
         if lost and self.native is not None and not self._held and self._starts == 1:
             raise SessionLost("its process has ended")
+
+    def _take(self, line: bytes) -> bool:
+        message = read(line)
+        if isinstance(message, str):
+            self.heard_text(message)
+        else:
+            self.hear(message)
+        return len(self._events) >= MOST_EVENTS
 
     async def _begin_anew(self) -> None:
         """Begin a new session of the CLI's where the earlier one is lost."""

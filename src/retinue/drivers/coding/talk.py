@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -18,7 +19,7 @@ from retinue.process.child import Child
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
-_ESCAPES = (b"\\u0000", b"\\ud", b"\\uD", b"\0")
+_ESCAPES = (b"\\u0000", b"\\ud", b"\\uD")
 
 
 class Talk:
@@ -52,10 +53,22 @@ class Talk:
         while self._sending is not None:
             await asyncio.wait({self._sending})
 
-    async def hear(self) -> dict[str, Any] | str | None:
-        """Return the next message, or a line of text; None at the end of the output."""
-        line = await self.child.stdout.next()
-        return None if line is None else read(line)
+    async def lines(self, each: Callable[[bytes], bool], pause: Callable[[], Any]) -> None:
+        """Give every line to ``each`` until the output ends.
+
+        What is there is taken without asking the loop for each line. ``pause`` is called, and
+        awaited, whenever nothing is, and when ``each`` says that enough was given for now.
+        """
+        stdout = self.child.stdout
+        while True:
+            line = stdout.take()
+            if line is None:
+                await pause()
+                line = await stdout.next()
+                if line is None:
+                    return
+            if each(line):
+                await pause()
 
     def close(self) -> None:
         """Stop sending, and end its input."""
@@ -73,7 +86,7 @@ def read(line: bytes) -> dict[str, Any] | str:
         found = _read_slowly(line)
     if not isinstance(found, dict):
         return clean(line.decode("utf-8", "replace").rstrip("\r\n"))
-    if any(escape in line for escape in _ESCAPES):
+    if b"\\u" in line and any(escape in line for escape in _ESCAPES):
         whole: dict[str, Any] = cleaned(found)
         return whole
     return found
