@@ -25,7 +25,7 @@ def request(api: str, prompt: str, *, answered: bool = False) -> tuple[str, dict
     match api:
         case "anthropic":
             result: Any = {"type": "tool_result", "tool_use_id": "t", "content": "x"}
-            more = [{"role": "user", "content": [result]}] if answered else []
+            more: list[Any] = [{"role": "user", "content": [result]}] if answered else []
             return "/v1/messages", {"model": "m", "messages": [said, *more]}
         case "openai-chat":
             tool = {"role": "tool", "tool_call_id": "t", "content": "x"}

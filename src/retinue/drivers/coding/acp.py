@@ -22,6 +22,8 @@ from retinue.interfaces import DriverContext, Job
 from retinue.wire.jsonrpc import METHOD_NOT_FOUND, Rpc, RpcError
 
 VERSION = 1
+QUIET_SECONDS = 0.2
+REPLAY_SECONDS = 10.0
 _HTTP = range(400, 600)
 _ONCE: dict[str, type[Turn]] = {"gemini": GeminiOnce, "opencode": OpencodeOnce}
 
@@ -38,6 +40,7 @@ class AcpTurn(SpokenTurn):
         self._rpc = Rpc(self._send)
         self._session: str | None = None
         self._loaded = False
+        self._calls = 0
 
     async def start(self) -> None:
         """Start the process; one that goes on with a session may need that made ready."""
@@ -92,6 +95,7 @@ class AcpTurn(SpokenTurn):
                 try:
                     loaded = await self._rpc.call("session/load", {"sessionId": earlier, **given})
                     self._session, self._loaded = earlier, True
+                    await self._replayed()
                     return loaded or {}
                 except RpcError as error:
                     why = str((error.data or {}).get("details", error.message)
@@ -104,6 +108,13 @@ class AcpTurn(SpokenTurn):
         opened: dict[str, Any] = await self._rpc.call("session/new", given)
         self._session = str(opened["sessionId"])
         return opened
+
+    async def _replayed(self) -> None:
+        """Wait until what was said before has been said again: some do that after the answer."""
+        seen, until = -1, asyncio.get_running_loop().time() + REPLAY_SECONDS
+        while seen != self._calls and asyncio.get_running_loop().time() < until:
+            seen = self._calls
+            await asyncio.sleep(QUIET_SECONDS)
 
     async def _prompt(self) -> None:
         text = prompt_of(self.job)
@@ -126,6 +137,7 @@ class AcpTurn(SpokenTurn):
         call = self._rpc.hear(message)
         if call is None:
             return
+        self._calls += 1
         if call.id is None:
             self._dialect.take(call)
         elif not self._dialect.request(call, lambda result: self._rpc.answer(call.id, result)):

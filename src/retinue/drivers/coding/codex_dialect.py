@@ -131,11 +131,10 @@ class CodexDialect:
                 self._scribe.warn(f"{call.method} cannot be answered: it was refused")
                 refuse(f"{call.method} is not supported by this client")
                 return
-        offered = params.get("availableDecisions")
 
         def reply(allowed: bool, why: str) -> None:
-            no = "cancel" if isinstance(offered, list) and "decline" not in offered else "decline"
-            answer({"decision": "accept" if allowed else no})
+            # What it offers is cancel, which ends the turn; it takes decline as well, and goes on.
+            answer({"decision": "accept" if allowed else "decline"})
 
         given = {name: params[name] for name in ("command", "cwd", "reason") if params.get(name)}
         self._scribe.ask(Ask(str(call.id), tool, given, f"May it use {tool}? {what}", reply))

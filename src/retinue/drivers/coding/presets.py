@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
+from retinue.domain.ids import ulid
 from retinue.drivers.coding.config import CodingConfig
 from retinue.process.ladder import Ladder
 
@@ -89,6 +90,9 @@ def _gemini_resume(home: Path, native: str) -> None:
         if found is None:
             continue
         at = datetime.strptime(found.group(1), _MINUTE).replace(tzinfo=UTC)
+        if b'"type":"gemini"' not in file.read_bytes():
+            file.rename(file.with_name(f"empty-{ulid()}"))  # begun, and never answered in
+            continue
         if at < datetime.now(UTC) - timedelta(minutes=2):
             continue
         for back in range(3, 60):
