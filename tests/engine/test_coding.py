@@ -286,6 +286,33 @@ async def test_a_session_that_it_lost_is_said_and_begins_anew(
     assert "begins anew" in logs(events)
 
 
+@pytest.mark.parametrize("kind", ["claude", "codex", "acp"])
+async def test_a_turn_that_was_cut_off_is_gone_on_with(started: Start, kind: str) -> None:
+    system = await started(kind)
+    running = asyncio.create_task(run(system, kind, "[[say on]][[hang 60]]"))
+    while not (held := await system.store.held()):
+        await asyncio.sleep(0.01)
+    async for events in system.orchestrator.follow(held[0].execution_id):
+        if text(list(events)):
+            break
+    await system.stop(grace=0)
+    answer, _ = await running
+    assert answer.error is not None
+    system = await started(kind)
+    answer, events_of = await run(system, kind, "[[seen]]")
+    assert json.loads(data(answer))["turns_before"] == 1
+    assert found(events_of, "log")[0]["resumed"] is True
+
+
+@pytest.mark.parametrize("kind", SPOKEN)
+async def test_a_flood_is_all_there_and_in_order(started: Start, kind: str) -> None:
+    system = await started(kind)
+    answer, events = await run(system, kind, "[[slow 20000 0]][[say .]]")
+    assert answer.error is None
+    assert text(events) == "".join(f"{n} " for n in range(20_000)) + "."
+    assert len(events) < 2_000
+
+
 async def test_two_turns_of_a_session_follow_one_another(started: Start) -> None:
     system = await started("claude", "codex")
     for kind in ("claude", "codex"):

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 from retinue.domain.event import EventType
-from retinue.drivers.coding.scribe import Ask, Scribe, number, text_of
+from retinue.drivers.coding.scribe import Ask, Scribe, fitting, number, text_of
 from retinue.errors import AgentFailed, BudgetExceeded, Cancelled, RetinueError
 from retinue.wire.jsonrpc import Call
 
@@ -54,7 +54,7 @@ class AcpDialect:
             case "tool_call" | "tool_call_update":
                 self._tool(update)
             case "plan":
-                steps = update.get("entries")
+                steps = fitting(update.get("entries"))
                 self._scribe.note(EventType.PROGRESS, {"message": "plan", "steps": steps})
             case "usage_update":
                 cost = update.get("cost") or {}

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from retinue.domain.event import EventType
-from retinue.drivers.coding.scribe import Ask, Scribe, number
+from retinue.drivers.coding.scribe import Ask, Scribe, fitting, number
 from retinue.errors import Cancelled, ProviderError, RetinueError
 from retinue.wire.jsonrpc import Call
 
@@ -66,7 +66,9 @@ class CodexDialect:
         elif method == "thread/tokenUsage/updated":
             self._usage(params)
         elif method == "turn/plan/updated":
-            self._scribe.note(EventType.PROGRESS, {"message": "plan", "steps": params.get("plan")})
+            self._scribe.note(
+                EventType.PROGRESS, {"message": "plan", "steps": fitting(params.get("plan"))}
+            )
         elif method == "error":
             error = params.get("error") or {}
             if params.get("willRetry"):

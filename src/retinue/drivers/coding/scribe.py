@@ -6,12 +6,14 @@ conversation is all that is needed to test one.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from retinue.domain.event import EventType
 from retinue.errors import RetinueError
 
+MOST_WHOLE = 256 * 1024
 MOST_VALUE = 64 * 1024
 """Bytes of a tool's arguments or result that go into an event."""
 
@@ -97,6 +99,13 @@ def bounded(value: Any) -> Any:
     if isinstance(value, list):
         return [bounded(item) for item in value[:1000]]
     return value
+
+
+def fitting(value: Any) -> Any:
+    """Return ``value`` so that it fits into an event, whatever it is made of."""
+    found = bounded(value)
+    text = json.dumps(found, ensure_ascii=False) if isinstance(found, dict | list) else ""
+    return bounded(text) if len(text) > MOST_WHOLE else found
 
 
 def number(value: Any) -> int:

@@ -18,7 +18,7 @@ import msgspec
 from retinue.domain.event import EventData, EventType
 from retinue.domain.ids import ulid
 from retinue.drivers.coding.natives import Native
-from retinue.drivers.coding.scribe import Ask, bounded
+from retinue.drivers.coding.scribe import Ask, fitting
 from retinue.drivers.coding.versions import doubt
 from retinue.errors import BudgetExceeded, CommunicationError, InvalidResult, RetinueError
 from retinue.interfaces import Job
@@ -26,7 +26,7 @@ from retinue.interfaces import Job
 if TYPE_CHECKING:
     from retinue.drivers.coding.driver import CodingInstance
 
-MOST_EVENTS = 1_000
+MOST_EVENTS = 256
 MOST_TEXT = 64 * 1024
 THOUGHT_SECONDS = 0.3
 MOST_THOUGHT = 2_000
@@ -272,13 +272,13 @@ class Turn:
         if key in self._tools:
             return
         self._tools[key] = tool
-        data = {"tool_name": tool, "arguments": bounded(arguments), "tool_call_id": key, **more}
+        data = {"tool_name": tool, "arguments": fitting(arguments), "tool_call_id": key, **more}
         self.note(EventType.TOOL_CALL, data)
 
     def answered(self, key: str, result: Any, *, is_error: bool = False, **more: Any) -> None:
         """Note what a tool answered."""
         tool = self._tools.pop(key, None)
-        data = {"tool_name": tool, "result": bounded(result), "is_error": is_error}
+        data = {"tool_name": tool, "result": fitting(result), "is_error": is_error}
         self.note(EventType.TOOL_RESULT, {**data, "tool_call_id": key, **more})
 
     def warn(self, message: str, **more: Any) -> None:
