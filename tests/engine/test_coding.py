@@ -496,6 +496,35 @@ async def test_many_threads_share_one_server_and_an_overload_is_a_queue(started:
     assert len(system.keeper.children) == 1
 
 
+async def test_cancelled_before_its_turn_has_begun(started: Start) -> None:
+    overloaded = {"FAKE_OVERLOAD": "0"}
+    system = await started("codex", environment=overloaded, stop_seconds=0.3)
+    running = asyncio.create_task(run(system, "codex", "[[say never]]"))
+    while not (held := await system.store.held()):
+        await asyncio.sleep(0.01)
+    async for events in system.orchestrator.follow(held[0].execution_id):
+        if found(list(events), "log"):
+            await system.orchestrator.cancel(held[0].execution_id)
+    answer, _ = await running
+    assert answer.state is State.CANCELLED
+    await until(lambda: not marked(system.keeper.scope))  # it could have begun all the same
+
+
+async def test_a_server_of_many_threads_is_followed_by_another(
+    started: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retinue.drivers.coding.codex.MOST_THREADS", 3)
+    system = await started("codex")
+    stays = asyncio.create_task(run(system, "codex", '[[ask x {"cmd": "x"}]][[say stayed]]'))
+    asked = await question(system)
+    for n in range(5):
+        assert data((await run(system, "codex", "[[say hi]]", f"s{n}"))[0]) == "hi"
+    assert len(system.keeper.children) == 2
+    await system.orchestrator.answer(asked.id, True)
+    assert data((await stays)[0]) == "stayed"
+    await until(lambda: len(system.keeper.children) == 1)
+
+
 async def test_a_server_that_dies_fails_its_turns_and_another_one_starts(started: Start) -> None:
     system = await started("codex")
     running = [

@@ -1,4 +1,4 @@
-"""The fake coding CLI's dialects: stream-json, app-server and exec, ACP, one-shot JSON.
+"""The fake coding CLI's dialects: stream-json, app-server, ACP; see ``coding_once``.
 
 What is written here is what the real programs were seen to write (Claude Code 2.1.329, Codex
 0.169.0, Gemini CLI 0.61.0, OpenCode 1.18.33), less the fields that nobody reads.
@@ -23,6 +23,7 @@ from retinue.testing.coding_agent import (
     lines,
     new_session,
 )
+from retinue.testing.coding_once import CodexExec, GeminiOnce, OpencodeRun, once
 
 OVERLOAD = int(os.environ.get("FAKE_OVERLOAD", "100"))
 """How many threads of the fake app-server may begin a turn at once before it is overloaded."""
@@ -62,6 +63,7 @@ class Claude(Voice):
 
     def __init__(self, words: list[str]) -> None:
         self.out = Out()
+        self._spoken = "--input-format" in words
         self._memory = Memory("claude")
         self._resumed = _after(words, "--resume")
         self._session = self._resumed or new_session()
@@ -79,6 +81,9 @@ class Claude(Voice):
             sys.stderr.write(f"No conversation found with session ID: {self._resumed}\n")
             self.out.line(self._result("error_during_execution", True, turns=0))
             sys.exit(1)
+        if not self._spoken:
+            self._run(sys.stdin.read())
+            return
         running: threading.Thread | None = None
         for message in lines():
             if message is None:
@@ -525,144 +530,3 @@ class Acp(Voice):
 
     def reply(self, tokens_in: int, tokens_out: int) -> None:
         """Say nothing: the end of the turn tells what was used."""
-
-
-def once(voice: Once, memory: Memory, resumed: str | None) -> None:
-    """Run one prompt from stdin to the end."""
-    heed(lambda: voice.deaf, lambda: None)
-    if resumed is not None and not memory.knows(resumed):
-        sys.stderr.write("Error resuming session: No previous sessions found\n")
-        sys.exit(42)
-    voice.session = resumed or new_session()
-    turn = Turn(voice, voice.session, memory)
-    prompt = sys.stdin.read()
-    voice.begin()
-    failure = turn.run(prompt)
-    voice.end(turn, failure)
-    while turn.linger:
-        time.sleep(0.1)
-    sys.exit(1 if failure is not None else 0)
-
-
-class Once(Voice):
-    """What the one-shot forms have in common."""
-
-    def __init__(self) -> None:
-        self.out = Out()
-        self.session = ""
-
-    def begin(self) -> None:
-        """Say which session this is."""
-
-    def end(self, turn: Turn, failure: str | None) -> None:
-        """Say how it ended."""
-
-
-class CodexExec(Once):
-    """``codex exec --json``."""
-
-    def begin(self) -> None:
-        """Say which session this is."""
-        self.out.line({"type": "thread.started", "thread_id": self.session})
-        self.out.line({"type": "turn.started"})
-
-    def _item(self, kind: str, **item: Any) -> None:
-        self.out.line({"type": f"item.{kind}", "item": item})
-
-    def text(self, text: str) -> None:
-        """Say a piece of text."""
-        self._item("completed", id="m", type="agent_message", text=text)
-
-    def thought(self, text: str) -> None:
-        """Say a piece of thought."""
-        self._item("completed", id="r", type="reasoning", text=text)
-
-    def tool(self, key: str, name: str, given: dict[str, Any]) -> None:
-        """Say that a tool is called."""
-        self._item("started", id=key, type="command_execution", command=given.get("cmd"))
-
-    def result(self, key: str, name: str, said: str, failed: bool) -> None:
-        """Say what it answered."""
-        more = {"aggregated_output": said, "exit_code": 0, "status": "completed"}
-        self._item("completed", id=key, type="command_execution", **more)
-
-    def retry(self, number: int) -> None:
-        """Say that the model is asked again."""
-        self.out.line({"type": "error", "message": f"Reconnecting... {number}/5"})
-
-    def end(self, turn: Turn, failure: str | None) -> None:
-        """Say how it ended."""
-        if failure is not None:
-            self.out.line({"type": "turn.failed", "error": {"message": failure}})
-            return
-        usage = {"input_tokens": turn.tokens[0], "output_tokens": turn.tokens[1]}
-        self.out.line({"type": "turn.completed", "usage": usage})
-
-
-class GeminiOnce(Once):
-    """``gemini -o stream-json``."""
-
-    def begin(self) -> None:
-        """Say which session this is."""
-        self.out.line({"type": "init", "session_id": self.session, "model": "fake-model"})
-
-    def text(self, text: str) -> None:
-        """Say a piece of text."""
-        self.out.line({"type": "message", "role": "assistant", "content": text, "delta": True})
-
-    def tool(self, key: str, name: str, given: dict[str, Any]) -> None:
-        """Say that a tool is called."""
-        line = {"type": "tool_use", "tool_name": name, "tool_id": key, "parameters": given}
-        self.out.line(line)
-
-    def result(self, key: str, name: str, said: str, failed: bool) -> None:
-        """Say what it answered."""
-        line = {"type": "tool_result", "tool_id": key, "status": "success", "output": said}
-        self.out.line(line)
-
-    def end(self, turn: Turn, failure: str | None) -> None:
-        """Say how it ended."""
-        stats = {"input_tokens": turn.tokens[0], "output_tokens": turn.tokens[1]}
-        end: dict[str, Any] = {"type": "result", "status": "success", "stats": stats}
-        if failure is not None:
-            end = {"type": "result", "status": "error", "error": {"message": failure}}
-        self.out.line(end)
-
-
-class OpencodeRun(Once):
-    """``opencode run --format json``: no last word, only a last step."""
-
-    def _line(self, kind: str, **part: Any) -> None:
-        self.out.line({"type": kind, "timestamp": 0, "sessionID": self.session, "part": part})
-
-    def begin(self) -> None:
-        """Begin."""
-        self._line("step_start")
-
-    def text(self, text: str) -> None:
-        """Say a piece of text."""
-        self._line("text", text=text)
-
-    def thought(self, text: str) -> None:
-        """Say a piece of thought."""
-        self._line("reasoning", text=text)
-
-    def result(self, key: str, name: str, said: str, failed: bool) -> None:
-        """Say that a tool ran: only when it has."""
-        state = {"status": "completed", "input": {}, "output": said}
-        self._line("tool_use", tool=name, callID=key, state=state)
-
-    def ask(self, key: str, name: str, given: dict[str, Any]) -> bool:
-        """Reject it, and end: nobody can be asked in this form."""
-        sys.stderr.write(f"permission requested: {name} (*); auto-rejecting\n")
-        sys.exit(0)
-
-    def reply(self, tokens_in: int, tokens_out: int) -> None:
-        """Say that a step has ended."""
-        tokens = {"input": tokens_in, "output": tokens_out}
-        self._line("step_finish", reason="stop", tokens=tokens, cost=0.0)
-
-    def end(self, turn: Turn, failure: str | None) -> None:
-        """Say how it ended, if it failed."""
-        if failure is not None:
-            self.out.line({"type": "error", "sessionID": self.session, "error": failure})

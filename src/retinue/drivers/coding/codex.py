@@ -22,6 +22,9 @@ from retinue.errors import CommunicationError, ExecutionError, RetinueError
 from retinue.interfaces import DriverContext, Job
 from retinue.wire.jsonrpc import RpcError
 
+MOST_THREADS = 1000
+"""How many threads a server keeps before another one takes the new turns: each costs memory."""
+
 
 class CodexTurn(Turn):
     """One turn of one thread."""
@@ -91,8 +94,6 @@ class CodexTurn(Turn):
     async def close(self, grace: float) -> None:
         """Interrupt the turn, unless it has ended; the thread stays where it is."""
         server = self._server
-        if self._beginning is not None and not self._beginning.done() and self.ended.is_set():
-            self._beginning.cancel()
         if server is None or server.broken is not None:
             return
         ended_itself = self.ended.is_set() and self.error is None
@@ -112,6 +113,8 @@ class CodexTurn(Turn):
             return True
         if self._beginning is not None and not self._beginning.done():
             await asyncio.wait({self._beginning}, timeout=grace)
+            if not self._beginning.done():
+                return False  # a turn may begin that nobody would know of
         if self.dialect.turn is None:
             return True
         try:
@@ -155,6 +158,9 @@ class CodexInstance(CodingInstance):
         """Return the server that takes new turns."""
         async with self._starting:
             server = self._server
+            if server is not None and server.threads >= MOST_THREADS:
+                server.retiring = True
+                await self.left(server)
             if server is None or server.broken is not None or server.retiring:
                 if server is not None and server.broken is not None:
                     await server.stop(0.0)

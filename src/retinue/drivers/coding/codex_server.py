@@ -47,6 +47,7 @@ class CodexServer:
         self.broken: RetinueError | None = None
         self.retiring = False
         self.refusals = 0
+        self.threads = 0
 
     async def start(self, name: str, argv: list[str], environment: dict[str, str]) -> None:
         """Start the process and shake hands.
@@ -89,6 +90,7 @@ class CodexServer:
     def join(self, thread: str, turn: CodexTurn) -> None:
         """Have ``turn`` told what is said of ``thread`` from now on, and since it was made."""
         self.turns[thread] = turn
+        self.threads += 1
         for call in self._unclaimed.pop(thread, ()):
             self._tell(turn, call)
 
