@@ -112,6 +112,9 @@ class Voice:
     out: Out
     deaf = False
 
+    def __init__(self) -> None:
+        self.left: list[subprocess.Popen[bytes]] = []
+
     def text(self, text: str) -> None:
         """Say a piece of text."""
 
@@ -244,7 +247,8 @@ class Turn:
                 self.voice.deaf = True
             case "spawn":
                 code = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(1000)"
-                subprocess.Popen([sys.executable, "-I", "-c", code], start_new_session=True)
+                argv = [sys.executable, "-I", "-c", code]
+                self.voice.left.append(subprocess.Popen(argv, start_new_session=True))
 
 
 def _seen(turns: int) -> dict[str, Any]:

@@ -62,6 +62,7 @@ class Claude(Voice):
     """``claude -p --input-format stream-json --output-format stream-json``."""
 
     def __init__(self, words: list[str]) -> None:
+        super().__init__()
         self.out = Out()
         self._spoken = "--input-format" in words
         self._memory = Memory("claude")
@@ -224,6 +225,7 @@ class Thread(Voice):
     """One thread of Codex's app-server."""
 
     def __init__(self, server: Codex, thread: str) -> None:
+        super().__init__()
         self.out = server.out
         self.server = server
         self.id = thread
@@ -356,6 +358,9 @@ class Codex:
                     self._error(number, -32600, f"no rollout found for thread id {thread}")
             case "turn/start":
                 self._start(number, self._threads[params["threadId"]], params["input"][0]["text"])
+            case "thread/backgroundTerminals/clean":
+                self._clean(params["threadId"])
+                self.out.line({"id": number, "result": {}})
             case "turn/interrupt":
                 thread_of = self._threads[params["threadId"]]
                 self.out.line({"id": number, "result": {}})
@@ -365,6 +370,13 @@ class Codex:
                         event.set()
             case _:
                 self._error(number, -32601, f"no method {method}")
+
+    def _clean(self, thread: str) -> None:
+        """End what a thread's turns left running, which an interrupt does not."""
+        for child in self._threads[thread].left:
+            child.kill()
+            child.wait()
+        self._threads[thread].left.clear()
 
     def _error(self, number: Any, code: int, message: str) -> None:
         self.out.line({"id": number, "error": {"code": code, "message": message}})
@@ -398,6 +410,7 @@ class Acp(Voice):
     """An agent that speaks ACP, version 1 unless ``FAKE_ACP_VERSION`` says otherwise."""
 
     def __init__(self, name: str) -> None:
+        super().__init__()
         self.out = Out()
         self._name = name
         self._memory = Memory(name)

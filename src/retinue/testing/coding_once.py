@@ -33,6 +33,7 @@ class Once(Voice):
     """What the one-shot forms have in common."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.out = Out()
         self.session = ""
 

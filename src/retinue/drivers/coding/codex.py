@@ -100,11 +100,21 @@ class CodexTurn(Turn):
         if self._thread is not None and not ended_itself and not await self._quit(server, grace):
             await self.codex.retire(server)
         if self._thread is not None:
+            await self._clean(server, grace)
             server.leave(self._thread)
         if self._beginning is not None:
             self._beginning.cancel()
             await asyncio.wait({self._beginning})
         await self.codex.left(server)
+
+    async def _clean(self, server: CodexServer, grace: float) -> None:
+        """End the commands that the turn left running: an interrupt does not touch them."""
+        try:
+            async with asyncio.timeout(max(grace, 0.1)):
+                given = {"threadId": self._thread}
+                await server.call("thread/backgroundTerminals/clean", given)
+        except (TimeoutError, RpcError, RetinueError):
+            pass  # a version without it; they end with the server
 
     async def _quit(self, server: CodexServer, grace: float) -> bool:
         """Have the turn interrupted; say whether the server did that."""

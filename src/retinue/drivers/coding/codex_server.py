@@ -61,7 +61,8 @@ class CodexServer:
         self._hearing = asyncio.create_task(self._hear())
         client = {"name": "retinue", "title": "Retinue", "version": "1"}
         try:
-            answer = await self.call("initialize", {"clientInfo": client})
+            able = {"experimentalApi": True}  # for the end of what a turn left running
+            answer = await self.call("initialize", {"clientInfo": client, "capabilities": able})
         except RpcError as error:
             raise CommunicationError(f"codex app-server: {error}") from error
         self.version = version_in(str((answer or {}).get("userAgent")))
