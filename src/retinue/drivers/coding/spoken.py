@@ -20,7 +20,7 @@ from retinue.process.executable import refused
 from retinue.process.ladder import Ladder, stop
 from retinue.process.link import Command
 from retinue.process.log import InstanceLog
-from retinue.process.reading import Bounds
+from retinue.process.reading import Bounds, Counts
 from retinue.wire.jsonrpc import RpcError
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ class SpokenTurn(Turn):
         self._hearing: asyncio.Task[None] | None = None
         self._greeting: asyncio.Task[None] | None = None
         self._refused = 0
+        self._counts = Counts()
         self._starts = 0
 
     # -- what subclasses say -------------------------------------------------------------------
@@ -156,13 +157,10 @@ class SpokenTurn(Turn):
     async def _listen(self) -> None:
         talk = self.talk
         assert talk is not None
-        counts = talk.child.stdout.counts
+        self._counts, self._refused = talk.child.stdout.counts, 0
 
         async def pause() -> None:
             self.heard()
-            if counts.oversize_lines > self._refused:
-                self._refused = counts.oversize_lines
-                self.warn(f"{self._refused} lines were refused ({counts.oversize_bytes} bytes)")
             if self.full:
                 await self.room()
 
@@ -187,6 +185,10 @@ class SpokenTurn(Turn):
             raise SessionLost("its process has ended")
 
     def _take(self, line: bytes) -> bool:
+        counts = self._counts
+        if counts.oversize_lines != self._refused:
+            self._refused = counts.oversize_lines
+            self.warn(f"{self._refused} lines were refused ({counts.oversize_bytes} bytes)")
         message = read(line)
         if isinstance(message, str):
             self.heard_text(message)
