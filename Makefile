@@ -1,11 +1,13 @@
 # make up     install what is needed and serve          make test   run the tests (ARGS="-k name")
 # make check  format, lint, types, layers               make format rewrite what a machine can
 # make bench  measure                                   make torture  crash it and check the record
+# make test-cli  the real coding CLIs, from npm         (CLIS=all: the proprietary and the large, too)
 # make lock   resolve the dependencies again (needs uv) make clean  remove everything installed here
 
 PYTHON ?= python3
 ARGS ?=
 UV ?= uv
+CLIS ?= codex gemini
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,7 +23,7 @@ CREATED := $(VENV)/.created
 RUN := $(VENV)/.run
 DEV := $(VENV)/.dev
 
-.PHONY: up test check format bench torture lock clean
+.PHONY: up test test-cli check format bench torture lock clean
 .DELETE_ON_ERROR:
 
 up: $(RUN)
@@ -29,6 +31,11 @@ up: $(RUN)
 
 test: $(DEV)
 	@$(BIN)/python -m pytest $(ARGS)
+
+# The CLIs come from npm, into .clis; without it this fails, and says so.
+test-cli: $(DEV)
+	@$(BIN)/python -m tests.live.programs $(CLIS)
+	@RETINUE_CLIS="$(CLIS)" $(BIN)/python -m pytest tests/live $(ARGS)
 
 check: $(DEV)
 	$(BIN)/ruff format --check

@@ -179,6 +179,33 @@ STAGES = Scenario(
     unit="/s",
 )
 
+CODING = Scenario(
+    name="coding",
+    title="streamed updates of a coding CLI, from its pipe to the journal; bare: the same lines"
+    " read by asyncio and parsed, lean: as fast as Python can",
+    contenders=tuple(
+        Contender(f"{kind}, {door}", "bench.ours.coding", ("--kind", kind, *more))
+        for kind in ("claude", "codex", "acp")
+        for door, more in (
+            ("bare", ("--bare", "asyncio")),
+            ("lean", ("--bare", "lean")),
+            ("retinue", ()),
+        )
+    ),
+    targets=tuple(
+        Target(f"{kind}, retinue", 1 / 3, of=f"{kind}, bare") for kind in ("claude", "codex", "acp")
+    ),
+    unit="updates/s",
+)
+
+MULTIPLEX = Scenario(
+    name="multiplex",
+    title="200 sessions of one app-server at once, each a turn of 2 s: all complete",
+    contenders=(Contender("200 sessions", "bench.ours.coding", ("--sessions", "200")),),
+    targets=(Target("200 sessions", 20),),
+    unit="turns/s",
+)
+
 BLOCKED = ("--count", "200000")
 QUEUE = Scenario(
     name="queue",
@@ -283,5 +310,5 @@ HOSTILE = Scenario(
     unit="trees/s",
 )
 
-AGENTS = (PROCESSES, EXITS, CALLS, FLOOD, HOSTILE)
+AGENTS = (PROCESSES, EXITS, CALLS, FLOOD, HOSTILE, CODING, MULTIPLEX)
 SCENARIOS = (ECHO, POSTGRES, HTTP, SSE, STAGES, ROUTING, LOOKUP, QUEUE, *AGENTS, STORE)

@@ -29,6 +29,9 @@ from retinue.domain.agent import (
 )
 from retinue.domain.egress import Policy as Egress
 from retinue.domain.policy import RatePolicy, RetryPolicy
+from retinue.drivers.coding import AcpDriver, ClaudeDriver, CodexDriver, CodingConfig
+from retinue.drivers.coding.look import Look as Look  # noqa: PLC0414 doctor shows it
+from retinue.drivers.coding.look import look
 from retinue.drivers.command import CommandConfig, CommandDriver
 from retinue.drivers.http import HttpDriver
 from retinue.drivers.python import PythonDriver
@@ -46,6 +49,7 @@ from retinue.process.link import KeeperLink
 from retinue.process.sandbox import PLAIN, Sandbox
 from retinue.settings import (
     AgentReference,
+    CodingReference,
     CommandReference,
     HttpReference,
     Settings,
@@ -59,6 +63,9 @@ from retinue.storage.sqlite import SqliteStore
 
 log = logging.getLogger(__name__)
 ENTRY_POINTS = "retinue.agents"
+_ON_THIS_MACHINE = CommandReference | CodingReference
+_DRIVERS = {"claude": ClaudeDriver, "codex": CodexDriver}
+CODING_KINDS = ("claude", "codex", "gemini", "opencode")
 _PROMPT = {
     "type": "object",
     "properties": {"prompt": {"type": "string", "description": "what it is to do"}},
@@ -197,16 +204,6 @@ def command_agent(given: CommandReference) -> AgentDefinition:
         "files": given.max_open_files and given.max_open_files + 1,
         "file_bytes": _bytes(given.max_file_mb),
     }
-    try:
-        capabilities = tuple(
-            Capability(
-                name=c.name, description=c.description, parameters=parameters_schema(c.parameters)
-            )
-            for c in given.capabilities
-        )
-    except InvalidInput as error:
-        raise SettingsError(f"agent {given.agent_id}: {error.message}") from None
-    prompted = Capability(name=given.agent_id, description=given.description, parameters=_PROMPT)
     return AgentDefinition(
         agent_id=given.agent_id,
         name=given.name or given.agent_id,
@@ -228,7 +225,7 @@ def command_agent(given: CommandReference) -> AgentDefinition:
             if isinstance(box := given.sandbox, bool)
             else msgspec.convert(box.model_dump(mode="json"), Sandbox),
         ),
-        capabilities=capabilities or (prompted,),
+        capabilities=_capabilities(given),
         concurrency=given.concurrency,
         memory=_bytes(given.max_memory_mb) or 0,
         timeout_us=int(given.timeout * 1_000_000),
@@ -243,7 +240,9 @@ def check_capacity(settings: Settings, host: Host | None = None) -> None:
     Raises:
         SettingsError: they do not; it says how many would.
     """
-    commands = [given for given in settings.agents if isinstance(given, CommandReference)]
+    commands = [
+        given for given in settings.agents if isinstance(given, CommandReference | CodingReference)
+    ]
     wanted = sum(given.concurrency for given in commands)
     bound = settings.max_concurrent_executions
     if bound is not None:
@@ -259,6 +258,69 @@ def check_capacity(settings: Settings, host: Host | None = None) -> None:
         raise SettingsError(
             f"{why}: lower the agents' concurrency, or set max_concurrent_executions"
         )
+
+
+def coding_agent(given: CodingReference) -> AgentDefinition:
+    """Return the definition of an agent that is a coding CLI.
+
+    Raises:
+        SettingsError: a capability's parameters are not valid.
+    """
+    limits = {"memory_bytes": _bytes(given.max_memory_mb), "cpu_percent": given.max_cpu_percent}
+    same = (
+        *("command", "form", "model", "system_prompt", "environment", "approvals", "allow"),
+        *("deny", "question_seconds", "sandbox", "max_turns", "max_cost_usd"),
+        *("silence_seconds", "stop_seconds"),
+    )
+    driver = _DRIVERS.get(given.driver, AcpDriver)
+    return AgentDefinition(
+        agent_id=given.agent_id,
+        name=given.name or given.agent_id,
+        description=given.description,
+        version=given.version,
+        driver=driver.name,
+        config=CodingConfig(
+            kind=given.driver,
+            work_dir=str(given.work_dir) if given.work_dir is not None else None,
+            home=str(given.home) if given.home is not None else None,
+            limits={name: limit for name, limit in limits.items() if limit is not None},
+            **{name: getattr(given, name) for name in same},
+        ),
+        capabilities=_capabilities(given),
+        concurrency=given.concurrency,
+        memory=_bytes(given.max_memory_mb) or 0,
+        timeout_us=int(given.timeout * 1_000_000),
+        delivery=given.delivery,
+        retry=RetryPolicy(max_attempts=given.max_attempts),
+        on_busy=given.on_busy,
+    )
+
+
+def look_at(given: CodingReference | str, settings: Settings) -> Look:
+    """Look at the CLI of an agent, or at one that no agent names; runs its ``--version``."""
+    seen = environment(dict)
+    if isinstance(given, str):
+        found = CodingReference.model_validate({"driver": given, "home": seen.get("HOME", "/")})
+        config = coding_agent(found).config
+        return look(config, settings.data_dir, given, environment(inherited), seen)
+    config = coding_agent(given).config
+    processes = (settings.data_dir / "processes").absolute()
+    return look(config, processes, given.agent_id, environment(inherited), config.environment)
+
+
+def _capabilities(given: CommandReference | CodingReference) -> tuple[Capability, ...]:
+    """Return what an agent can be asked; one that takes a prompt unless it says otherwise."""
+    try:
+        capabilities = tuple(
+            Capability(
+                name=c.name, description=c.description, parameters=parameters_schema(c.parameters)
+            )
+            for c in given.capabilities
+        )
+    except InvalidInput as error:
+        raise SettingsError(f"agent {given.agent_id}: {error.message}") from None
+    prompted = Capability(name=given.agent_id, description=given.description, parameters=_PROMPT)
+    return capabilities or (prompted,)
 
 
 def _scope(settings: Settings) -> str | None:
@@ -310,6 +372,10 @@ class Runtime:
             PythonDriver(),
             HttpDriver(Egress.of(self.settings.egress_allow)),
             CommandDriver(self.keeper, processes, environment(inherited), _hidden(self.settings)),
+            *(
+                kind(self.keeper, processes, environment(inherited))
+                for kind in (ClaudeDriver, CodexDriver, AcpDriver)
+            ),
         )
         rate = self.settings.rate_limit_per_minute
         self.engine = Engine(
@@ -363,7 +429,7 @@ class Runtime:
         """
         await self.open()
         try:
-            if any(isinstance(given, CommandReference) for given in self.settings.agents):
+            if any(isinstance(given, _ON_THIS_MACHINE) for given in self.settings.agents):
                 # At once: what an earlier keeper left behind is not to work beside us.
                 await self.keeper.start()
             await self.engine.start()
@@ -389,6 +455,8 @@ class Runtime:
                     self.orchestrator.register_definition(remote_agent(given))
                 elif isinstance(given, CommandReference):
                     self.orchestrator.register_definition(command_agent(given))
+                elif isinstance(given, CodingReference):
+                    self.orchestrator.register_definition(coding_agent(given))
             await self.engine.roster.follow()
         except BaseException:
             await self.store.close()

@@ -26,6 +26,7 @@ def test_a_good_place_is_good(place: Place) -> None:
     assert {line["state"] for line in lines.values()} <= {"ok", "warn"}
     assert lines.keys() == {
         "python", "sqlite", "settings", "data", "space", "store", "port", "access",
+        "claude", "codex", "gemini", "opencode",
     }  # fmt: skip
     assert not (place.directory / ".retinue").exists()
     done = place.call("doctor", ORCHESTRATOR_PORT="0")

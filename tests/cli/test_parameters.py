@@ -127,3 +127,14 @@ def test_what_a_word_cannot_be() -> None:
         resolve("shout", "two", AGENTS)
     with pytest.raises(InvalidInput, match="several agents have the name Twin: echo, four"):
         resolve("Twin", None, AGENTS)
+
+
+def test_a_text_is_the_prompt_where_one_is_taken() -> None:
+    schema = {"properties": {"prompt": {"type": "string"}, "n": {"type": "integer"}}}
+    assert parse(["Review this diff"], schema) == {"prompt": "Review this diff"}
+    assert parse(["why is a == b", "n=3"], schema) == {"prompt": "why is a == b", "n": 3}
+    assert parse(["prompt=x=1"], schema) == {"prompt": "x=1"}
+    with pytest.raises(InvalidInput, match="put it in quotes"):
+        parse(["Review", "this"], schema)
+    with pytest.raises(InvalidInput, match="is no parameter"):
+        parse(["Review this diff"], SCHEMA)

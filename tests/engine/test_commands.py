@@ -169,7 +169,7 @@ async def test_json_lines_are_events_and_the_result_line_is_the_outcome(started:
     answer, events = await run(system)
     assert data(answer) == {"ok": True}
     assert kinds(events) == [
-        *("thinking", "content_chunk", "progress", "usage", "log", "tool_call"),
+        *("thinking", "content_chunk", "progress", "usage", "progress", "tool_call"),
         *("content_chunk", "completed"),
     ]
     texts = [json.loads(e.data)["content"] for e in events if e.type == "content_chunk"]

@@ -20,7 +20,8 @@ from retinue.cli.options import Config, Json
 from retinue.errors import RetinueError, SettingsError
 
 if TYPE_CHECKING:
-    from retinue.settings import CommandReference, Settings
+    from retinue.runtime import Look
+    from retinue.settings import CodingReference, CommandReference, Settings
 
 OLDEST_PYTHON = (3, 11)
 OLDEST_SQLITE = (3, 35)
@@ -203,12 +204,14 @@ def _port_of(url: str) -> int | None:
 def _agents(settings: Settings) -> Iterator[Finding]:
     """Whether every agent that is named can be loaded."""
     from retinue.runtime import load_agent, remote_agent
-    from retinue.settings import CommandReference, HttpReference
+    from retinue.settings import CodingReference, CommandReference, HttpReference
 
     for reference in settings.agents:
         if isinstance(reference, CommandReference):
             yield _command(reference)
             continue
+        if isinstance(reference, CodingReference):
+            continue  # see _coding
         if isinstance(reference, HttpReference):
             try:
                 capabilities = remote_agent(reference).capabilities
@@ -255,6 +258,38 @@ def _command(reference: CommandReference) -> Finding:
     return Finding("ok", "agent", f"{text}, in {bwrap}" if reference.sandbox else text)
 
 
+def _coding(settings: Settings) -> Iterator[Finding]:
+    """Where each coding CLI is, which version it says it is, whether it has a credential."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from retinue.runtime import CODING_KINDS, look_at
+    from retinue.settings import CodingReference
+
+    named = [given for given in settings.agents if isinstance(given, CodingReference)]
+    others = sorted(set(CODING_KINDS) - {given.driver for given in named})
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        looks = pool.map(lambda given: look_at(given, settings), (*named, *others))
+        for given, found in zip((*named, *others), looks, strict=True):
+            yield _cli(found, given if isinstance(given, CodingReference) else None)
+
+
+def _cli(found: Look, given: CodingReference | None) -> Finding:
+    """Say what was found of one CLI, which an agent needs or nobody does."""
+    name = found.kind if given is None or given.agent_id == found.kind else given.agent_id
+    text = f"{name}: " if name != found.kind else ""
+    if found.path is None:
+        text += found.missing or "not found"
+        return Finding("fail" if given is not None else "ok", found.kind, text, found.install)
+    text += f"{found.version or 'no version'} at {found.path}, "
+    text += f"credential: {found.credential or 'none found'}"
+    if found.doubt is not None:
+        return Finding("warn", found.kind, text, found.doubt)
+    if found.credential is None and given is not None and found.wanted:
+        advice = f"give it one of {found.wanted} under environment in retinue.yaml, or a home"
+        return Finding("warn", found.kind, text, advice)
+    return Finding("ok", found.kind, text)
+
+
 def _survey(settings: Settings) -> Iterator[Finding]:
     """Whether the example surveyor has anything to read."""
     if settings.examples and not settings.survey_root.is_dir():
@@ -267,5 +302,6 @@ CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
     _store,
     _port,
     _agents,
+    _coding,
     _survey,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,13 +14,15 @@ from typing import Any, NamedTuple
 from retinue.errors import AgentNotFound, InvalidInput
 
 FORMS = "write key=value, key:=JSON or key=@file"
+_KEY = re.compile(r"[\w.-]+:?=")
 
 
 def parse(words: Iterable[str], schema: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the parameters that the words say.
 
     ``key=value`` is a string, unless the schema wants a number or a truth value; ``key:=JSON`` is
-    any JSON; ``key=@file`` is a file's text (``@-``: standard input).
+    any JSON; ``key=@file`` is a file's text (``@-``: standard input). Where the schema has a
+    ``prompt``, a word that does not begin like that is the prompt.
 
     Raises:
         InvalidInput: a word cannot be read; the message says what to write.
@@ -27,6 +30,11 @@ def parse(words: Iterable[str], schema: Mapping[str, Any] | None) -> dict[str, A
     properties = (schema or {}).get("properties", {})
     found: dict[str, Any] = {}
     for word in words:
+        if "prompt" in properties and not _KEY.match(word):
+            if "prompt" in found:
+                raise InvalidInput("the prompt is given twice: put it in quotes")
+            found["prompt"] = word
+            continue
         place = word.find("=")
         is_json = place > 0 and word[place - 1] == ":"
         key, text = word[: place - is_json] if place > 0 else "", word[place + 1 :]

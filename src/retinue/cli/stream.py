@@ -79,7 +79,7 @@ def _line(kind: str, event: dict[str, Any]) -> str | None:
             share = f" {percentage:.0f} %" if percentage is not None else ""
             return f"·{share} {message or ''}".rstrip()
         case "thinking":
-            return f"· {event.get('status')}"
+            return f"· {event.get('content') or event.get('status')}"
         case "log":
             return f"· {event.get('level')}: {event.get('message')}"
         case "tool_call":

@@ -40,7 +40,10 @@ def run(
     what: Annotated[str, typer.Argument(help="A capability, or an agent that has just one.")],
     parameters: Annotated[
         list[str] | None,
-        typer.Argument(help="key=value, key:=JSON or key=@file (@-: standard input)."),
+        typer.Argument(
+            help="key=value, key:=JSON or key=@file (@-: standard input); a text is the prompt,"
+            " where one is taken."
+        ),
     ] = None,
     session: Annotated[
         str | None,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         Timeout,
     )
     from retinue.errors import RetinueError as AgentError
+    from retinue.process.catalogue import CODING_CLIS
     from retinue.process.child import Exit
     from retinue.process.config import (
         AgentConfig,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from retinue.process.sandbox import Sandbox
 
 _HOME = {
+    "CODING_CLIS": "catalogue",
     "AgentConfig": "config",
     "AgentHandle": "handle",
     "AgentInfo": "config",
@@ -67,6 +69,7 @@ _ERRORS = {
 }
 
 __all__ = [
+    "CODING_CLIS",
     "AgentConfig",
     "AgentError",
     "AgentHandle",

@@ -4,6 +4,7 @@
 command over both. ``.env`` stands for environment that is not set.
 """
 
+from retinue.settings.coding import CodingReference
 from retinue.settings.commands import CommandReference, SandboxReference, environment
 from retinue.settings.model import (
     AgentReference,
@@ -18,6 +19,7 @@ from retinue.settings.sources import caller, find_config, here, load
 __all__ = [
     "AgentReference",
     "Caller",
+    "CodingReference",
     "CommandReference",
     "HttpReference",
     "SandboxReference",

@@ -21,6 +21,7 @@ from retinue.domain.agent import AGENT_ID_PATTERN
 from retinue.domain.egress import Policy, read
 from retinue.domain.policy import Delivery
 from retinue.errors import EgressDenied
+from retinue.settings.coding import CODING, CodingReference
 from retinue.settings.commands import CommandReference
 
 PREFIX = "RETINUE_"
@@ -173,13 +174,16 @@ def _kind(value: Any) -> str:
     driver = value.get("driver") if isinstance(value, dict) else getattr(value, "driver", None)
     if driver is None:
         return "python"
+    if driver in CODING:
+        return "coding"
     return "command" if driver == "command" else "http"
 
 
 Reference = Annotated[
     Annotated[AgentReference, Tag("python")]
     | Annotated[HttpReference, Tag("http")]
-    | Annotated[CommandReference, Tag("command")],
+    | Annotated[CommandReference, Tag("command")]
+    | Annotated[CodingReference, Tag("coding")],
     Discriminator(_kind),
     BeforeValidator(_reference),
     WithJsonSchema(
@@ -189,6 +193,7 @@ Reference = Annotated[
                 _whole_schema(AgentReference),
                 _whole_schema(HttpReference),
                 _whole_schema(CommandReference),
+                _whole_schema(CodingReference),
             ]
         },
         mode="validation",
@@ -229,8 +234,8 @@ class Settings(BaseModel):
     )
     agents: tuple[Reference, ...] = Field(
         default=(),
-        description="agents to register: module:Class, {agent, arguments}, {driver: http, …} or"
-        " {driver: command, …}",
+        description="agents to register: module:Class, {agent, arguments}, {driver: http, …},"
+        " {driver: command, …} or {driver: claude, codex, gemini, opencode or acp, …}",
     )
     entry_points: bool = Field(
         default=True,

@@ -2,7 +2,8 @@
 
 ``envelope`` writes and reads one frame, ``payloads`` has what frames carry, ``strict`` says which
 lines are JSON at all, ``reader`` makes frames of a pipe's bytes and counts what is not one,
-``exchange`` follows which frame answers which, ``faults`` translates errors. No I/O here.
+``exchange`` follows which frame answers which, ``faults`` translates errors. ``jsonrpc`` is what
+agents that speak ACP, and Codex, say. No I/O here.
 """
 
 from retinue.wire.envelope import (

@@ -8,10 +8,11 @@ is the result; nothing is streamed. ``json-lines``: a line that is a JSON object
 ``output``, ``content_chunk``               text (``content``)
 ``thought_update``, ``thinking``            thinking (``content``)
 ``progress_update``, ``progress``           progress, its other fields as they are
+``status_update``                           progress, its other fields as they are
 ``tool_call``, ``tool_result``, ``usage``   the event of that name, its other fields as they are
 ``result``                                  the end: ``result``, or ``error`` with ``is_error``
-``error``                                   the end, unless ``recoverable``: ``message``
-anything else                               log
+``error``                                   the end, unless ``recoverable``: then a warning
+``lifecycle``, ``heartbeat``, all others    log; a heartbeat at the level debug
 ==========================================  =====================================================
 """
 
@@ -30,10 +31,12 @@ _THOUGHT = {"thought_update": EventType.THINKING, "thinking": EventType.THINKING
 _AS_IT_IS = {
     "progress_update": EventType.PROGRESS,
     "progress": EventType.PROGRESS,
+    "status_update": EventType.PROGRESS,
     "tool_call": EventType.TOOL_CALL,
     "tool_result": EventType.TOOL_RESULT,
     "usage": EventType.USAGE,
 }
+_LEVELS = {"heartbeat": "debug", "error": "warning"}
 
 
 class Dialect:
@@ -166,8 +169,10 @@ def _object(line: bytes) -> dict[str, Any] | None:
 
 def _log(event: dict[str, Any]) -> EventData:
     said = event.get("message")
-    text = said if isinstance(said, str) else str(event.get("type", "said"))
-    return EventData(EventType.LOG, {"level": "info", "message": text, "data": event})
+    kind = event.get("type", "said")
+    text = said if isinstance(said, str) else str(kind)
+    level = _LEVELS.get(kind, "info") if isinstance(kind, str) else "info"
+    return EventData(EventType.LOG, {"level": level, "message": text, "data": event})
 
 
 DIALECTS: dict[str, type[Dialect]] = {

@@ -1,0 +1,198 @@
+"""Claude Code's stream-json, read. Messages are told apart by their fields, never by their order.
+
+=======================================  ========================================================
+``system`` init, api_retry, …            which session and version; a warning per retry
+``stream_event``                         text and thought as they come; usage of each reply
+``assistant``                            tools called; text, where no pieces of it came
+``user``                                 what tools answered
+``control_request`` can_use_tool         leave is asked for
+``result``                               the end, whatever the process does after it
+=======================================  ========================================================
+
+What a sub-agent says (``parent_tool_use_id``) is not the answer: only its tools show.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from retinue.domain.event import EventType
+from retinue.drivers.coding.scribe import Ask, Scribe, number, text_of
+from retinue.errors import AgentFailed, BudgetExceeded, Cancelled, ProviderError, RetinueError
+
+_INPUT = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+
+
+class ClaudeDialect:
+    """One conversation; ``send`` takes what is to be answered."""
+
+    def __init__(self, scribe: Scribe, send: Callable[[Any], None]) -> None:
+        self._scribe = scribe
+        self._send = send
+        self.done = asyncio.Event()
+        self._streamed = False
+        self._begun = False
+        self._reply: str | None = None
+        self._input = 0
+        self._spent = (0, 0)
+
+    def lost(self, message: dict[str, Any]) -> bool:
+        """Say whether this is its answer to a session that it does not know."""
+        if self._begun or message.get("type") != "result":
+            return False
+        return bool(message.get("is_error")) and not message.get("num_turns")
+
+    def take(self, message: dict[str, Any]) -> None:
+        """Take in a message."""
+        match message.get("type"):
+            case "stream_event":
+                if message.get("parent_tool_use_id") is None:
+                    self._event(message.get("event") or {})
+            case "assistant":
+                self._assistant(message)
+            case "user":
+                self._user(message)
+            case "system":
+                self._system(message)
+            case "control_request":
+                self._request(message)
+            case "control_cancel_request":
+                self._scribe.withdrawn(str(message.get("request_id")))
+            case "result":
+                self._result(message)
+
+    def _system(self, message: dict[str, Any]) -> None:
+        match message.get("subtype"):
+            case "init" if not self._begun:
+                self._begun = True
+                self._scribe.begun(
+                    message.get("session_id"),
+                    message.get("claude_code_version"),
+                    message.get("model"),
+                )
+            case "api_retry":
+                attempt = message.get("attempt")
+                status = message.get("error_status")
+                said = f"the model answered {status} ({message.get('error')}), retry {attempt}"
+                self._scribe.warn(said, retry=attempt, status=status)
+            case "permission_denied":
+                self._scribe.warn(f"{message.get('tool_name')} was refused")
+            case "compact_boundary":
+                self._scribe.note(EventType.PROGRESS, {"message": "the conversation is compacted"})
+
+    # -- what it says --------------------------------------------------------------------------
+
+    def _event(self, event: dict[str, Any]) -> None:
+        kind = event.get("type")
+        if kind == "content_block_delta":
+            delta = event.get("delta") or {}
+            if "text" in delta:
+                self._streamed = True
+                self._scribe.say(delta["text"])
+            elif "thinking" in delta:
+                self._streamed = True
+                self._scribe.think(delta["thinking"])
+        elif kind == "message_start":
+            usage = (event.get("message") or {}).get("usage") or {}
+            self._input = sum(number(usage.get(name)) for name in _INPUT)
+        elif kind == "message_delta":
+            usage = event.get("usage") or {}
+            tokens_in = max(self._input, sum(number(usage.get(name)) for name in _INPUT))
+            self._count(tokens_in, number(usage.get("output_tokens")))
+            self._input = 0
+
+    def _assistant(self, message: dict[str, Any]) -> None:
+        inner = message.get("message") or {}
+        mine = message.get("parent_tool_use_id") is None
+        if mine and inner.get("id") != self._reply and inner.get("model") != "<synthetic>":
+            self._reply = inner.get("id")
+            self._scribe.replied()
+        content = inner.get("content")
+        for part in content if isinstance(content, list) else ():
+            kind = part.get("type")
+            if kind == "tool_use":
+                more = {} if mine else {"parent_tool_call_id": message["parent_tool_use_id"]}
+                name = str(part.get("name"))
+                self._scribe.called(str(part.get("id")), name, part.get("input"), **more)
+            elif not mine or self._streamed or inner.get("model") == "<synthetic>":
+                continue
+            elif kind == "text":
+                self._scribe.say(str(part.get("text", "")))
+            elif kind == "thinking":
+                self._scribe.think(str(part.get("thinking", "")))
+
+    def _user(self, message: dict[str, Any]) -> None:
+        content = (message.get("message") or {}).get("content")
+        for part in content if isinstance(content, list) else ():
+            if part.get("type") == "tool_result":
+                self._scribe.answered(
+                    str(part.get("tool_use_id")),
+                    text_of(part.get("content")),
+                    is_error=bool(part.get("is_error")),
+                )
+
+    def _count(self, tokens_in: int, tokens_out: int) -> None:
+        before = self._spent
+        self._spent = (before[0] + tokens_in, before[1] + tokens_out)
+        self._scribe.spent(tokens_in, tokens_out)
+
+    # -- what it asks --------------------------------------------------------------------------
+
+    def _request(self, message: dict[str, Any]) -> None:
+        key = str(message.get("request_id"))
+        request = message.get("request") or {}
+        if request.get("subtype") != "can_use_tool":
+            error = f"not supported: {request.get('subtype')}"
+            self._respond({"subtype": "error", "request_id": key, "error": error})
+            return
+        tool = str(request.get("tool_name"))
+        given = request.get("input") or {}
+
+        def reply(allowed: bool, why: str) -> None:
+            verdict = (
+                {"behavior": "allow", "updatedInput": given}
+                if allowed
+                else {"behavior": "deny", "message": why or "refused"}
+            )
+            self._respond({"subtype": "success", "request_id": key, "response": verdict})
+
+        what = given.get("command") or given.get("file_path") or request.get("description") or given
+        self._scribe.ask(Ask(key, tool, given, f"May it use {tool}? {what}", reply))
+
+    def _respond(self, response: dict[str, Any]) -> None:
+        self._send({"type": "control_response", "response": response})
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def _result(self, message: dict[str, Any]) -> None:
+        self.done.set()
+        usage = message.get("usage") or {}
+        tokens_in = sum(number(usage.get(name)) for name in _INPUT) - self._spent[0]
+        tokens_out = number(usage.get("output_tokens")) - self._spent[1]
+        self._count(max(tokens_in, 0), max(tokens_out, 0))
+        total = message.get("total_cost_usd")
+        if isinstance(total, int | float):
+            self._scribe.settled(float(total))
+        if message.get("is_error") or message.get("subtype") != "success":
+            self._scribe.fail(_failure(message))
+        else:
+            self._scribe.end(message.get("result"))
+
+
+def _failure(message: dict[str, Any]) -> RetinueError:
+    subtype = str(message.get("subtype"))
+    errors = message.get("errors")
+    said = message.get("result") or "; ".join(map(str, errors if isinstance(errors, list) else ()))
+    text = str(said or subtype.replace("_", " "))
+    details = {"subtype": subtype, "terminal_reason": message.get("terminal_reason")}
+    if subtype in {"error_max_turns", "error_max_budget_usd"}:
+        limit = "max_turns" if subtype == "error_max_turns" else "max_cost_usd"
+        said = f"the task spent more than it may ({limit})"
+        return BudgetExceeded(said, details={**details, "limit": limit})
+    if str(message.get("terminal_reason", "")).startswith("aborted"):
+        return Cancelled(f"interrupted: {text}", details=details, outcome="unknown")
+    if message.get("api_error_status") or "API Error" in text:
+        return ProviderError(text, details={**details, "status": message.get("api_error_status")})
+    return AgentFailed(text, details=details)

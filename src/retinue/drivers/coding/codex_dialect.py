@@ -1,0 +1,159 @@
+"""One thread of Codex's app-server, read: notifications and requests of one turn.
+
+=====================================  ===========================================================
+``item/agentMessage/delta``            text
+``item/reasoning/…Delta``              thought
+``item/started``, ``item/completed``   tools called and what they answered; the last text
+``thread/tokenUsage/updated``          what each reply of the model used
+``item/…/requestApproval``             leave is asked for
+``error`` with ``willRetry``           a warning
+``turn/completed``                     the end: completed, interrupted, failed
+=====================================  ===========================================================
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from retinue.domain.event import EventType
+from retinue.drivers.coding.scribe import Ask, Scribe, fitting, number
+from retinue.errors import Cancelled, ProviderError, RetinueError
+from retinue.wire.jsonrpc import Call
+
+_THOUGHTS = {"item/reasoning/summaryTextDelta", "item/reasoning/textDelta"}
+_TOOLS = {
+    "commandExecution": ("shell", ("command", "cwd")),
+    "fileChange": ("apply_patch", ("changes",)),
+    "mcpToolCall": ("", ("arguments",)),
+    "dynamicToolCall": ("", ("arguments",)),
+    "webSearch": ("web_search", ("query",)),
+    "imageView": ("view_image", ("path",)),
+    "collabAgentToolCall": ("agent", ("prompt",)),
+}
+_RESULTS = ("aggregatedOutput", "result", "error", "contentItems")
+Answer = Callable[[Any], None]
+
+
+class CodexDialect:
+    """What one turn is told of its thread."""
+
+    def __init__(self, scribe: Scribe) -> None:
+        self._scribe = scribe
+        self.turn: str | None = None
+        self._last = ""
+        self._base: tuple[int, int] | None = None
+        self.done = asyncio.Event()
+
+    @property
+    def completed(self) -> bool:
+        """Whether the server said that the turn is over, however that came about."""
+        return self.done.is_set()
+
+    def fresh(self) -> None:
+        """Note that the thread is new: it has used nothing yet."""
+        self._base = (0, 0)
+
+    def take(self, method: str, params: dict[str, Any]) -> None:
+        """Take in a notification."""
+        if method == "item/agentMessage/delta":
+            self._scribe.say(str(params.get("delta", "")))
+        elif method in _THOUGHTS:
+            self._scribe.think(str(params.get("delta", "")))
+        elif method in {"item/started", "item/completed"}:
+            self._item(params.get("item") or {}, done=method == "item/completed")
+        elif method == "thread/tokenUsage/updated":
+            self._usage(params)
+        elif method == "turn/plan/updated":
+            self._scribe.note(
+                EventType.PROGRESS, {"message": "plan", "steps": fitting(params.get("plan"))}
+            )
+        elif method == "error":
+            error = params.get("error") or {}
+            if params.get("willRetry"):
+                said = f"{error.get('message')} ({error.get('additionalDetails')})"
+                self._scribe.warn(said, retry=error.get("message"))
+        elif method == "warning":
+            self._scribe.warn(str(params.get("message")))
+        elif method == "serverRequest/resolved":
+            self._scribe.withdrawn(str(params.get("requestId")))
+        elif method == "turn/started":
+            # Before the answer to our request is taken up, maybe: what follows is this turn's.
+            self.turn = self.turn or (params.get("turn") or {}).get("id")
+        elif method == "turn/completed":
+            self._completed(params.get("turn") or {})
+
+    def _item(self, item: dict[str, Any], *, done: bool) -> None:
+        kind = item.get("type")
+        if kind == "agentMessage":
+            self._last = str(item.get("text", "")) if done else self._last
+            return
+        known = _TOOLS.get(str(kind))
+        if known is None:
+            return
+        key = str(item.get("id"))
+        name, fields = known
+        tool = name or str(item.get("tool"))
+        arguments = {field: item.get(field) for field in fields if field in item}
+        self._scribe.called(key, tool, arguments)
+        if done:
+            result = next((item[name] for name in _RESULTS if item.get(name) is not None), None)
+            code = item.get("exitCode")
+            more = {"exit_code": code} if code is not None else {}
+            failed = item.get("status") in {"failed", "declined"} or bool(code)
+            self._scribe.answered(key, result, is_error=failed, **more)
+
+    def _usage(self, params: dict[str, Any]) -> None:
+        usage = params.get("tokenUsage") or {}
+        total, last = usage.get("total") or {}, usage.get("last") or {}
+        now = number(total.get("inputTokens")), number(total.get("outputTokens"))
+        if params.get("turnId") != self.turn:
+            self._base = now  # of earlier turns
+            return
+        base = self._base or (
+            now[0] - number(last.get("inputTokens")),
+            now[1] - number(last.get("outputTokens")),
+        )
+        self._base = now
+        if now != base:
+            self._scribe.replied()
+        cached = {"cached_input_tokens": number(last.get("cachedInputTokens"))}
+        self._scribe.spent(max(now[0] - base[0], 0), max(now[1] - base[1], 0), **cached)
+
+    def request(self, call: Call, answer: Answer, refuse: Answer) -> None:
+        """Take in what the server asks; ``answer`` or ``refuse`` is called once."""
+        params = call.params
+        match call.method:
+            case "item/commandExecution/requestApproval":
+                tool, what = "shell", params.get("command") or params.get("reason")
+            case "item/fileChange/requestApproval":
+                tool, what = "apply_patch", params.get("reason") or params.get("grantRoot") or ""
+            case _:
+                self._scribe.warn(f"{call.method} cannot be answered: it was refused")
+                refuse(f"{call.method} is not supported by this client")
+                return
+
+        def reply(allowed: bool, why: str) -> None:
+            # What it offers is cancel, which ends the turn; it takes decline as well, and goes on.
+            answer({"decision": "accept" if allowed else "decline"})
+
+        given = {name: params[name] for name in ("command", "cwd", "reason") if params.get(name)}
+        self._scribe.ask(Ask(str(call.id), tool, given, f"May it use {tool}? {what}", reply))
+
+    def _completed(self, turn: dict[str, Any]) -> None:
+        status = turn.get("status")
+        if self.turn is not None and turn.get("id") not in {None, self.turn}:
+            return
+        self.done.set()
+        if status == "completed":
+            self._scribe.end(self._last)
+        else:
+            self._scribe.fail(_failure(str(status), turn.get("error") or {}))
+
+
+def _failure(status: str, error: dict[str, Any]) -> RetinueError:
+    if status == "interrupted":
+        return Cancelled("the turn was interrupted", outcome="unknown")
+    text = str(error.get("message") or f"the turn ended as {status}")
+    return ProviderError(text, details={"info": error.get("codexErrorInfo")})

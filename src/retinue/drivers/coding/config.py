@@ -1,0 +1,65 @@
+"""What the drivers of coding CLIs are told of an agent. It comes from the operator's file only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Literal
+
+import msgspec
+
+from retinue.interfaces import Job
+
+Verdict = Literal["ask", "allow", "deny"]
+
+
+class CodingConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """A coding CLI and how it is run.
+
+    ``kind`` says which program it is (``claude``, ``codex``, ``gemini``, ``opencode``, or ``acp``
+    for any other one that speaks that protocol), ``form`` whether it is spoken with (``session``)
+    or run with a prompt on stdin (``once``). ``approvals`` is what becomes of what it asks leave
+    for, unless a pattern in ``deny`` or ``allow`` names the tool. ``silence_seconds`` is how long
+    it may say nothing while no tool runs and nobody is asked.
+    """
+
+    kind: str
+    command: tuple[str, ...]
+    form: Literal["session", "once"] = "session"
+    model: str | None = None
+    system_prompt: str | None = None
+    environment: Mapping[str, str] = {}
+    work_dir: str | None = None
+    home: str | None = None
+    approvals: Verdict = "ask"
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+    question_seconds: float | None = None
+    sandbox: str | None = None
+    max_turns: int | None = None
+    max_cost_usd: float | None = None
+    silence_seconds: float = 300.0
+    stop_seconds: float = 5.0
+    limits: Mapping[str, float] = {}
+    log_bytes: int = 1 << 20
+
+    def judge(self, tool: str) -> Verdict:
+        """Return what becomes of a tool that the CLI asks leave for."""
+        if any(fnmatchcase(tool, pattern) for pattern in self.deny):
+            return "deny"
+        if any(fnmatchcase(tool, pattern) for pattern in self.allow):
+            return "allow"
+        return self.approvals
+
+
+def prompt_of(job: Job) -> str:
+    """Return a task as text: its context, if any, then ``parameters.prompt``, or all of them."""
+    given = job.parameters
+    asked = given.get("prompt") if isinstance(given, dict) else given
+    parts = [job.context, asked if asked is not None else given]
+    return "\n\n".join(
+        part if isinstance(part, str) else json.dumps(part, ensure_ascii=False)
+        for part in parts
+        if part is not None
+    )

@@ -1,0 +1,250 @@
+"""A turn with a process of its own, which is spoken with until the turn ends, and then ended.
+
+A subclass says how the process is started, what it is told first, how its messages are read, and
+how its work is called off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from retinue.drivers.coding.talk import Talk, read
+from retinue.drivers.coding.turn import MOST_EVENTS, Turn
+from retinue.errors import CommunicationError, RetinueError, SpawnFailed, said
+from retinue.interfaces import Job
+from retinue.process.child import Child, Streams
+from retinue.process.executable import refused
+from retinue.process.ladder import Ladder, stop
+from retinue.process.link import Command
+from retinue.process.log import InstanceLog
+from retinue.process.reading import Bounds, Counts
+from retinue.wire.jsonrpc import RpcError
+
+if TYPE_CHECKING:
+    from retinue.drivers.coding.driver import CodingInstance
+
+FINISH_SECONDS = 2.0
+MOST_LINE = 8 << 20
+
+
+class SessionLost(Exception):
+    """The CLI does not know its own earlier session any more; nothing was done yet."""
+
+
+async def spawn(
+    instance: CodingInstance, name: str, argv: list[str], more: dict[str, str], *, stdin: bool
+) -> tuple[Child, Path]:
+    """Start a process of an agent's CLI; return it and its TMPDIR.
+
+    Raises:
+        SpawnFailed: it cannot be started.
+    """
+    place, config = instance.place, instance.config
+    tmp, log = await asyncio.to_thread(place.begin, name)
+    command = Command(
+        path=place.path,
+        argv=(config.command[0], *argv),
+        env={**more, **place.environment(tmp)},
+        cwd=str(place.work_dir),
+        stdin=stdin,
+        limits=config.limits,
+    )
+    streams = Streams(
+        Bounds(line_bytes=MOST_LINE, most_bytes=2 * MOST_LINE),
+        Bounds(lines=False, most=0, when_full="drop"),
+        InstanceLog(instance.link.logs, log, config.log_bytes),
+    )
+    try:
+        return await instance.link.spawn(command, streams), tmp
+    except OSError as error:
+        await asyncio.to_thread(shutil.rmtree, tmp, ignore_errors=True)
+        raise refused(config.command[0], error) from error
+    except BaseException:
+        await asyncio.to_thread(shutil.rmtree, tmp, ignore_errors=True)
+        raise
+
+
+class SpokenTurn(Turn):
+    """One process per turn."""
+
+    ladder = Ladder(cancel=5.0, stdin=1.0)
+    finish_seconds = FINISH_SECONDS
+    stdin = True
+
+    def __init__(self, instance: CodingInstance, job: Job) -> None:
+        super().__init__(instance, job)
+        self.talk: Talk | None = None
+        self._tmp: Path | None = None
+        self._hearing: asyncio.Task[None] | None = None
+        self._greeting: asyncio.Task[None] | None = None
+        self._refused = 0
+        self._counts = Counts()
+        self._starts = 0
+
+    # -- what subclasses say -------------------------------------------------------------------
+
+    def arguments(self) -> list[str]:
+        """Return the arguments after the program; ``native`` is the session to go on with."""
+        raise NotImplementedError
+
+    def environment(self) -> dict[str, str]:
+        """Return variables that the CLI needs, where the operator does not set them."""
+        return {}
+
+    async def greet(self) -> None:
+        """Say what has to be said until the turn runs."""
+        raise NotImplementedError
+
+    def hear(self, message: dict[str, Any]) -> None:
+        """Take in a message."""
+        raise NotImplementedError
+
+    def heard_text(self, line: str) -> None:
+        """Take in a line that is no message."""
+        if line.strip():
+            self.warn(f"not a message: {line[:2000]}")
+
+    async def call_off(self) -> None:
+        """Have the work stopped in the protocol's own way; return when it says that it was."""
+        raise NotImplementedError
+
+    # -- the process ---------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start the process and the task that hears it."""
+        await self._spawn()
+        self._hearing = asyncio.create_task(self._hear())
+
+    async def _spawn(self) -> None:
+        self._starts += 1
+        execution = self.job.execution
+        name = f"{execution.id}-{execution.attempt}" + ("b" if self._starts > 1 else "")
+        child, self._tmp = await spawn(
+            self.instance, name, self.arguments(), self.environment(), stdin=self.stdin
+        )
+        self.talk = Talk(child)
+        self._greeting = asyncio.create_task(self._greet())
+
+    async def _greet(self) -> None:
+        try:
+            await self.greet()
+        except SessionLost:
+            raise
+        except RpcError as error:
+            self.fail(SpawnFailed(f"{self.config.kind}: {error}", details={"code": error.code}))
+        except RetinueError as error:
+            self.fail(error)
+        except Exception as error:
+            self.fail(CommunicationError(f"{self.config.kind}: {said(error)}"))
+
+    async def _hear(self) -> None:
+        try:
+            try:
+                await self._listen()
+            except SessionLost:
+                await self._begin_anew()
+                await self._listen()
+        except (RetinueError, RpcError) as error:
+            self.fail(error if isinstance(error, RetinueError) else CommunicationError(str(error)))
+        except SessionLost as error:
+            self.fail(CommunicationError(said(error)))
+        except Exception as error:
+            self.fail(CommunicationError(f"{self.config.kind} cannot be understood: {said(error)}"))
+
+    async def _listen(self) -> None:
+        talk = self.talk
+        assert talk is not None
+        self._counts, self._refused = talk.child.stdout.counts, 0
+
+        async def pause() -> None:
+            self.heard()
+            if self.full:
+                await self.room()
+
+        await talk.lines(self._take, pause)
+        if not self.ended.is_set():
+            status = await talk.child.wait()
+            await talk.child.stderr.next()  # its end: what was said last is there now
+            self.gone(talk.child)
+            why = self.instance.place.failure(talk.child, status, "before its turn had ended")
+            await self.settle(why)
+            self.fail(why)
+
+    def gone(self, child: Child) -> None:
+        """Look at a process that has ended without a last word; it may raise ``SessionLost``."""
+
+    async def settle(self, why: RetinueError) -> None:
+        """Take up what was said last; whoever waits for more is told why there is none."""
+
+    def lost_if(self, lost: bool) -> None:
+        """Raise ``SessionLost`` when that is so, and a session was to be gone on with."""
+        if lost and self.native is not None and not self._held and self._starts == 1:
+            raise SessionLost("its process has ended")
+
+    def _take(self, line: bytes) -> bool:
+        counts = self._counts
+        if counts.oversize_lines != self._refused:
+            self._refused = counts.oversize_lines
+            self.warn(f"{self._refused} lines were refused ({counts.oversize_bytes} bytes)")
+        message = read(line)
+        if isinstance(message, str):
+            self.heard_text(message)
+        else:
+            self.hear(message)
+        return len(self._events) >= MOST_EVENTS
+
+    async def _begin_anew(self) -> None:
+        """Begin a new session of the CLI's where the earlier one is lost."""
+        lost = self.native.native_session if self.native is not None else ""
+        self.native = None
+        self.warn(f"{self.config.kind} does not know its session {lost} any more: it begins anew")
+        await self._end_process(0.0)
+        await self._spawn()
+
+    # -- its end -------------------------------------------------------------------------------
+
+    async def close(self, grace: float) -> None:
+        """End the process and everything it started; remove its TMPDIR."""
+        await self._end_process(grace)
+        if self._hearing is not None:
+            self._hearing.cancel()
+            await asyncio.wait({self._hearing})
+
+    async def _end_process(self, grace: float) -> None:
+        if self.talk is not None:
+            child = self.talk.child
+            done = self.ended.is_set() and self.error is None
+            if done:
+                self.talk.close()
+                await _within(child.wait(), self.finish_seconds)
+            ladder = Ladder(
+                cancel=None if done or not grace else self.ladder.cancel,
+                stdin=None if done or not grace else self.ladder.stdin,
+                grace=grace or None,
+                number=self.ladder.number,
+            )
+            await stop(child, ladder, self._call_off)
+        if self._greeting is not None:
+            self._greeting.cancel()
+            await asyncio.wait({self._greeting})
+        if self._tmp is not None:
+            await asyncio.to_thread(shutil.rmtree, self._tmp, ignore_errors=True)
+            self._tmp = None
+
+    async def _call_off(self) -> None:
+        """Have the work called off, then let the process end: most stay until their input ends."""
+        await self.call_off()
+        if self.talk is not None:
+            await self.talk.sent()
+            self.talk.close()
+
+
+async def _within(work: Any, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await work
+    except TimeoutError:
+        pass
