@@ -16,7 +16,8 @@ from tests.cli.conftest import SECONDS, Place, Server, in_steps
 from retinue.testing.servers import PostgresServer
 
 T = TypeVar("T")
-LEAVES_WITHIN = 1.0
+LEAVES_WITHIN = 10.0
+"""Half of the grace period, and far more than it needs (less than 0.1 s): machines are busy."""
 AGENTS = (
     "import asyncio, pathlib\n"
     "from retinue import Context, Options, capability\n"
@@ -268,15 +269,30 @@ def test_what_waits_is_left_to_a_server_on_sqlite_too(place: Place) -> None:
         until(lambda: state(place, ids[1]) == "completed")
 
 
-def test_ctrl_c_ends_a_task_that_waits_for_another_process(
-    shared: Place, postgres_url: str
-) -> None:
+def test_what_waits_for_others_of_its_session_says_so(place: Place) -> None:
+    place.write("agents.py", AGENTS)
+    place.write("retinue.yaml", f"agents: {NAMES}\n")
+    with place.serve(RETINUE_GRACE_SECONDS="0.1") as server:
+        submit(server, "single", "one")
+        until(lambda: began(place, "one"))
+        before = submit(server, "single", "two")
+    words = ("run", "echo", "text=mine", "--session", "s", "--on-busy", "enqueue")
+    waiting = place.start(*words)
+    assert waiting.stderr is not None
+    assert "it waits for earlier tasks of session s" in waiting.stderr.readline()
+    waiting.send_signal(signal.SIGINT)
+    _, err = waiting.communicate(timeout=SECONDS)
+    assert waiting.returncode == 130, err
+    assert state(place, before) == "queued"
+
+
+def test_ctrl_c_cancels_it_and_it_leaves(shared: Place, postgres_url: str) -> None:
     words = ("run", "summarize_text", "text=One is here. Two is here.", "pause_ms=60000")
     process = in_steps(shared, *words, "--follow", until="One is here.")
     process.send_signal(signal.SIGINT)
     begun = time.monotonic()
     process.communicate(timeout=SECONDS)
-    assert time.monotonic() - begun < LEAVES_WITHIN * 2
+    assert time.monotonic() - begun < LEAVES_WITHIN
     assert process.returncode == 130
     found = sql(postgres_url, "SELECT state FROM execution")
     assert [row[0] for row in found] == ["cancelled"]
