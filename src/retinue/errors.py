@@ -21,7 +21,8 @@
     │   ├── AgentUnavailable         E_AGENT_UNAVAILABLE
     │   ├── Overloaded               E_OVERLOADED
     │   ├── StoreUnavailable         E_STORE_UNAVAILABLE
-    │   │   └── StoreBroken          E_STORE_BROKEN
+    │   │   ├── StoreBroken          E_STORE_BROKEN
+    │   │   └── StoreMissing         E_STORE_MISSING
     │   ├── StoreFull                E_STORE_FULL
     │   ├── PeerUnavailable          E_PEER_UNAVAILABLE
     │   ├── ShuttingDown             E_SHUTTING_DOWN
@@ -218,6 +219,13 @@ class StoreBroken(StoreUnavailable):
     """The disk failed under the store; nothing more is acknowledged."""
 
     code = "E_STORE_BROKEN"
+
+
+class StoreMissing(StoreUnavailable):
+    """There is no such database: create it."""
+
+    code = "E_STORE_MISSING"
+    retryable = False
 
 
 class StoreFull(Unavailable):

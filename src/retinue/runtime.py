@@ -28,6 +28,7 @@ from retinue.domain.agent import (
     definition_of_remote,
 )
 from retinue.domain.egress import Policy as Egress
+from retinue.domain.holder import Holder
 from retinue.domain.policy import RatePolicy, RetryPolicy
 from retinue.drivers.coding import AcpDriver, ClaudeDriver, CodexDriver, CodingConfig
 from retinue.drivers.coding.look import Look as Look  # noqa: PLC0414 doctor shows it
@@ -58,7 +59,7 @@ from retinue.settings import (
 )
 from retinue.storage.keyfile import FILE as KEY_FILE
 from retinue.storage.keyfile import signing_key
-from retinue.storage.lockfile import Holder, read_holder
+from retinue.storage.lockfile import read_holder
 from retinue.storage.sqlite import SqliteStore
 
 log = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ def open_store(
         return SqliteStore(store_file(settings), url=url, on_broken=on_broken)
     from retinue.storage.postgres import PostgresStore  # noqa: PLC0415 asyncpg only when used
 
-    return PostgresStore(address, lease_seconds=settings.lease_seconds, on_lost=on_lost)
+    return PostgresStore(address, lease_seconds=settings.lease_seconds, url=url, on_lost=on_lost)
 
 
 def store_file(settings: Settings) -> Path | None:
@@ -104,10 +105,26 @@ def store_file(settings: Settings) -> Path | None:
     return Path(path) if path != address else None
 
 
-def holder_of(settings: Settings) -> Holder | None:
-    """Return which process has the SQLite store open, and where it serves; None: nobody."""
+def is_shared(settings: Settings) -> bool:
+    """Say whether other processes may have the store open at the same time: PostgreSQL."""
+    return not (settings.database_url or "sqlite:").startswith("sqlite:")
+
+
+async def holders_of(settings: Settings) -> list[Holder]:
+    """Return which processes have the store open, and where they serve; the youngest first.
+
+    Raises:
+        StoreUnavailable: PostgreSQL does not answer.
+    """
     path = store_file(settings)
-    return read_holder(path.with_suffix(".lock")) if path is not None else None
+    if path is not None:
+        holder = read_holder(path.with_suffix(".lock"))
+        return [holder] if holder is not None else []
+    if not is_shared(settings):
+        return []
+    from retinue.storage.holders import read_workers  # noqa: PLC0415 asyncpg only when used
+
+    return await read_workers(settings.database_url or "")
 
 
 def load_agent(reference: str, arguments: dict[str, Any] | None = None) -> Agent:
@@ -348,7 +365,8 @@ class Runtime:
 
     With no settings it is embedded: an in-memory store, no example fleet, nothing read from the
     environment. ``store``, ``journal`` and ``drivers`` (by name) take the place of our own: who
-    tests us wraps them.
+    tests us wraps them. With ``own_only`` it performs what is submitted to it, and leaves what
+    else waits in the store to others.
     """
 
     def __init__(
@@ -359,6 +377,7 @@ class Runtime:
         store: Store | None = None,
         journal: Callable[[Store], Journal] = Journal,
         drivers: Iterable[Driver] = (),
+        own_only: bool = False,
     ) -> None:
         self.settings = settings or Settings(database_url="sqlite://", examples=False)
         self._failure: StoreBroken | None = None
@@ -401,6 +420,7 @@ class Runtime:
             max_running=self.settings.max_concurrent_executions,
             max_memory=_bytes(self.settings.max_agents_memory_mb),
             step_us=int(self.settings.priority_step_seconds * 1_000_000),
+            own_only=own_only,
         )
         self.orchestrator = Orchestrator(self.engine)
 

@@ -1,6 +1,7 @@
 """What only PostgreSQL can show: several processes on one database, their epochs and leases."""
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
@@ -10,6 +11,7 @@ import pytest
 
 from retinue.domain.contract import ContractType
 from retinue.domain.execution import Execution, State
+from retinue.domain.holder import Holder
 from retinue.domain.ids import now_us
 from retinue.domain.intent import (
     Append,
@@ -28,6 +30,7 @@ from retinue.domain.intent import (
 )
 from retinue.domain.policy import BusyPolicy
 from retinue.errors import StoreUnavailable, WorkerLost
+from retinue.storage.holders import read_workers
 from retinue.storage.migrate import migrations
 from retinue.storage.postgres import PostgresStore
 from retinue.testing.servers import PostgresServer
@@ -344,6 +347,46 @@ async def _waiting(sql: Sql, count: int) -> bool:
 
 async def _submitted(store: PostgresStore, e: Execution, worker: str) -> Any:
     return await store.write(submit(e, worker=worker))
+
+
+class TestHolders:
+    async def test_the_living_are_named_and_where_they_serve(
+        self, opened: Open, sql: Sql, schema_url: str
+    ) -> None:
+        assert await read_workers(schema_url) == []  # no schema at all
+        first, second = await opened(url="http://127.0.0.1:1"), await opened()
+        far, gone = await opened(url="http://127.0.0.1:2"), await opened()
+        await sql("UPDATE worker SET node = 'far.away' WHERE id = $1", far.worker)
+        await sql("UPDATE worker SET lease_until = 0 WHERE id = $1", gone.worker)
+        assert await read_workers(schema_url) == [
+            Holder(os.getpid(), "http://127.0.0.1:2", far.worker, "far.away"),
+            Holder(os.getpid(), None, second.worker),
+            Holder(os.getpid(), "http://127.0.0.1:1", first.worker),
+        ]
+        await first.close()
+        assert [holder.worker for holder in await read_workers(schema_url)] == [
+            far.worker,
+            second.worker,
+        ]
+
+    async def test_a_new_epoch_serves_where_the_last_one_did(
+        self, opened: Open, sql: Sql, schema_url: str
+    ) -> None:
+        store = await opened(url="http://127.0.0.1:1")
+        before = store.worker
+        await sql("UPDATE worker SET stopped_at = 1 WHERE id = $1", before)
+        with pytest.raises(WorkerLost):
+            await run(store)
+        assert store.worker != before
+        (holder,) = await read_workers(schema_url)
+        assert (holder.worker, holder.url) == (store.worker, "http://127.0.0.1:1")
+
+    async def test_a_schema_of_before_names_nobody(self, sql: Sql, schema_url: str) -> None:
+        await sql(
+            "CREATE TABLE worker (id TEXT, node TEXT, pid BIGINT, started_at BIGINT,"
+            " lease_until BIGINT, stopped_at BIGINT)"
+        )
+        assert await read_workers(schema_url) == []
 
 
 class TestOutbox:

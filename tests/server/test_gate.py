@@ -36,6 +36,7 @@ EXPECTED = {
     "StoreUnavailable": 503,
     "StoreFull": 507,
     "StoreBroken": 503,
+    "StoreMissing": 503,
     "StoreDamaged": 500,
     "Overloaded": 503,
     "ShuttingDown": 503,

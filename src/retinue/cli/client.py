@@ -19,10 +19,13 @@ from retinue.errors import (
 )
 
 CONNECT_SECONDS = 5.0
+LOOK_SECONDS = 3.0
 SILENCE_SECONDS = 60.0
 PAUSES = (0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 5.0, 5.0)
 """Seconds to wait before each further try to reach a server that went away."""
 _NOTHING_MORE = 204
+_OVERLOADED = 503
+_WORKER = "retinue-worker"
 TERMINAL = frozenset({"completed", "failed", "cancelled", "truncated"})
 
 
@@ -72,6 +75,20 @@ class Client:
             RetinueError: refused, or not reached.
         """
         return await self._request("DELETE", path, wait=wait)
+
+    async def serves(self, worker: str) -> bool:
+        """Say whether this is the server that has its store open as ``worker``.
+
+        One that accepts a connection and then takes its time, or has no room, is taken for it.
+        """
+        try:
+            answer = await self._http.get("/v1/health", timeout=LOOK_SECONDS)
+        except httpx.ReadTimeout:
+            return True
+        except httpx.TransportError:
+            return False
+        said = answer.headers.get(_WORKER)
+        return said == worker if said is not None else answer.status_code == _OVERLOADED
 
     async def _request(self, method: str, path: str, *, wait: bool = False, **options: Any) -> Any:
         if wait:

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import typer
 
 from retinue.cli import output
-from retinue.cli.door import prepared
+from retinue.cli.door import advice, holder_at, port_of, prepared, serves
 from retinue.cli.options import Config, Json
 from retinue.errors import RetinueError, SettingsError
 
 if TYPE_CHECKING:
+    from retinue.domain.holder import Holder
     from retinue.runtime import Look
     from retinue.settings import CodingReference, CommandReference, Settings
 
@@ -131,74 +132,80 @@ def _sync_ms(place: Path) -> float:
 
 
 def _store(settings: Settings) -> Iterator[Finding]:
-    """Who has the store open; whether PostgreSQL answers."""
+    """Who has the store open; whether it can be opened where nobody on this machine serves it."""
     import asyncio
 
-    from retinue.runtime import holder_of, open_store, store_file
+    from retinue.runtime import store_file
     from retinue.settings import without_password
 
     path = store_file(settings)
-    holder = holder_of(settings)
-    if holder is not None:
-        serving = f"serves it at {holder.url}" if holder.url else "has it open"
-        yield Finding("ok", "store", f"process {holder.pid} {serving}")
-        return
-    if path is not None:
-        if not path.exists():
-            yield Finding("ok", "store", f"{path} will be made by the first use")
-            return
-        where = str(path)
-    else:
-        where = without_password(settings.database_url or "")
-
-    async def look() -> None:
-        store = open_store(settings)
-        await store.open()
-        await store.close()
-
+    where = str(path) if path is not None else without_password(settings.database_url or "")
     try:
-        asyncio.run(look())
+        text = asyncio.run(_holding(settings, where))
     except RetinueError as error:
-        advice = (
+        usual = (
             "move the file away, or restore it from a backup"
             if path is not None
             else "start PostgreSQL, or correct database_url (DATABASE_URL)"
         )
-        yield Finding("fail", "store", f"{where}: {error.message}", advice)
+        yield Finding("fail", "store", f"{where}: {error.message}", advice(error) or usual)
     else:
-        yield Finding("ok", "store", f"{where} opens, nobody has it open")
+        yield Finding("ok", "store", text)
+
+
+async def _holding(settings: Settings, where: str) -> str:
+    """Return who has the store open, after a try to open it where that disturbs nobody.
+
+    Raises:
+        RetinueError: it cannot be opened.
+    """
+    from retinue.runtime import holders_of, open_store, store_file
+
+    path = store_file(settings)
+    found = await holders_of(settings)
+    here = [one for one in found if one.worker is None or await serves(one)]
+    said = [_held(one, away=one not in here) for one in found]
+    if here:
+        return "; ".join(said)
+    if path is not None and not path.exists():
+        return f"{path} will be made by the first use"
+    store = open_store(settings)
+    await store.open()
+    await store.close()
+    return f"{where} opens, {'; '.join(said) or 'nobody has it open'}"
+
+
+def _held(holder: Holder, *, away: bool) -> str:
+    """Return what one process does with the store; ``away``: it serves nobody on this machine."""
+    who = f"process {holder.pid}" + (f" on {holder.node}" if holder.node is not None else "")
+    if holder.url is None:
+        return f"{who} has it open"
+    if away and holder.node is None:
+        return f"{who} was to serve it at {holder.url} and does not answer"
+    return f"{who} serves it at {holder.url}"
 
 
 def _port(settings: Settings) -> Iterator[Finding]:
     """Whether the port is free, and who may reach it."""
-    from retinue.runtime import holder_of
     from retinue.server.serve import bind, is_loopback
 
     try:
         listener = bind(settings)
     except SettingsError as error:
-        holder = holder_of(settings)
-        if holder is not None and holder.url is not None and _port_of(holder.url) == settings.port:
+        holder = holder_at(settings)
+        if holder is not None and port_of(holder) == settings.port:
             yield Finding("ok", "port", f"{settings.port} is our own server's, at {holder.url}")
         else:
-            advice = "stop what listens there, or set another port (ORCHESTRATOR_PORT)"
-            yield Finding("fail", "port", error.message, advice)
+            what = "stop what listens there, or set another port (ORCHESTRATOR_PORT)"
+            yield Finding("fail", "port", error.message, what)
         return
     with listener:
         yield Finding("ok", "port", f"{settings.host}:{settings.port} is free")
         if not is_loopback(listener):
-            advice = (
-                "an API key must exist before it serves: `retinue key create NAME --role admin`"
-            )
-            yield Finding("warn", "access", "other machines can reach that address", advice)
+            what = "an API key must exist before it serves: `retinue key create NAME --role admin`"
+            yield Finding("warn", "access", "other machines can reach that address", what)
         else:
             yield Finding("ok", "access", "only this machine can reach that address")
-
-
-def _port_of(url: str) -> int | None:
-    from urllib.parse import urlsplit
-
-    return urlsplit(url).port
 
 
 def _agents(settings: Settings) -> Iterator[Finding]:

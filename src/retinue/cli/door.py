@@ -1,26 +1,30 @@
 """Who is asked: a server that runs, or the local store in this process.
 
-In this order: the URL that is named (``--url``, ``RETINUE_URL``), the server that has the local
-store open (its lock file says where it serves), else nobody but us.
+In this order: the URL that is named (``--url``, ``RETINUE_URL``), the server on this machine that
+has the store open (the lock file says where it serves, or its row in PostgreSQL), else nobody
+but us.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
+from urllib.parse import urlsplit
 
 import typer
 
 from retinue.cli import output
-from retinue.errors import NotFound, RetinueError, StoreLocked, Unavailable
+from retinue.errors import NotFound, RetinueError, StoreLocked, StoreMissing, Unavailable
 
 if TYPE_CHECKING:
     from retinue.cli.client import Client
+    from retinue.domain.holder import Holder
     from retinue.settings import Settings
 
 T = TypeVar("T")
@@ -59,7 +63,7 @@ def complete(program: Callable[[], Awaitable[T]], *, fast: bool = False) -> T:
         with asyncio.Runner(loop_factory=_uvloop() if fast else None) as runner:
             return runner.run(run())
     except RetinueError as error:
-        output.fail(error, _advice(error))
+        output.fail(error, advice(error))
     except KeyboardInterrupt:
         raise typer.Exit(output.INTERRUPTED) from None
 
@@ -91,11 +95,10 @@ async def _found(
     A process that has it open without serving is a command like this one: it is waited for.
     """
     from retinue.cli.client import connect
-    from retinue.runtime import holder_of
 
     deadline = time.monotonic() + LOCK_SECONDS
     while True:
-        holder = holder_of(here)
+        holder = await holder_of(here)
         if holder is not None and holder.url is not None:
             return connect(holder.url, api_key)
         try:
@@ -105,12 +108,66 @@ async def _found(
                     details={"pid": holder.pid, "url": None},
                 )
             if power == "server":
-                raise Unavailable("this needs a running server, and there is none: `retinue serve`")
+                raise Unavailable(_no_server(here))
             return await _local(stack, here, power)
         except StoreLocked:
             if time.monotonic() > deadline:
                 raise
         await asyncio.sleep(_LOOK_SECONDS)
+
+
+def holder_at(here: Settings) -> Holder | None:
+    """Return who on this machine serves the store at the port of the settings.
+
+    What else a SQLite store is held by, and so cannot be opened, counts as well.
+    """
+    with contextlib.suppress(RetinueError):
+        return asyncio.run(holder_of(here, at=here.port))
+    return None
+
+
+async def holder_of(here: Settings, *, at: int | None = None) -> Holder | None:
+    """Return who on this machine has the store open.
+
+    Of those that share it only one that serves, at the port ``at`` where that is given.
+
+    Raises:
+        StoreUnavailable: PostgreSQL does not answer.
+    """
+    from retinue.runtime import holders_of
+
+    for holder in await holders_of(here):
+        if holder.worker is None:
+            return holder
+        if at in {None, port_of(holder)} and await serves(holder):
+            return holder
+    return None
+
+
+def port_of(holder: Holder) -> int | None:
+    """Return the port at which a process serves; None: it serves nowhere."""
+    return urlsplit(holder.url).port if holder.url is not None else None
+
+
+async def serves(holder: Holder) -> bool:
+    """Say whether a worker of PostgreSQL serves on this machine, and is there to answer."""
+    from retinue.cli.client import connect
+
+    if holder.node is not None or holder.url is None or holder.worker is None:
+        return False
+    async with connect(holder.url, None) as asked:
+        return await asked.serves(holder.worker)
+
+
+def _no_server(here: Settings) -> str:
+    from retinue.runtime import is_shared
+
+    if is_shared(here):
+        return (
+            "this needs a running server, and there is none on this machine: `retinue serve`, or"
+            " name the one to ask with --url (RETINUE_URL)"
+        )
+    return "this needs a running server, and there is none: `retinue serve`"
 
 
 async def _local(stack: AsyncExitStack, here: Settings, power: Power) -> Client:
@@ -180,7 +237,10 @@ def require_store(config: Path | None) -> None:
         raise NotFound(f"there is no store at {path}")
 
 
-def _advice(error: RetinueError) -> str | None:
+def advice(error: RetinueError) -> str | None:
+    """Return what to do about a store that cannot be used; None: nothing that this one knows."""
+    if isinstance(error, StoreMissing) and "command" in error.details:
+        return f"create it: {error.details['command']}"
     if not isinstance(error, StoreLocked):
         return None
     where = error.details.get("url")

@@ -32,12 +32,14 @@ class _Owner(Access):
 
 @asynccontextmanager
 async def opened(settings: Settings, *, working: bool) -> AsyncIterator[Client]:
-    """Open the local store and yield a client of it; ``working`` also performs tasks.
+    """Open the local store and yield a client of it; ``working`` also performs its tasks.
+
+    No more than these: it is about to leave, and would take what it has begun down with it.
 
     Raises:
         RetinueError: the store cannot be opened, or an agent cannot be loaded.
     """
-    runtime = Runtime(settings)
+    runtime = Runtime(settings, own_only=True)
     await (runtime.start() if working else runtime.open())
     try:
         app = cast("Application", create_app(runtime.orchestrator, settings, loopback=True))

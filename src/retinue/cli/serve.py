@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retinue.cli import output
-from retinue.cli.door import complete, prepared
+from retinue.cli.door import complete, holder_at, prepared
 from retinue.cli.options import Config
 from retinue.errors import RetinueError, SettingsError
 
@@ -70,13 +70,12 @@ def serve(
 
 
 def _bind(settings: Settings) -> socket:
-    from retinue.runtime import holder_of
     from retinue.server.serve import bind
 
     try:
         return bind(settings)
     except SettingsError as error:
-        holder = holder_of(settings)
+        holder = holder_at(settings)
         if holder is not None and holder.url is not None:
             advice = f"process {holder.pid} serves this very store at {holder.url}: use that"
         elif "in use" in error.message:

@@ -166,6 +166,8 @@ class Errand:
         execution_id = accepted["execution_id"]
         if accepted["state"] == "scheduled" and not self._follow:
             return self._left(client, accepted)
+        if accepted["state"] == "queued" and client.local:
+            await self._say_what_it_waits_for(client, execution_id)
         printer = Printer(as_json=self._as_json) if self._follow else None
         watching = asyncio.ensure_future(self._watch(client, execution_id, printer))
         if not await _unless_interrupted(watching):
@@ -193,6 +195,15 @@ class Errand:
         if self._timeout is not None:
             task["timeout_ms"] = max(round(self._timeout * 1000), 1)
         return task, able
+
+    async def _say_what_it_waits_for(self, client: Client, execution_id: str) -> None:
+        """Say that its turn depends on others, whom nobody may be there to perform."""
+        waiting = await client.get(f"/v1/executions/{execution_id}")
+        if waiting["hold"] == "session":
+            output.note(
+                f"it waits for earlier tasks of session {waiting['session_id']}, which are not"
+                " performed here: a server has to (`retinue serve`); Ctrl-C cancels it"
+            )
 
     async def _watch(self, client: Client, execution_id: str, printer: Any) -> str:
         """See it to its end; answer what it asks, if somebody is there to answer."""

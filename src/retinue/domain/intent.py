@@ -181,11 +181,15 @@ class Want(msgspec.Struct, frozen=True):
 
 
 class Lease(msgspec.Struct, frozen=True):
-    """Take queued executions: per key, the least rank first. Answers ``Leased``."""
+    """Take queued executions: per key, the least rank first. Answers ``Leased``.
+
+    With ``only`` none but these are taken.
+    """
 
     worker: str
     wants: tuple[Want, ...]
     at: int
+    only: tuple[str, ...] | None = None
 
 
 class Ask(msgspec.Struct, frozen=True):

@@ -65,6 +65,7 @@ class Engine:
         max_running: int | None = None,
         max_memory: int | None = None,
         step_us: int = 60_000_000,
+        own_only: bool = False,
     ) -> None:
         """Put the parts together.
 
@@ -82,6 +83,7 @@ class Engine:
             cleanup_interval: seconds between two rounds of retention.
             max_running: executions at one time in this process; None: as agents allow.
             step_us: how long a task has to wait to make up for one step of priority.
+            own_only: perform what is submitted here, not what else waits in the store.
         """
         self.store = store
         self.step_us = step_us
@@ -92,7 +94,7 @@ class Engine:
         self.retention = Retention(store, policy or Policy(), cleanup_interval)
         self.registry = Registry(max_running, max_memory)
         self.journal = journal or Journal(store)
-        self.queue = Queue(store, self.registry)
+        self.queue = Queue(store, self.registry, own_only=own_only)
         grown: set[tuple[str, str]] = Grown(self.outbox) if sinks else set()
         self._grown = grown
         self.turns = Turns(store, on_ready=self._ready, cancel=self.cancel, aside=self._aside)
@@ -160,6 +162,7 @@ class Engine:
 
     def _waiting(self, execution: Execution) -> None:
         """Take in that an execution was accepted that could not start at once."""
+        self.queue.accepted(execution)
         if execution.hold is Hold.TIME:
             self.delays.at(execution.run_at)
         elif execution.hold is Hold.SESSION:
@@ -178,6 +181,7 @@ class Engine:
             self.scheduler.at(execution.deadline_at)
 
     def _later(self, execution: Execution, run_at: int) -> None:
+        self.queue.accepted(execution)
         if run_at > now_us():
             self.delays.at(run_at)
         else:

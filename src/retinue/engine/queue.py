@@ -16,6 +16,7 @@ import logging
 import time
 from collections.abc import Iterable
 
+from retinue.domain.execution import Execution
 from retinue.domain.ids import now_us
 from retinue.domain.intent import Lease, Leased, Want
 from retinue.engine.attempts import Attempts
@@ -31,9 +32,12 @@ _PER_LEASE = 64
 class Queue:
     """The dispatcher of one process."""
 
-    def __init__(self, store: Store, registry: Registry) -> None:
+    def __init__(self, store: Store, registry: Registry, *, own_only: bool = False) -> None:
+        """Prepare to lease; with ``own_only`` nothing but what this process accepted itself."""
         self._store = store
         self._registry = registry
+        # What it accepted, by id, and under which key it waits; None: whatever waits is leased.
+        self._own: dict[str, str] | None = {} if own_only else None
         self._backlog: dict[str, None] = {}
         self._task: asyncio.Task[None] | None = None
         self._again = False
@@ -41,8 +45,15 @@ class Queue:
         self.attempts: Attempts
         self.closed = False
 
+    def accepted(self, execution: Execution) -> None:
+        """Take in that what waits (now, or again) was accepted by this process."""
+        if self._own is not None:
+            self._own[execution.id] = execution.queue_key
+
     def queued(self, key: str) -> None:
         """Take in that something ready may be waiting under ``key``."""
+        if self._own is not None and key not in self._own.values():
+            return
         self._backlog[key] = None
         self._nudge()
 
@@ -116,13 +127,16 @@ class Queue:
         started: dict[str, int] = {}
         unused = 0
         try:
+            only = tuple(self._own) if self._own is not None else None
             result = await self._store.write(
-                Lease(self._store.worker, tuple(want for want, _, _ in wants), now_us())
+                Lease(self._store.worker, tuple(want for want, _, _ in wants), now_us(), only)
             )
             assert isinstance(result, Leased)
             by_key = {want.key: (entry, call) for want, entry, call in wants}
             for work in result.work:
                 key = work.execution.queue_key
+                if self._own is not None:
+                    self._own.pop(work.execution.id, None)
                 started[key] = started.get(key, 0) + 1
                 self.attempts.start(work.execution, work.body, *by_key[key])
         except BaseException:

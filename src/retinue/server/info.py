@@ -21,6 +21,8 @@ from retinue.settings import Settings, without_password
 SERVICE = "retinue"
 INTERFACE_VERSION = "1.0.0"
 HEALTH_SECONDS = 2.0
+WORKER = "retinue-worker"
+"""The header that tells commands on this machine whose server answered (``cli.client``)."""
 
 
 class ServiceInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,11 +143,12 @@ async def health(call: Call) -> Response:
             status = "unhealthy"
     body = encode(Health(service=SERVICE, status=status, version=__version__))
     well = status == "healthy"
+    headers = {WORKER: call.orchestrator.worker} | ({} if well else {"retry-after": "1"})
     return Response(
         body,
         HTTPStatus.OK if well else HTTPStatus.SERVICE_UNAVAILABLE,
         media_type="application/json",
-        headers=None if well else {"retry-after": "1"},
+        headers=headers,
     )
 
 

@@ -190,15 +190,20 @@ def lease(batch: Batch, intent: Lease) -> Steps[Result]:
         decided[execution.queue_key] += 1
     wants = {want.key: want for want in intent.wants}
     asked = [(key, wants[key].count + decided[key]) for key in sorted(wants)]
-    if not asked:
+    if not asked or intent.only == ():
         return Leased([])
-    rows = yield Query("lease", asked)
+    if intent.only is None:
+        rows = yield Query("lease", asked)
+    else:
+        rows = yield Query("lease_only", [(i,) for i in sorted(intent.only)])
+    found = [(record_of(Execution, row), body) for *row, body in rows]
+    if intent.only is not None:  # they came one by one
+        found.sort(key=lambda pair: (pair[0].rank, pair[0].id))
     taken: Counter[str] = Counter()
     work: list[Work] = []
-    for *row, body in rows:
-        execution = record_of(Execution, row)
+    for execution, body in found:
         key = execution.queue_key
-        if execution.id in batch.changed or taken[key] == wants[key].count:
+        if key not in wants or execution.id in batch.changed or taken[key] == wants[key].count:
             continue
         taken[key] += 1
         execution.state = advance(execution.state, State.RUNNING)

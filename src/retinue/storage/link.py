@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shlex
 from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum, auto
 from functools import lru_cache
 from typing import Any, TypeAlias
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import asyncpg
 
@@ -21,6 +22,7 @@ from retinue.errors import (
     InvalidInput,
     RetinueError,
     StoreFull,
+    StoreMissing,
     StoreUnavailable,
     Unavailable,
     WorkerLost,
@@ -33,6 +35,7 @@ CONNECT_SECONDS = 2.0
 """How long a connection may take to come about."""
 
 _STATEMENT_SECONDS = 15.0
+_HOST = re.compile(r"^(\[[^]]*\]|[^:,]*)(?::(\d+))?")
 
 _SETTINGS = {
     "application_name": "retinue",
@@ -115,6 +118,7 @@ async def connect(dsn: str, *, writer: bool = False, idle_seconds: float = 0.0) 
     Raises:
         StoreUnavailable: the address makes no sense, or nothing answers there; the message names
             the host and the database, never the password.
+        StoreMissing: the server answers, and has no such database.
     """
     settings = dict(_SETTINGS)
     if writer:
@@ -132,6 +136,10 @@ async def connect(dsn: str, *, writer: bool = False, idle_seconds: float = 0.0) 
         )
     except ValueError as error:
         raise StoreUnavailable(f"the address of the database is not valid: {error}") from error
+    except asyncpg.InvalidCatalogNameError as error:
+        raise StoreMissing(
+            f"there is no database {_place(dsn)}", details={"command": creation(dsn)}
+        ) from error
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         said = "no answer in time" if isinstance(error, TimeoutError) else str(error)
         raise StoreUnavailable(
@@ -141,12 +149,29 @@ async def connect(dsn: str, *, writer: bool = False, idle_seconds: float = 0.0) 
 
 def _place(dsn: str) -> str:
     """Return the name and the hosts of a database."""
+    name, hosts = _named(dsn)
+    return f"{shlex.quote(name) if name else '(default)'} at {hosts or 'localhost'}"
+
+
+def _named(dsn: str) -> tuple[str, str]:
+    """Return the name of a database and its hosts, as far as the address says them."""
     parts = urlsplit(dsn)
     given = dict(parse_qsl(parts.query))
-    hosts = parts.netloc.rpartition("@")[2] or given.get("host") or "localhost"
+    hosts = parts.netloc.rpartition("@")[2] or given.get("host", "")
     if "port" in given and ":" not in hosts:
         hosts = f"{hosts}:{given['port']}"
-    return f"{given.get('dbname') or parts.path.lstrip('/') or '(default)'} at {hosts}"
+    return given.get("dbname") or unquote(parts.path.lstrip("/")), hosts
+
+
+def creation(dsn: str) -> str:
+    """Return the command that creates a database; it asks for the password where one is needed."""
+    parts = urlsplit(dsn)
+    user = unquote(parts.username or "") or dict(parse_qsl(parts.query)).get("user", "")
+    name, hosts = _named(dsn)
+    host, port = _HOST.findall(hosts)[0]
+    given = {"-h": host.strip("[]"), "-p": port, "-U": user}
+    words = [word for option, value in given.items() if value for word in (option, value)]
+    return shlex.join(["createdb", *words, *([name] if name else [])])
 
 
 @lru_cache(maxsize=512)

@@ -16,17 +16,11 @@ from pathlib import Path
 
 import msgspec
 
+from retinue.domain.holder import Holder
 from retinue.errors import StoreLocked
 
 _TRIES = 10
 _PAUSE_SECONDS = 0.01
-
-
-class Holder(msgspec.Struct, frozen=True):
-    """Who holds a store: process id, and the URL it serves on (None: it serves none)."""
-
-    pid: int
-    url: str | None = None
 
 
 class LockFile:

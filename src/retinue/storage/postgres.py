@@ -49,8 +49,8 @@ _BEGIN_EPOCH = f"""
     WITH before AS (
         UPDATE worker SET stopped_at = {CLOCK} WHERE id = $5 AND stopped_at IS NULL
     )
-    INSERT INTO worker (id, node, pid, started_at, lease_until)
-    VALUES ($1, $2, $3, {CLOCK}, {CLOCK} + $4)
+    INSERT INTO worker (id, node, pid, started_at, lease_until, url)
+    VALUES ($1, $2, $3, {CLOCK}, {CLOCK} + $4, $6)
 """
 _STOP_EPOCH = f"UPDATE worker SET stopped_at = {CLOCK} WHERE id = $1 AND stopped_at IS NULL"
 # Waits for the row lock of a batch in flight: what it commits is seen by the query that follows.
@@ -85,6 +85,7 @@ class PostgresStore(Reads, OutboxReads):
         dsn: str,
         *,
         lease_seconds: float = 15.0,
+        url: str | None = None,
         on_lost: Callable[[], None] | None = None,
     ) -> None:
         """Prepare a store without connecting.
@@ -92,6 +93,7 @@ class PostgresStore(Reads, OutboxReads):
         Args:
             dsn: where the database is.
             lease_seconds: how long others wait before they take over what this process ran.
+            url: where this process serves.
             on_lost: called in the event loop when this epoch is over, or is about to be because
                 its lease cannot be renewed: whatever runs under it must stop. ``worker`` is a
                 new epoch before the next write is applied.
@@ -100,6 +102,7 @@ class PostgresStore(Reads, OutboxReads):
         self.sinks: tuple[str, ...] = ()
         self._dsn = dsn
         self._lease_seconds = lease_seconds
+        self._url = url
         self._on_lost = on_lost
         self._waiting: deque[Waiting] = deque()
         self._flagged = False
@@ -170,7 +173,8 @@ class PostgresStore(Reads, OutboxReads):
         worker = ulid()
         sent = time.monotonic()
         lease = int(self._lease_seconds * 1_000_000)
-        await db.execute(_BEGIN_EPOCH, worker, platform.node(), os.getpid(), lease, self.worker)
+        who = (worker, platform.node(), os.getpid(), lease, self.worker, self._url)
+        await db.execute(_BEGIN_EPOCH, *who)
         self.worker = worker
         self._over = False
         if not self._closed:

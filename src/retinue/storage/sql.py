@@ -353,6 +353,13 @@ BATCH: dict[str, Statement] = {
         " AND hold = 'none' ORDER BY rank, id LIMIT p.count"
         " FOR UPDATE SKIP LOCKED) e",
     ),
+    "lease_only": Statement(
+        f"SELECT {_columns('execution', 'e.')}, {LEASE_BODY} FROM execution e"
+        " WHERE id = ?1 AND state = 'queued' AND hold = 'none'",
+        f"SELECT {_columns('execution', 'e.')}, {LEASE_BODY} FROM execution e"
+        " WHERE id = ANY($1::text[]) AND state = 'queued' AND hold = 'none'"
+        " FOR UPDATE OF e SKIP LOCKED",
+    ),
     **{name: _update(*parts) for name, parts in UPDATES.items()},
     "add_tally": Statement(
         "INSERT INTO tally VALUES (?1, ?2, ?3) ON CONFLICT (agent_id) DO UPDATE SET"

@@ -144,8 +144,8 @@ class SqliteStore(Reads, OutboxReads):
         # The lock says so: every earlier epoch is over.
         self._db.execute("UPDATE worker SET stopped_at = ? WHERE stopped_at IS NULL", [now_us()])
         self._db.execute(
-            "INSERT INTO worker (id, node, pid, started_at) VALUES (?, ?, ?, ?)",
-            [self.worker, platform.node(), os.getpid(), now_us()],
+            "INSERT INTO worker (id, node, pid, started_at, url) VALUES (?, ?, ?, ?, ?)",
+            [self.worker, platform.node(), os.getpid(), now_us(), self._url],
         )
 
     def _unopened(self, error: sqlite3.Error) -> Exception:

@@ -19,6 +19,7 @@ from retinue.domain.intent import (
     Rejected,
     Requeue,
     Submitted,
+    Want,
 )
 from retinue.interfaces import Store
 from retinue.testing.store_samples import (
@@ -226,6 +227,28 @@ class LeaseRules:
         got = await asyncio.gather(*(lease(store, want(count=3)) for _ in range(20)))
         ids = [e.id for part in got for e in part]
         assert sorted(ids) == sorted(e.id for e in queued)
+
+    async def test_a_lease_of_some_leaves_the_others_where_they_are(self, store: Store) -> None:
+        running, other = await run(store), await queue(store, execution(key="other"))
+        queued = [await queue(store, execution(priority=p)) for p in (0, 1, 2, 0, 3)]
+        later = await queue(store, execution(delay=3600 * SECOND))
+        mine = [queued[0], queued[1], queued[3], other, running, later]
+        only = (*(e.id for e in mine), "unknown")
+
+        async def some(*wants: Want, only: tuple[str, ...] = only) -> list[str]:
+            result = await store.write(Lease(store.worker, wants, now_us(), only))
+            assert isinstance(result, Leased)
+            for work in result.work:
+                assert work.execution == await load(store, work.execution)
+                assert work.body == b'{"parameters":{}}'
+            return [work.execution.id for work in result.work]
+
+        assert await some(want(count=2)) == [queued[1].id, queued[0].id]
+        assert await some(want(), only=()) == []
+        assert {*await some(want(), want("other", 1, "o"))} == {queued[3].id, other.id}
+        assert (await load(store, other)).agent_id == "o"
+        assert await some(want(), want("other")) == []
+        assert [e.id for e in await lease(store)] == [queued[4].id, queued[2].id]
 
     async def test_a_cancelled_one_is_passed_over_in_the_same_commit(self, store: Store) -> None:
         first, second = await queue(store), await queue(store)

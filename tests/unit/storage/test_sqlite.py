@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from retinue.domain.holder import Holder
 from retinue.domain.ids import now_us
 from retinue.domain.intent import Ok, Requeue
 from retinue.errors import StoreDamaged, StoreFull, StoreLocked, StoreUnavailable
-from retinue.storage.lockfile import Holder, LockFile, read_holder
+from retinue.storage.lockfile import LockFile, read_holder
 from retinue.storage.migrate import migrations, missing
 from retinue.storage.sqlite import SqliteStore
 from retinue.testing.store_agents import put, registration
@@ -41,6 +42,14 @@ class TestLock:
             await second.open()
         assert told.value.details["url"] == "http://127.0.0.1:8000"
         await run(store)
+
+    async def test_where_it_serves_is_in_its_row_as_well(self, tmp_path: Path) -> None:
+        store = SqliteStore(tmp_path / "served.db", url="http://127.0.0.1:1")
+        await store.open()
+        await store.close()
+        with closing(sqlite3.connect(tmp_path / "served.db")) as db:
+            rows = db.execute("SELECT id, url FROM worker").fetchall()
+        assert rows == [(store.worker, "http://127.0.0.1:1")]
 
     async def test_it_is_free_again_after_close(self, store: SqliteStore) -> None:
         assert store.path is not None
