@@ -206,6 +206,20 @@ def test_following_shows_text_and_progress(served: Server) -> None:
     assert done.json == {"message": "Echo: x"}
 
 
+def test_progress_in_words_can_be_followed(place: Place) -> None:
+    place.write("planner.sh", 'echo \'{"type": "progress", "percentage": "planning"}\'\n')
+    place.write(
+        "retinue.yaml",
+        "agents:\n- {driver: command, agent_id: planner, command: [sh, planner.sh],"
+        " output: json-lines, work_dir: .}\n",
+    )
+    done = place.retinue("run", "planner", "prompt=x", "--follow")
+    assert done.err.splitlines()[0] == "· planning"
+    assert "fault of ours" not in done.err
+    last = place.call("execution", "--json").json["executions"][0]["execution_id"]
+    assert "· planning" in place.retinue("execution", "follow", last).err
+
+
 def test_following_as_json_prints_every_event(served: Server) -> None:
     done = served.place.call("run", "survey_repository", "--follow", "--json")
     events = [json.loads(line) for line in done.out.splitlines()]

@@ -76,10 +76,11 @@ def _line(kind: str, event: dict[str, Any]) -> str | None:
             return f"· attempt {number}: starts over" if number > 1 else None
         case "progress":
             percentage, message = event.get("percentage"), event.get("message")
-            share = f" {percentage:.0f} %" if percentage is not None else ""
+            share = f" {_percent(percentage)}" if percentage is not None else ""
             return f"·{share} {message or ''}".rstrip()
         case "thinking":
-            return f"· {event.get('status')}"
+            # A command's own words are its content.
+            return f"· {event.get('status', event.get('content'))}"
         case "log":
             return f"· {event.get('level')}: {event.get('message')}"
         case "tool_call":
@@ -95,3 +96,8 @@ def _line(kind: str, event: dict[str, Any]) -> str | None:
             return f"? {event.get('prompt')}\n  answer with: retinue question {words}"
         case _:
             return f"· {kind}"
+
+
+def _percent(share: Any) -> str:
+    """Return how far it is; what is no number stands in the record as the agent said it."""
+    return f"{share:.0f} %" if isinstance(share, int | float) else str(share)

@@ -194,12 +194,13 @@ class Errand:
     async def _watch(self, client: Client, execution_id: str, printer: Any) -> str:
         """See it to its end; answer what it asks, if somebody is there to answer."""
         kind = ""
-        async for event in client.events(execution_id):
-            kind = event["eventType"]
-            if kind == "input_required":
-                await self._asked(client, execution_id, event, printer)
-            elif printer is not None:
-                printer.event(event)
+        async with contextlib.aclosing(client.events(execution_id)) as events:
+            async for event in events:
+                kind = event["eventType"]
+                if kind == "input_required":
+                    await self._asked(client, execution_id, event, printer)
+                elif printer is not None:
+                    printer.event(event)
         return kind
 
     async def _asked(
