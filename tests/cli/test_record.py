@@ -260,7 +260,9 @@ def test_what_was_said_is_erased(place: Place) -> None:
     assert place.call("ledger", "verify").code == 0
     listed = place.call("session", "contracts", "mine", "--json").out
     assert "tell-nobody" not in listed
-    assert place.call("execution", "follow", first).code == 0
+    followed = place.call("execution", "follow", first)
+    assert (followed.code, followed.out) == (0, "")
+    assert "was erased" in followed.err
 
 
 def test_what_is_old_is_removed(place: Place) -> None:

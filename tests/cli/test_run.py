@@ -202,6 +202,7 @@ def test_following_shows_text_and_progress(served: Server) -> None:
     assert "notes.md" in done.out
     assert done.err.splitlines()[0] == "· waiting for the survey"
     assert "· completed: 0" in done.err
+    assert "its result has more than this text: retinue execution show 0" in done.err
     done = served.place.call("run", "echo", "text=x", "--follow")
     assert done.json == {"message": "Echo: x"}
 
