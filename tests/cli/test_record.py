@@ -135,6 +135,30 @@ def test_a_question_is_answered(place: Place) -> None:
         assert (done.code, done.err.startswith("error E_CONFLICT")) == (1, True)
 
 
+@pytest.mark.parametrize("words", [(), ("--json",)])
+def test_who_waits_without_following_is_told_of_a_question(
+    place: Place, words: tuple[str, ...]
+) -> None:
+    place.write(
+        "asking.py",
+        "from retinue import Context, capability\n"
+        "@capability()\n"
+        "async def decide(context: Context) -> str:\n"
+        "    return await context.ask('which one?')\n",
+    )
+    place.write("retinue.yaml", "agents: ['asking:decide']\n")
+    with place.serve():
+        running = place.start("run", "decide", *words)
+        assert running.stderr is not None
+        assert running.stderr.readline() == "? which one?\n"
+        answer = running.stderr.readline().removeprefix("  answer with: retinue ").split()
+        done = place.call(*answer[:-1], "left")
+        assert done.code == 0
+        out, err = running.communicate(timeout=SECONDS)
+    assert (running.returncode, err) == (0, "")
+    assert (json.loads(out)["data"] if words else json.loads(out)) == "left"
+
+
 @pytest.mark.parametrize(("word", "result"), [("approve", "gone"), ("reject", "kept")])
 def test_leave_is_given_or_refused(place: Place, word: str, result: str) -> None:
     place.write(

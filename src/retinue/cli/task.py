@@ -207,13 +207,14 @@ class Errand:
         self, client: Client, execution_id: str, event: dict[str, Any], printer: Any
     ) -> None:
         from retinue.cli.question import answer_of
+        from retinue.cli.stream import Printer
 
         prompt = event.get("prompt")
         if not sys.stdin.isatty():
             if not client.local:
-                if printer is not None:
-                    printer.event(event)
-                return  # somebody else answers, at the server
+                # Somebody else answers, at the server: who waits here is told how, on stderr.
+                (printer or Printer(as_json=False)).event(event)
+                return
             await client.post(f"/v1/executions/{execution_id}/cancel")
             raise HumanInputRequired(
                 f'the agent asks "{prompt}" and nobody can answer here:'
