@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 
@@ -75,6 +75,8 @@ class AnchorReply(msgspec.Struct, frozen=True, kw_only=True):
 
 class PruneBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Whether only to say what would be removed."""
+
+    EXAMPLE: ClassVar[dict[str, Any]] = {"dry_run": True}
 
     dry_run: bool = False
 
