@@ -72,6 +72,8 @@ class Printer:
             sys.stdout.flush()
             return
         kind = event["eventType"]
+        if event.get("is_reset"):
+            self._streamed = Streamed()  # what was said before does not count any more
         if event.get("erased"):
             self._erased(event)
         elif kind == "content_chunk":
@@ -87,8 +89,6 @@ class Printer:
             advice = f"`retinue execution show {event['executionId']}` shows it"
             output.complain(event.get("code", "E_INTERNAL"), str(event.get("error")), advice)
         else:
-            if kind == "attempt_started":
-                self._streamed = Streamed()
             if (line := _line(kind, event)) is not None:
                 self.end()
                 output.note(line)
