@@ -88,10 +88,9 @@ class Printer:
             self.end()
             advice = f"`retinue execution show {event['executionId']}` shows it"
             output.complain(event.get("code", "E_INTERNAL"), str(event.get("error")), advice)
-        else:
-            if (line := _line(kind, event)) is not None:
-                self.end()
-                output.note(line)
+        elif (line := _line(kind, event)) is not None:
+            self.end()
+            output.note(line)
 
     def end(self) -> None:
         """End the line of text that is open."""
