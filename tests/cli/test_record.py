@@ -268,7 +268,9 @@ def test_an_anchor_is_printed_and_checked(place: Place) -> None:
     done = place.call("ledger", "verify", "--anchor", f"{n}:{'0' * 64}")
     assert done.code == 1
     assert f"audit, row {n}: the row is not the one that the anchor names" in done.err
-    assert place.call("ledger", "verify", "--anchor", "nonsense").code == 2
+    done = place.call("ledger", "verify", "--anchor", "nonsense")
+    assert done.code == 2
+    assert "it must be N:HASH, as `retinue ledger anchor` prints it" in done.err
 
 
 def test_what_was_said_is_erased(place: Place) -> None:
