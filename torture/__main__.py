@@ -73,7 +73,7 @@ def main() -> int:
         return 0
     only = " ".join(f"--only {name}" for name in failed)
     size = " --full" if options.full else ""
-    _say(f"failed. Again: python -m torture{size} --seed {seed} {only}")
+    _say(f"failed. Again: {sys.executable} -m torture{size} --seed {seed} {only}")
     _say(f"What the runs left is in {directory}")
     return 1
 
@@ -83,7 +83,7 @@ def _options() -> argparse.Namespace:
         prog="python -m torture", description="Crash Retinue, then check what it promised."
     )
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="less than a minute (the default)")
+    size.add_argument("--quick", action="store_true", help="a few minutes (the default)")
     size.add_argument("--full", action="store_true", help="many more of everything")
     parser.add_argument("--seed", type=int, help="what to ask and when to kill; random if absent")
     parser.add_argument(

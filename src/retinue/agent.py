@@ -18,6 +18,8 @@ import msgspec
 from retinue.domain.event import EventType
 from retinue.errors import AgentFailed, InvalidInput
 
+_MOST_QUOTED = 100
+
 
 class AgentCapability(msgspec.Struct, frozen=True):
     """A named operation of an agent.
@@ -173,7 +175,12 @@ class Context:
 
         ``node`` names the part of the agent that says it, where several speak; ``reset`` says
         that what this node said before does not count any more.
+
+        Raises:
+            TypeError: the content is no text.
         """
+        if not isinstance(content, str):
+            raise TypeError(f"text(content) takes a text, not {_shown(content)}")
         data: dict[str, Any] = {"content": content}
         if node is not None:
             data["node_name"] = node
@@ -194,7 +201,18 @@ class Context:
         self._performer.emit(EventType.TOOL_RESULT, {"tool_name": tool_name, "result": result})
 
     def progress(self, percentage: float | None = None, message: str | None = None) -> None:
-        """Say how far the work is (0 to 100)."""
+        """Say how far the work is (0 to 100); ``progress(message="…")`` says what it does.
+
+        Raises:
+            TypeError: the percentage is no number, or the message no text.
+        """
+        if not isinstance(percentage, int | float | None):
+            raise TypeError(
+                f"progress(percentage, message): {_shown(percentage)} is no number;"
+                ' without one it is progress(message="…")'
+            )
+        if not isinstance(message, str | None):
+            raise TypeError(f"progress(percentage, message): {_shown(message)} is no text")
         self._performer.emit(EventType.PROGRESS, {"percentage": percentage, "message": message})
 
     def spend(
@@ -253,6 +271,12 @@ class Context:
     def run(self, waiting: Coroutine[Any, Any, Any]) -> Any:
         """In a blocking agent: ``context.run(context.call(…))`` waits and returns the result."""
         return self._performer.run(waiting)
+
+
+def _shown(value: object) -> str:
+    """Return a value as an error quotes it."""
+    text = repr(value)
+    return text if len(text) <= _MOST_QUOTED else text[:_MOST_QUOTED] + "…"
 
 
 _current: contextvars.ContextVar[Context] = contextvars.ContextVar("retinue_context")

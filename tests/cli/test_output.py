@@ -78,6 +78,8 @@ def test_text_goes_to_stdout_and_the_rest_beside_it(capsys: pytest.CaptureFixtur
         event("content_chunk", content="\x1b[31mtwo"),
         event("progress", percentage=50.4, message="half"),
         event("progress", percentage=None, message="more"),
+        event("progress", percentage="planning", message=None),
+        event("thinking", content="a command's"),
         event("tool_call", tool_name="ls", arguments={"a": 1}),
         event("tool_result", tool_name="ls", result=[]),
         event("log", level="info", message="line"),
@@ -85,15 +87,18 @@ def test_text_goes_to_stdout_and_the_rest_beside_it(capsys: pytest.CaptureFixtur
         event("input_required", prompt="may I?", question_id="P", kind="approval"),
         event("attempt_started", attempt=2, is_reset=True),
         event("unheard_of"),
-        event("completed", result={"a": 1}),
+        event("usage", input_tokens=1, output_tokens=2, cost_usd=0.0005),
+        event("completed", result=None),
     ):
         printer.event(one)
     printed = capsys.readouterr()
-    assert printed.out == "one two\n"
+    assert printed.out == "one two\nnull\n"  # the second attempt streamed nothing
     assert printed.err.splitlines() == [
         "· hm",
         "· 50 % half",
         "· more",
+        "· planning",
+        "· a command's",
         '· calls ls {"a": 1}',
         "· ls answered",
         "· info: line",
@@ -103,6 +108,7 @@ def test_text_goes_to_stdout_and_the_rest_beside_it(capsys: pytest.CaptureFixtur
         "  answer with: retinue question approve P (or reject)",
         "· attempt 2: starts over",
         "· unheard_of",
+        "· spent 1 + 2 tokens, $0.0005",
         "· completed: E",
     ]
 
@@ -111,6 +117,45 @@ def test_a_result_is_shown_where_no_text_was(capsys: pytest.CaptureFixture[str])
     printer = Printer(as_json=False)
     printer.event(event("completed", result={"a": "ü"}))
     assert json.loads(capsys.readouterr().out) == {"a": "ü"}
+
+
+@pytest.mark.parametrize(
+    ("result", "shown", "more"),
+    [
+        ("one two", False, False),
+        (None, False, False),
+        ({"said": "one two\n"}, False, False),
+        ({"said": "one two", "n": 2}, False, True),
+        ("another", True, False),
+        ({"a": 1, "b": 2}, True, False),
+        (["one two"], True, False),
+        ({}, True, False),
+    ],
+)
+def test_a_result_is_shown_unless_it_is_what_was_streamed(
+    result: object, *, shown: bool, more: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printer = Printer(as_json=False)
+    for piece in ("one ", "", "two", "\n"):
+        printer.event(event("content_chunk", content=piece))
+    printer.event(event("completed", result=result))
+    printed = capsys.readouterr()
+    text, _, rest = printed.out.partition("\n")
+    assert text == "one two"
+    assert (json.loads(rest) if rest else None) == (result if shown else None)
+    assert printed.err.startswith("· completed: E\n")
+    assert ("retinue execution show E" in printed.err) is more
+
+
+@pytest.mark.parametrize("end", ["completed", "failed", "cancelled"])
+def test_what_was_erased_is_said_to_be(end: str, capsys: pytest.CaptureFixture[str]) -> None:
+    printer = Printer(as_json=False)
+    for kind in ("thinking", "usage", "content_chunk", end):
+        printer.event(event(kind, erased=True))
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    said = ["· what it was given and what it said was erased", f"· {end}: E"]
+    assert printed.err.splitlines() == said
 
 
 def test_a_failure_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:

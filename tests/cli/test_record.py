@@ -135,6 +135,30 @@ def test_a_question_is_answered(place: Place) -> None:
         assert (done.code, done.err.startswith("error E_CONFLICT")) == (1, True)
 
 
+@pytest.mark.parametrize("words", [(), ("--json",)])
+def test_who_waits_without_following_is_told_of_a_question(
+    place: Place, words: tuple[str, ...]
+) -> None:
+    place.write(
+        "asking.py",
+        "from retinue import Context, capability\n"
+        "@capability()\n"
+        "async def decide(context: Context) -> str:\n"
+        "    return await context.ask('which one?')\n",
+    )
+    place.write("retinue.yaml", "agents: ['asking:decide']\n")
+    with place.serve():
+        running = place.start("run", "decide", *words)
+        assert running.stderr is not None
+        assert running.stderr.readline() == "? which one?\n"
+        answer = running.stderr.readline().removeprefix("  answer with: retinue ").split()
+        done = place.call(*answer[:-1], "left")
+        assert done.code == 0
+        out, err = running.communicate(timeout=SECONDS)
+    assert (running.returncode, err) == (0, "")
+    assert (json.loads(out)["data"] if words else json.loads(out)) == "left"
+
+
 @pytest.mark.parametrize(("word", "result"), [("approve", "gone"), ("reject", "kept")])
 def test_leave_is_given_or_refused(place: Place, word: str, result: str) -> None:
     place.write(
@@ -244,7 +268,9 @@ def test_an_anchor_is_printed_and_checked(place: Place) -> None:
     done = place.call("ledger", "verify", "--anchor", f"{n}:{'0' * 64}")
     assert done.code == 1
     assert f"audit, row {n}: the row is not the one that the anchor names" in done.err
-    assert place.call("ledger", "verify", "--anchor", "nonsense").code == 2
+    done = place.call("ledger", "verify", "--anchor", "nonsense")
+    assert done.code == 2
+    assert "it must be N:HASH, as `retinue ledger anchor` prints it" in done.err
 
 
 def test_what_was_said_is_erased(place: Place) -> None:
@@ -260,7 +286,9 @@ def test_what_was_said_is_erased(place: Place) -> None:
     assert place.call("ledger", "verify").code == 0
     listed = place.call("session", "contracts", "mine", "--json").out
     assert "tell-nobody" not in listed
-    assert place.call("execution", "follow", first).code == 0
+    followed = place.call("execution", "follow", first)
+    assert (followed.code, followed.out) == (0, "")
+    assert "was erased" in followed.err
 
 
 def test_what_is_old_is_removed(place: Place) -> None:

@@ -202,8 +202,23 @@ def test_following_shows_text_and_progress(served: Server) -> None:
     assert "notes.md" in done.out
     assert done.err.splitlines()[0] == "· waiting for the survey"
     assert "· completed: 0" in done.err
+    assert "its result has more than this text: retinue execution show 0" in done.err
     done = served.place.call("run", "echo", "text=x", "--follow")
     assert done.json == {"message": "Echo: x"}
+
+
+def test_progress_in_words_can_be_followed(place: Place) -> None:
+    place.write("planner.sh", 'echo \'{"type": "progress", "percentage": "planning"}\'\n')
+    place.write(
+        "retinue.yaml",
+        "agents:\n- {driver: command, agent_id: planner, command: [sh, planner.sh],"
+        " output: json-lines, work_dir: .}\n",
+    )
+    done = place.retinue("run", "planner", "prompt=x", "--follow")
+    assert done.err.splitlines()[0] == "· planning"
+    assert "fault of ours" not in done.err
+    last = place.call("execution", "--json").json["executions"][0]["execution_id"]
+    assert "· planning" in place.retinue("execution", "follow", last).err
 
 
 def test_following_as_json_prints_every_event(served: Server) -> None:

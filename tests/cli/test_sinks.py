@@ -119,3 +119,26 @@ def test_nothing_listens_on_the_default_addresses(place: Place) -> None:
         assert answer["memory_block"]["source"] == "local"
         assert "cannot be reached" in answer["memory_block"]["fallback"]
         assert answer["memory_block"]["capabilities"] == {"echo": 1}
+
+
+def test_what_was_parked_is_listed_and_tried_again(place: Place, trace: FakeTrace) -> None:
+    trace.answer(
+        400,
+        {"detail": "no"},
+        when=lambda r: r.method == "POST" and r.body["event_type"] == "contract.request",
+    )
+    with place.serve(TRACE_URL=trace.url) as server:
+        assert f"trace     {trace.url}\n" in server.banner
+        assert place.call("parked").err == "there are none\n"
+        body = {"session_id": "s", "capability": "echo", "parameters": {"text": "x"}}
+        contract = server.post("/v1/orchestrate", body)["contract_id"]
+        trace.wait(lambda: len(trace.events("s")) == 1)  # it went on behind the one refused
+        trace.wait(lambda: place.call("parked", "--json").json["total"] == 1)
+        listed = place.call("parked").out
+        assert contract in listed
+        assert "Trace answered 400" in listed
+        done = place.call("parked", "retry")
+        assert (done.code, done.out) == (1, "0 delivered, 1 refused again\n")
+        trace.heal()
+        done = place.call("parked", "retry")
+        assert (done.code, done.out) == (0, "1 delivered, 0 refused again\n")

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from retinue import (
 from retinue.agent import current
 from retinue.domain.contract import ContractType
 from retinue.domain.execution import Execution, State, Task
+from retinue.domain.strictjson import loads
 from retinue.errors import AgentFailed, AgentNotFound, Conflict, InvalidInput, RetinueError
 from retinue.interfaces import ContractFilter, ContractView, ExecutionFilter, Page
 
@@ -670,3 +671,30 @@ async def test_who_cancels_a_parent_cancels_its_children(orchestrator: Orchestra
         while {e.state for e in await executions(orchestrator, "s")} != {State.CANCELLED}:
             await asyncio.sleep(0.005)
     assert {a.running for a in await orchestrator.agents()} == {0}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (lambda context: context.progress("planning"), "'planning' is no number"),
+        (lambda context: context.progress(10, {"step": 1}), "{'step': 1} is no text"),
+        (lambda context: context.text(None), "text(content) takes a text, not None"),
+        (lambda context: context.text(b"x" * 200), "…"),
+    ],
+)
+async def test_what_cannot_be_streamed_is_refused_where_it_is_said(
+    orchestrator: Orchestrator, words: Callable[[Context], None], said: str
+) -> None:
+    @capability()
+    async def tell(context: Context) -> str:
+        words(context)
+        return "never"
+
+    orchestrator.register_agent(tell)
+    accepted = await orchestrator.submit(Task(session_id="s", capability="tell", parameters={}))
+    events = [e async for page in orchestrator.follow(accepted.execution_id) for e in page]
+    assert [e.type.value for e in events] == ["failed"]
+    failure = loads(events[-1].data)
+    assert failure["error"].startswith("TypeError: ")
+    assert said in failure["error"]
+    assert len(failure["error"]) < 250

@@ -140,6 +140,9 @@ async def test_a_full_disk_refuses_writes_and_nothing_else(
     link.close()
     server.terminate()
     assert await server.ended() == 0
+    said = server.log
+    assert "retinue.db is full: new tasks are refused" in said
+    assert "retinue.db has room again: new tasks are taken" in said
 
 
 async def test_a_server_starts_on_a_full_disk_and_its_work_goes_on_later(

@@ -10,7 +10,9 @@ import httpx
 import jsonschema_rs
 import pytest
 
+from retinue import __version__
 from retinue.server.app import OPERATIONS, create_app
+from retinue.server.routing import record
 from retinue.settings import CommandReference
 
 if TYPE_CHECKING:
@@ -110,10 +112,55 @@ def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
 def test_the_document_says_how_to_authenticate(document: dict[str, Any]) -> None:
     assert document["openapi"].startswith("3.1")
     assert document["info"]["version"] == "1.0.0"
+    assert f"Retinue {__version__}." in document["info"]["description"]
     schemes = document["components"]["securitySchemes"]
     assert schemes.keys() == {"bearer", "apiKey"}
     assert document["paths"]["/v1/health"]["get"]["security"] == []
     assert {"bearer": []} in document["paths"]["/v1/agents"]["get"]["security"]
+
+
+def test_what_is_prefilled_is_accepted(client: httpx.Client, document: dict[str, Any]) -> None:
+    """Swagger's "try it out" and ReDoc's samples show the operation's example."""
+    examples = {}
+    for operation in OPERATIONS:
+        if operation.body is not None:
+            described = document["paths"][operation.path][operation.method.lower()]
+            content = described["requestBody"]["content"]["application/json"]
+            reference = content["schema"]["$ref"].rpartition("/")[2]
+            schema = document["components"]["schemas"][reference]
+            components = {"components": document["components"]}
+            jsonschema_rs.validate({**schema, **components}, content["example"])
+            record(content["example"], operation.body)
+            examples[operation.path] = content["example"]
+    assert len(examples) == 10
+    done = client.post("/v1/orchestrate", json=examples["/v1/orchestrate"])
+    assert (done.status_code, done.json()["success"]) == (200, True)
+    assert client.post("/v1/executions", json=examples["/v1/executions"]).status_code == 202
+    assert client.post("/v1/compress", json=examples["/v1/compress"]).status_code == 200
+
+
+def test_a_task_names_a_capability_or_an_agent(document: dict[str, Any]) -> None:
+    """The document says it without making two records of one, and as the server has it."""
+    schemas = document["components"]["schemas"]
+    fits = jsonschema_rs.validator_for({**schemas["TaskBody"], "components": {"schemas": schemas}})
+    for name in ("capability", "agent_id"):
+        other = "agent_id" if name == "capability" else "capability"
+        assert fits.is_valid({"session_id": "s", name: "x"})
+        assert fits.is_valid({"session_id": "s", name: "x", other: None})
+        assert not fits.is_valid({"session_id": "s", name: None})
+    assert not fits.is_valid({"session_id": "s"})
+    assert "anyOf" not in schemas["TaskBody"]
+
+
+def test_a_field_that_may_be_null_says_what_it_is(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    for name, schema in schemas.items():
+        for field, said in schema.get("properties", {}).items():
+            assert said.get("default", 0) is not None, (name, field)
+    assert schemas["TaskBody"]["properties"]["intent"] == {
+        "anyOf": [{"type": "string"}, {"type": "null"}],
+        "description": "What it is for; kept in the record.",
+    }
 
 
 class Fits:

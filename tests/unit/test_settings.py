@@ -81,6 +81,12 @@ def test_every_bad_value_is_named_at_once(tmp_path: Path) -> None:
     assert "RETINUE_QUEUE_BOUND" in message
 
 
+def test_a_list_is_called_a_list(tmp_path: Path) -> None:
+    message = refusal(tmp_path, 'agents: "qa:safe"\n')
+    assert "it must be a list" in message
+    assert "tuple" not in message
+
+
 def test_a_password_is_not_repeated(tmp_path: Path) -> None:
     assert "hunter2" not in refusal(tmp_path, DATABASE_URL="mysql://me:hunter2@host/x")
     found = load(tmp_path, DATABASE_URL="postgresql://me:hunter2@host/x")
@@ -207,7 +213,10 @@ def test_dotenv_stands_for_what_is_not_set(tmp_path: Path) -> None:
 def test_integrations_are_on_only_when_they_are_set(tmp_path: Path) -> None:
     assert not load(tmp_path).trace_enabled
     assert not load(tmp_path).memagent_enabled
+    assert load(tmp_path).shown()["trace_url"] is None
+    assert load(tmp_path).shown()["memagent_url"] is None
     found = load(tmp_path, TRACE_URL="http://localhost:8787")
+    assert found.shown()["trace_url"] == "http://localhost:8787"
     assert found.trace_enabled
     assert not found.memagent_enabled
 

@@ -19,6 +19,7 @@ from retinue.cli import (
     key,
     ledger,
     output,
+    parked,
     question,
     queue,
     serve,
@@ -44,6 +45,7 @@ app.add_typer(execution.app, name="execution")
 app.command()(queue.queue)
 app.add_typer(session.app, name="session")
 app.add_typer(question.app, name="question")
+app.add_typer(parked.app, name="parked")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(worker.app, name="worker")
 app.add_typer(key.app, name="key")

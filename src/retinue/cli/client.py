@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -108,7 +109,9 @@ class Client:
             return InvalidInput(f"{self.url} is no URL of a server")
         return CommunicationError(f"the connection to {self.url} broke: {type(error).__name__}")
 
-    async def events(self, execution_id: str, after: int = 0) -> AsyncIterator[dict[str, Any]]:
+    async def events(
+        self, execution_id: str, after: int = 0
+    ) -> AsyncGenerator[dict[str, Any], None]:
         """Yield an execution's events after number ``after``, the terminal one last.
 
         A connection that breaks is made again from the last event seen, so none is missed.
@@ -119,12 +122,14 @@ class Client:
         failures = 0
         while True:
             try:
-                async for event in self._stream(execution_id, after):
-                    failures = 0
-                    after = event["sequence"]
-                    yield event
-                    if event["eventType"] in TERMINAL:
-                        return
+                # Closed by name: who stops in the middle leaves no stream open behind it.
+                async with aclosing(self._stream(execution_id, after)) as stream:
+                    async for event in stream:
+                        failures = 0
+                        after = event["sequence"]
+                        yield event
+                        if event["eventType"] in TERMINAL:
+                            return
                 broken: RetinueError = CommunicationError(f"the stream from {self.url} ended early")
             except _Over:
                 return
@@ -157,7 +162,7 @@ class Client:
         except httpx.TransportError as error:
             raise self._unreached(error) from None
 
-    async def _stream(self, execution_id: str, after: int) -> AsyncIterator[dict[str, Any]]:
+    async def _stream(self, execution_id: str, after: int) -> AsyncGenerator[dict[str, Any], None]:
         headers = {"Last-Event-ID": str(after)} if after else {}
         path = f"/v1/executions/{execution_id}/events"
         async with self._http.stream("GET", path, headers=headers) as response:

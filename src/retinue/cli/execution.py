@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -137,8 +138,9 @@ def retry(execution_id: Id, url: Url = None, config: Config = None, json: Json =
         accepted = await client.post(f"/v1/executions/{execution_id}/retry")
         ended = None
         if client.local:
-            async for event in client.events(accepted["execution_id"]):
-                ended = event["eventType"]
+            async with aclosing(client.events(accepted["execution_id"])) as events:
+                async for event in events:
+                    ended = event["eventType"]
             accepted = await client.get(f"/v1/executions/{accepted['execution_id']}")
         return accepted, ended
 
@@ -171,9 +173,10 @@ def follow(
                 )
         printer = Printer(as_json=json)
         last: dict[str, Any] = {}
-        async for event in client.events(execution_id, after):
-            printer.event(event)
-            last = event
+        async with aclosing(client.events(execution_id, after)) as events:
+            async for event in events:
+                printer.event(event)
+                last = event
         printer.end()
         return last
 

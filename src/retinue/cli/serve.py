@@ -133,6 +133,10 @@ def banner(runtime: Runtime, settings: Settings, url: str) -> Iterator[str]:
     yield f"Retinue {__version__} at {url}"
     yield f"  API docs  {url}/docs"
     yield f"  store     {without_password(store)}"
+    if settings.trace_enabled:
+        yield f"  trace     {without_password(settings.trace_url)}"
+    if settings.memagent_enabled:
+        yield f"  memagent  {without_password(settings.memagent_url)}"
     names = {
         entry.agent_id: ", ".join(sorted(entry.capabilities)) for entry in runtime.engine.registry
     }

@@ -208,25 +208,27 @@ class Errand:
     async def _watch(self, client: Client, execution_id: str, printer: Any) -> str:
         """See it to its end; answer what it asks, if somebody is there to answer."""
         kind = ""
-        async for event in client.events(execution_id):
-            kind = event["eventType"]
-            if kind == "input_required":
-                await self._asked(client, execution_id, event, printer)
-            elif printer is not None:
-                printer.event(event)
+        async with contextlib.aclosing(client.events(execution_id)) as events:
+            async for event in events:
+                kind = event["eventType"]
+                if kind == "input_required":
+                    await self._asked(client, execution_id, event, printer)
+                elif printer is not None:
+                    printer.event(event)
         return kind
 
     async def _asked(
         self, client: Client, execution_id: str, event: dict[str, Any], printer: Any
     ) -> None:
         from retinue.cli.question import answer_of
+        from retinue.cli.stream import Printer
 
         prompt = event.get("prompt")
         if not sys.stdin.isatty():
             if not client.local:
-                if printer is not None:
-                    printer.event(event)
-                return  # somebody else answers, at the server
+                # Somebody else answers, at the server: who waits here is told how, on stderr.
+                (printer or Printer(as_json=False)).event(event)
+                return
             await client.post(f"/v1/executions/{execution_id}/cancel")
             raise HumanInputRequired(
                 f'the agent asks "{prompt}" and nobody can answer here:'

@@ -35,6 +35,7 @@ from retinue.engine.reunion import Reunion
 from retinue.engine.roster import Roster
 from retinue.engine.scheduler import Recovered, Scheduler
 from retinue.engine.schema import check_answer
+from retinue.engine.standstill import Standstill
 from retinue.engine.turns import Turns
 from retinue.engine.watch import Watch
 from retinue.errors import Cancelled, Fenced, NotFound, NotSupported, RetinueError, ShuttingDown
@@ -124,6 +125,7 @@ class Engine:
             grown=grown,
         )
         interval, timeout = health_seconds
+        self.standstill = Standstill()
         self.heartbeat = Heartbeat(
             store,
             self.registry,
@@ -199,6 +201,7 @@ class Engine:
             self.memory_watch.start()
         self._ticking = asyncio.create_task(self.scheduler.run())
         self.heartbeat.start()
+        self.standstill.start()
 
     async def drain(self, grace: float) -> bool:
         """Take no new work and let what runs end, for at most ``grace`` seconds.
@@ -243,6 +246,7 @@ class Engine:
 
     async def stop(self) -> None:
         """Stop the loops and the instances; call ``drain`` first."""
+        self.standstill.stop()
         await self.heartbeat.stop()
         await self.delays.close()
         if self._asides:

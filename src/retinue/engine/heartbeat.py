@@ -108,7 +108,8 @@ class Heartbeat:
     async def _bounded(self, entry: Entry) -> Health:
         if entry in self._checks:
             return Health(False, "its last health check has not ended")
-        check = asyncio.create_task(_ask(entry))
+        name = f"agent {entry.agent_id}, health check"
+        check = asyncio.create_task(_ask(entry), name=name)
         self._checks[entry] = check
         check.add_done_callback(lambda _: self._checks.pop(entry, None))
         done, _ = await asyncio.wait({check}, timeout=self._timeout)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 from starlette.responses import Response
@@ -43,6 +43,13 @@ class RegisterBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     `timeout` (seconds) is the limit of a task that brings none of its own. `delivery` other than
     at_most_once says that the agent recognises a repeated task by its `Idempotency-Key`.
     """
+
+    EXAMPLE: ClassVar[dict[str, Any]] = {
+        "agent_id": "translator_001",
+        "name": "Translator",
+        "endpoint": "https://agents.example.org/translator",
+        "capabilities": [{"name": "translate", "parameters": {"text": "string", "to": "string?"}}],
+    }
 
     agent_id: Annotated[str, msgspec.Meta(pattern=f"^{AGENT_ID_PATTERN}$")]
     name: Word

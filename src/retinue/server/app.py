@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route as PlainRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from retinue import __version__
 from retinue.orchestrator import Orchestrator
 from retinue.server import (
     agents,
@@ -103,6 +104,8 @@ class Application(FastAPI):
             title="Retinue",
             version=info.INTERFACE_VERSION,
             summary="A durable runtime for AI agents.",
+            description=f"Version {info.INTERFACE_VERSION} of the interface, served by Retinue"
+            f" {__version__}.",
             license_info={"name": "MIT", "identifier": "MIT"},
             openapi_tags=_TAGS,
             docs_url=None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 from starlette.responses import Response
@@ -174,6 +174,8 @@ class ExecutionQuery(Query, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 class PriorityBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Another priority for an execution that waits."""
+
+    EXAMPLE: ClassVar[dict[str, Any]] = {"priority": 5}
 
     priority: Annotated[int, msgspec.Meta(ge=-MOST_PRIORITY, le=MOST_PRIORITY)]
 

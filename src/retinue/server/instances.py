@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 from starlette.responses import Response
@@ -84,6 +84,8 @@ class InstanceLog(msgspec.Struct, frozen=True, kw_only=True):
 class SignalBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A signal, by its name; `tree` sends it to everything that the process started, too."""
 
+    EXAMPLE: ClassVar[dict[str, Any]] = {"signal": "TERM"}
+
     signal: Annotated[
         str,
         msgspec.Meta(pattern=f"^({'|'.join(_SIGNALS)})$", examples=["TERM"]),
@@ -100,6 +102,8 @@ class SignalReply(msgspec.Struct, frozen=True, kw_only=True):
 
 class StdinBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is written to the instance's stdin; `close`: nothing more will be."""
+
+    EXAMPLE: ClassVar[dict[str, Any]] = {"text": "go on\n"}
 
     text: Annotated[str, msgspec.Meta(max_length=1 << 20)] = ""
     close: bool = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 from starlette.responses import Response
@@ -18,6 +18,8 @@ Name = Annotated[str, msgspec.Meta(pattern=f"^{AGENT_ID_PATTERN}$")]
 
 class KeyBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A key to make. `owner` scopes all it reads and writes; it is the caller's unless given."""
+
+    EXAMPLE: ClassVar[dict[str, Any]] = {"name": "ci", "role": "operator"}
 
     name: Name
     role: Role

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 
 from retinue.domain.audit import AuditRow
 from retinue.domain.ids import iso
+from retinue.errors import InvalidInput
 from retinue.orchestrator import Anchor
 from retinue.server.records import Hash, Query, Time, raw
 from retinue.server.routing import Call, Operation, encode
@@ -59,10 +61,13 @@ class VerifyReply(msgspec.Struct, frozen=True, kw_only=True):
     fault: FaultRecord | None
 
 
+ANCHOR = "^[0-9]{1,18}:[0-9a-f]{64}$"
+
+
 class VerifyQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`anchor`: a row of the audit chain, noted elsewhere as N:HASH, that must still be there."""
 
-    anchor: Annotated[str, msgspec.Meta(pattern="^[0-9]{1,18}:[0-9a-f]{64}$")] | None = None
+    anchor: Annotated[str, msgspec.Meta(extra_json_schema={"pattern": ANCHOR})] | None = None
 
 
 class AnchorReply(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,6 +80,8 @@ class AnchorReply(msgspec.Struct, frozen=True, kw_only=True):
 
 class PruneBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Whether only to say what would be removed."""
+
+    EXAMPLE: ClassVar[dict[str, Any]] = {"dry_run": True}
 
     dry_run: bool = False
 
@@ -132,6 +139,12 @@ async def verify(call: Call) -> bytes:
     query = call.query(VerifyQuery)
     anchor = None
     if query.anchor is not None:
+        if re.fullmatch(ANCHOR, query.anchor) is None:
+            raise InvalidInput(
+                "anchor: it must be N:HASH, as `retinue ledger anchor` prints it: a number, a colon"
+                " and 64 hexadecimal digits",
+                details={"path": "anchor"},
+            )
         n, _, digest = query.anchor.partition(":")
         anchor = Anchor(int(n), bytes.fromhex(digest))
     verdict = await call.orchestrator.verify(call.principal, anchor)

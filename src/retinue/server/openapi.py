@@ -27,6 +27,7 @@ SECURITY = {
 # What every operation may answer, and what those that take something may answer beside.
 _ALWAYS = (400, 403, 421, 431, 500, 503)
 _WITH_BODY = (408, 413, 415, 422)
+_SAID = ("description", "examples")
 _PATH = re.compile(r"{(\w+)}")
 _PATH_SCHEMAS = {
     "session_id": {"type": "string", "pattern": SESSION_ID_SCHEMA},
@@ -43,6 +44,9 @@ class Schemas:
             named = (operation.body, operation.gives, *operation.also.values())
             kinds.extend(kind for kind in named if kind is not None and kind not in kinds)
         found, self.components = msgspec.json.schema_components(kinds, ref_template=REFERENCE)
+        for schema in self.components.values():
+            for name, field in schema.get("properties", {}).items():
+                schema["properties"][name] = _readable(field)
         for kind in kinds:
             # What a record's fields alone cannot say.
             self.components[kind.__name__] |= getattr(kind, "SCHEMA", {})
@@ -53,6 +57,19 @@ class Schemas:
         return self._by_kind[id(kind)]
 
 
+def _readable(field: dict[str, Any]) -> dict[str, Any]:
+    """Say of a field that may be null what it is beside that; null as a default says nothing."""
+    said = {key: value for key, value in field.items() if key != "default" or value is not None}
+    kinds = field.get("anyOf", ())
+    if {"type": "null"} not in kinds:
+        return said
+    inner = []
+    for kind in kinds:
+        said |= {key: kind[key] for key in _SAID if key in kind}
+        inner.append({key: value for key, value in kind.items() if key not in _SAID})
+    return said | {"anyOf": inner}
+
+
 def describe(operation: Operation, schemas: Schemas) -> dict[str, Any]:
     """Return what FastAPI is to say of one operation."""
     said: dict[str, Any] = {"responses": _responses(operation, schemas)}
@@ -60,10 +77,10 @@ def describe(operation: Operation, schemas: Schemas) -> dict[str, Any]:
     if parameters:
         said["parameters"] = parameters
     if operation.body is not None:
-        said["requestBody"] = {
-            "required": True,
-            "content": {"application/json": {"schema": schemas.of(operation.body)}},
-        }
+        content: dict[str, Any] = {"schema": schemas.of(operation.body)}
+        if (example := getattr(operation.body, "EXAMPLE", None)) is not None:
+            content["example"] = example
+        said["requestBody"] = {"required": True, "content": {"application/json": content}}
     said["security"] = [] if operation.public else [{name: []} for name in SECURITY] + [{}]
     return said
 

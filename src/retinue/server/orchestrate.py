@@ -39,11 +39,14 @@ IDEMPOTENCY = {
 class TaskBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A task: who shall do what, in which session. `capability` or `agent_id` is needed."""
 
+    # Not both of them absent, or null. As a choice between two it would be shown as two records.
     SCHEMA: ClassVar[dict[str, Any]] = {
-        "anyOf": [
-            {"properties": {name: {"type": "string"}}, "required": [name]}
-            for name in ("capability", "agent_id")
-        ]
+        "not": {"properties": {name: {"type": "null"} for name in ("capability", "agent_id")}}
+    }
+    EXAMPLE: ClassVar[dict[str, Any]] = {
+        "session_id": "session_001",
+        "capability": "echo",
+        "parameters": {"text": "Hello, world!"},
     }
 
     session_id: Annotated[

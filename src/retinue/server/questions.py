@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -46,6 +46,8 @@ class QuestionQuery(Query, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 class AnswerBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The answer: any JSON value."""
+
+    EXAMPLE: ClassVar[dict[str, Any]] = {"answer": "the left one"}
 
     answer: Any
 

@@ -180,7 +180,8 @@ async def serve(
             if not loopback and not await orchestrator.keys.active():
                 raise SettingsError(
                     f"{settings.host} can be reached from other machines and there is no API key:"
-                    " create one first, or listen on 127.0.0.1"
+                    " create one first (`retinue key create NAME --role admin`),"
+                    " or listen on 127.0.0.1"
                 )
             app = create_app(
                 orchestrator,

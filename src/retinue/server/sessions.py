@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -42,6 +42,8 @@ class SessionQuery(Query, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 class CompressBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which session to compress, and to what end."""
+
+    EXAMPLE: ClassVar[dict[str, Any]] = {"session_id": "session_001"}
 
     session_id: SessionId
     intent: str | None = None

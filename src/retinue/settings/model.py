@@ -380,7 +380,11 @@ class Settings(BaseModel):
         return "memagent_url" in self.model_fields_set
 
     def shown(self) -> dict[str, Any]:
-        """Return the settings as JSON values; passwords and agents' arguments are masked."""
+        """Return the settings as JSON values; passwords and agents' arguments are masked.
+
+        An integration that is off has no URL. Arguments are masked because ``${NAME}`` may have put
+        a secret there.
+        """
         values = self.model_dump(mode="json")
         for reference in values["agents"]:
             if reference.get("secret") is not None:
@@ -391,6 +395,9 @@ class Settings(BaseModel):
                 reference["arguments"] = dict.fromkeys(reference["arguments"], "***")
         if values["signing_key"] is not None:
             values["signing_key"] = "***"
+        # What is named but not used would read as if it were.
+        values["trace_url"] = values["trace_url"] if self.trace_enabled else None
+        values["memagent_url"] = values["memagent_url"] if self.memagent_enabled else None
         for name, value in values.items():
             if name.endswith("_url") and value is not None:
                 values[name] = without_password(value)

@@ -280,6 +280,7 @@ def _sentence(fault: Any, named: Callable[[str], str]) -> str:
 
 def _problem(fault: Any) -> str:
     text = str(fault["msg"]).removeprefix("Value error, ").replace("Input should", "it must")
+    text = text.replace("be a valid tuple", "be a list").replace("valid dictionary", "mapping")
     return text[:1].lower() + text[1:]
 
 

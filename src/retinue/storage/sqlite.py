@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import logging
 import os
 import platform
 import queue
@@ -54,6 +55,7 @@ _READER_CACHE_KIB = 16 * 1024  # the writer knows its rows; who reads a large bo
 GATHER_SECONDS = 0.001
 _CALL_STOP = "stop"
 # What may still be written when the disk is full: what ends work, not what begins it.
+log = logging.getLogger(__name__)
 _NEW_WORK = (Submit, Refuse, Lease, PutKey)
 
 
@@ -133,6 +135,7 @@ class SqliteStore(Reads, OutboxReads):
             # SQLite's own files need space, too, and it says of some of them only that it failed.
             if is_broken(error) or self._reserve is None or not self._reserve.give_up():
                 raise
+            log.error("the disk of %s is full: new tasks are refused (507)", self.path)
             self._full = True
             self._db = self._connect()
             self._begin_epoch()
@@ -279,6 +282,8 @@ class SqliteStore(Reads, OutboxReads):
                 return
             if is_full(error) and self._reserve is not None and not again:
                 # Once more, without new work, in the space that was kept for this.
+                if not self._full:
+                    log.error("the disk of %s is full: new tasks are refused (507)", self.path)
                 self._full = True
                 if self._reserve.give_up():
                     if batch := self._begun(batch):
@@ -290,6 +295,7 @@ class SqliteStore(Reads, OutboxReads):
     def _admitted(self, batch: list[Waiting]) -> list[Waiting]:
         """Return what may be written of a batch now that the disk is full, or was."""
         if self._reserve is None or self._reserve.take():
+            log.warning("the disk of %s has room again: new tasks are taken", self.path)
             self._full = False
             return batch
         return self._begun(batch)

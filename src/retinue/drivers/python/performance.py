@@ -70,7 +70,9 @@ class Performance:
         if self._instance.blocks:
             self._work = self._in_thread(context)
         else:
-            self._work = self._loop.create_task(self._call(), context=context)
+            # By this name the engine knows who holds up the loop.
+            name = f"agent {self.agent_id}, execution {self.execution_id}"
+            self._work = self._loop.create_task(self._call(), context=context, name=name)
         self._work.add_done_callback(self._ring)
         return self
 
