@@ -164,6 +164,7 @@ class Attempts:
         finally:
             if self.running.get(attempt.execution.id) is attempt:
                 del self.running[attempt.execution.id]
+            self.questions.ended(attempt)
             attempt.tell(answer)
             if not attempt.lent:
                 self._registry.give(entry)
