@@ -274,10 +274,12 @@ class Engine:
         if self.memory_watch is not None:
             await self.memory_watch.stop()
 
-    def lost(self) -> None:
+    def lost(self, why: str = "this process could not renew its lease in time") -> None:
         """Stop everything that runs: this worker's lease is over, or cannot be renewed."""
-        for attempt in list(self.attempts.running.values()):
-            attempt.end(Fenced())
+        running = list(self.attempts.running.values())
+        log.warning("%s: what runs here is stopped (%d executions)", why, len(running))
+        for attempt in running:
+            attempt.end(Fenced(f"{why}; this was stopped before anybody else may take it over"))
         self.outbox.lost()
 
     # -- agents --------------------------------------------------------------------------------
