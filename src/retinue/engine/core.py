@@ -421,7 +421,8 @@ class Engine:
         """
         execution = await self._known(execution_id, owner)
         if not execution.terminal:
-            end = failed(Cancelled("cancelled by " + by, details={"by": by}, outcome="not_started"))
+            known = execution.known_in_queue
+            end = failed(Cancelled("cancelled by " + by, details={"by": by}, outcome=known))
             result = await self.store.write(
                 Cancel(execution_id, owner, by, response(execution, end), now_us())
             )

@@ -169,11 +169,13 @@ class Scheduler:
 
     async def _expire(self, execution: Execution, now: int) -> None:
         allowed = (execution.allowed_us or 0) // 1000
+        tried = execution.attempt
+        where = f"queued again after attempt {tried}" if tried else "still queued"
         end = failed(
             Timeout(
-                f"Agent invocation timed out after {allowed}ms, still queued",
+                f"Agent invocation timed out after {allowed}ms, {where}",
                 details={"elapsed_ms": (now - execution.waits_since) // 1000},
-                outcome="not_started",
+                outcome=execution.known_in_queue,
             )
         )
         self._grown.add((execution.owner, execution.session_id))

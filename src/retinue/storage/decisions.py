@@ -215,7 +215,7 @@ def _cancel(batch: Batch, intent: Cancel, locked: Locked, _: Asked) -> Result:
             intent.response,
             intent.at,
             "E_CANCELLED",
-            "not_started",
+            execution.known_in_queue,
         )
     return Cancelling(execution.state, worker)
 
@@ -231,7 +231,7 @@ def _expire(batch: Batch, intent: Expire, locked: Locked, _: Asked) -> Result:
         intent.response,
         intent.at,
         intent.error_code,
-        "not_started",
+        execution.known_in_queue,
     )
     return Ok()
 
