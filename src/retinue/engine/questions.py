@@ -18,6 +18,7 @@ from retinue.domain.event import EventData, EventType
 from retinue.domain.execution import Execution
 from retinue.domain.ids import now_us
 from retinue.domain.intent import Append, Appended, Ask, CloseQuestion, Conflict, Intent, Ok
+from retinue.domain.policy import MOST_DELAY_US
 from retinue.domain.principal import Role
 from retinue.domain.question import QuestionKind, QuestionState
 from retinue.domain.strictjson import NotJson, check, dumps, loads
@@ -29,6 +30,7 @@ from retinue.errors import Fenced, InvalidInput, InvalidResult, Unanswered
 from retinue.interfaces import Store
 
 MOST_QUESTION = 64 * 1024
+MOST_SECONDS = MOST_DELAY_US // 1_000_000
 
 
 class Questions:
@@ -166,6 +168,8 @@ def _opening(attempt: Attempt, event: EventData) -> tuple[Ask, float | None]:
     shown = EventData(EventType.INPUT_REQUIRED, {name: data.get(name) for name in names})
     shown.data.update(kind=kind.value, role=role.value)
     seconds = data.get("timeout")
+    if not (seconds is None or (type(seconds) in (int, float) and 0 <= seconds <= MOST_SECONDS)):
+        raise InvalidResult("the agent's question: its timeout is no number of seconds")
     at = now_us()
     return (
         Ask(
