@@ -7,13 +7,14 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from msgspec.structs import replace
 
 from retinue import Context, Options, Orchestrator, Runtime, Settings, capability
 from retinue.agent import FunctionAgent
 from retinue.domain.event import EventType
 from retinue.domain.execution import Execution, State, Task
 from retinue.domain.intent import Cancel
-from retinue.domain.policy import Delivery
+from retinue.domain.policy import BusyPolicy, Delivery
 from retinue.domain.question import Question
 from retinue.engine.outcome import failed, response
 from retinue.errors import Cancelled, ShuttingDown
@@ -60,14 +61,18 @@ async def crash(path: Path, *names: str) -> list[str]:
         await runtime.store.write(
             Cancel(execution.id, None, "test", response(execution, end), execution.created_at)
         )
-    # Gone without a word: nothing is drained, no end is written.
+    await gone(runtime)
+    return [a.execution_id for a in accepted]
+
+
+async def gone(runtime: Runtime) -> None:
+    """Go without a word: nothing is drained, no end is written."""
     kill_loop(runtime)
     for attempt in list(runtime.engine.attempts.running.values()):
         assert attempt.task is not None
         attempt.task.cancel()
     await asyncio.sleep(0)
     await runtime.store.close()
-    return [a.execution_id for a in accepted]
 
 
 async def ended(orchestrator: Orchestrator, execution_id: str) -> Execution:
@@ -102,6 +107,36 @@ async def test_a_start_takes_over_by_delivery_policy(tmp_path: Path) -> None:
         assert (await orchestrator.verify()).ok
     finally:
         await runtime.stop(grace=1)
+
+
+@pytest.mark.parametrize("delivery", [Delivery.AT_MOST_ONCE, Delivery.IDEMPOTENT])
+async def test_what_was_to_be_interrupted_when_the_server_died_is_cancelled(
+    tmp_path: Path, delivery: Delivery
+) -> None:
+    before = Runtime(settings(tmp_path))
+    await before.start()
+    before.orchestrator.register_agent(worker("work", delivery, asyncio.Event()))
+    before.engine.turns.closed = True  # it dies before it does anything about the interrupt
+    task = Task(session_id="s", capability="work", parameters={})
+    first = await before.orchestrator.submit(task)
+    second = await before.orchestrator.submit(replace(task, on_busy=BusyPolicy.INTERRUPT))
+    await gone(before)
+
+    after = Runtime(settings(tmp_path))
+    after.orchestrator.register_agent(worker("work", delivery))
+    orchestrator = await after.start()
+    try:
+        interrupted = await ended(orchestrator, first.execution_id)
+        assert (interrupted.state, interrupted.error_code) == (State.CANCELLED, "E_CANCELLED")
+        assert (interrupted.attempt, interrupted.outcome) == (1, "unknown")
+        _, reply = await orchestrator.task_of(interrupted)
+        assert reply is not None
+        assert reply.error is not None
+        assert second.execution_id in reply.error["details"]["by"]
+        assert (await ended(orchestrator, second.execution_id)).state is State.COMPLETED
+        assert (await orchestrator.verify()).ok
+    finally:
+        await after.stop(grace=1)
 
 
 async def test_a_poison_task_stops_at_its_last_attempt(tmp_path: Path) -> None:

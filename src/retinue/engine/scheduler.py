@@ -25,7 +25,7 @@ from retinue.engine.outcome import End, dead_letter, failed, response
 from retinue.engine.queue import Queue
 from retinue.engine.retention import Retention
 from retinue.engine.reunion import Reunion
-from retinue.engine.turns import Turns
+from retinue.engine.turns import Turns, interrupter
 from retinue.errors import Cancelled, RetinueError, Timeout, Unanswered, WorkerLost
 from retinue.interfaces import Store
 
@@ -214,8 +214,9 @@ class Scheduler:
         if self.reunion is not None and not self._queue.closed:
             await self.reunion.run()
         while orphans := await self._store.orphans(_PAGE):
+            unwanted = await self._interrupted()
             for execution in orphans:
-                await self._take_over(execution, found)
+                await self._take_over(execution, found, unwanted.get(execution.id))
             if len(orphans) < _PAGE:
                 break
         if found.requeued or found.failed or found.cancelled:
@@ -228,13 +229,22 @@ class Scheduler:
             )
         return found
 
-    async def _take_over(self, execution: Execution, found: Recovered) -> None:
+    async def _interrupted(self) -> dict[str, str]:
+        """Return what is to be cancelled for one that came after it, and by whom.
+
+        That one says so in the store: its worker may have died before it did anything about it.
+        """
+        waiting = await self._store.interrupting(_PAGE)
+        return {i: interrupter(e) for e in waiting for i in await self._store.ahead(e)}
+
+    async def _take_over(self, execution: Execution, found: Recovered, by: str | None) -> None:
         if self.reunion is not None and await self.reunion.awaited(execution):
             return
         fence = Fence(execution.id, execution.attempt, execution.worker or "")
         now = now_us()
-        if execution.cancel_requested_at is not None:
-            error: RetinueError = Cancelled(details={"by": "request"}, outcome="unknown")
+        if execution.cancel_requested_at is not None or by is not None:
+            details = {"by": by or "request"}
+            error: RetinueError = Cancelled(details=details, outcome="unknown")
             found.cancelled += await self._end(execution, fence, failed(error), now)
         elif (
             execution.delivery is not Delivery.AT_MOST_ONCE
