@@ -72,6 +72,8 @@ async def test_who_waits_for_accepted_work_is_not_told_to_send_it_again(
                 await asyncio.to_thread(server.kill9)
                 with pytest.raises(Pending) as caught:
                     await caller
+                with pytest.raises(StoreUnavailable):
+                    await orchestrator.compress_session("s")
                 await asyncio.to_thread(server.start)
                 execution_id = caught.value.details["execution_id"]
                 while not await ended(orchestrator, execution_id):
