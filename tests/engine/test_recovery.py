@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
@@ -434,6 +435,41 @@ async def test_stops_of_the_server_do_not_use_up_attempts(tmp_path: Path) -> Non
     await runtime.stop(grace=1)
     assert reply.data == b'"yes"'
     assert (execution.attempt, execution.interrupted, execution.attempts_used) == (4, 3, 1)
+
+
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+async def test_a_restart_leaves_the_time_that_was_left_when_a_person_was_asked(
+    tmp_path: Path, how: str
+) -> None:
+    @capability(options=Options(delivery="idempotent"))
+    async def careful(context: Context) -> Any:
+        return await context.ask("May I?")
+
+    async def asked(orchestrator: Orchestrator) -> str:
+        async with asyncio.timeout(10):
+            while not (found := (await orchestrator.questions(Page())).items):
+                await asyncio.sleep(0.002)
+        return found[0].id
+
+    before = Runtime(settings(tmp_path))
+    await before.start()
+    before.orchestrator.register_agent(careful)
+    task = Task(session_id="s", capability="careful", parameters={}, deadline_us=3_000_000)
+    accepted = await before.orchestrator.submit(task)
+    await asked(before.orchestrator)
+    await asyncio.sleep(3.5)  # longer than its deadline, which stands still meanwhile
+    await (gone(before) if how == "killed" else before.stop(grace=10))
+
+    after = Runtime(settings(tmp_path))
+    after.orchestrator.register_agent(careful)
+    orchestrator = await after.start()
+    try:
+        await orchestrator.answer(await asked(orchestrator), True)
+        execution = await ended(orchestrator, accepted.execution_id)
+        assert (execution.state, execution.attempt) == (State.COMPLETED, 2)
+        assert (await orchestrator.verify()).ok
+    finally:
+        await after.stop(grace=1)
 
 
 async def test_one_thought_dead_gets_its_own_work_back_and_loses_no_slot(

@@ -38,6 +38,8 @@ class Attempt:
 
     __slots__ = (
         "_answer",
+        "_halted_at",
+        "_stood",
         "_waiters",
         "asking",
         "awaited",
@@ -75,6 +77,7 @@ class Attempt:
         self.left: float | None = None
         self.asking: set[Attempt] = set()
         self.halted: list[Attempt] = []
+        self._halted_at = self._stood = 0.0
         self.over = False
         self.came_late = False  # its deadline had passed before it began
         self.parked = False
@@ -143,6 +146,8 @@ class Attempt:
 
     def halt(self, asker: Attempt) -> None:
         """Let the deadline stand still while ``asker`` waits for a person."""
+        if not self.asking:
+            self._halted_at = asyncio.get_running_loop().time()
         self.asking.add(asker)
         asker.halted.append(self)
         if self.timer is not None:
@@ -152,10 +157,18 @@ class Attempt:
 
     def go_on(self, asker: Attempt) -> None:
         """Let the deadline run on, unless somebody else still asks."""
+        if self.asking == {asker}:
+            self._stood = self.stood
         self.asking.discard(asker)
         if not self.asking and self.left is not None and not self.over:
             self.start_clock(self.left)
             self.left = None
+
+    @property
+    def stood(self) -> float:
+        """For how many seconds the deadline has stood still, all in all."""
+        since = asyncio.get_running_loop().time() - self._halted_at if self.asking else 0.0
+        return self._stood + since
 
     def _late(self) -> None:
         self.end(_timeout(self.execution))

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from retinue.domain.audit import ANCHOR, AuditDraft
-from retinue.domain.execution import DEAD_LETTER, Execution
+from retinue.domain.execution import DEAD_LETTER, Execution, State
 from retinue.domain.ids import follow_clock, now_us
 from retinue.domain.intent import Audit, Conflict, Expire, Fence, Finish, Ok, Requeue
 from retinue.domain.policy import Delivery
@@ -229,6 +229,13 @@ class Scheduler:
             )
         return found
 
+    async def _stood(self, execution: Execution, now: int) -> int:
+        """Return for how long the deadline has stood still for the question that is open."""
+        if execution.state is not State.INPUT_REQUIRED:
+            return 0
+        asked = await self._store.questions_of([execution.id])
+        return sum(now - q.created_at for q in asked if q.state is QuestionState.OPEN)
+
     async def _interrupted(self) -> dict[str, str]:
         """Return what is to be cancelled for one that came after it, and by whom.
 
@@ -250,7 +257,8 @@ class Scheduler:
             execution.delivery is not Delivery.AT_MOST_ONCE
             and execution.attempts_used < execution.max_attempts
         ):
-            if isinstance(await self._store.write(Requeue(fence, now, now)), Ok):
+            again = Requeue(fence, now, now, stood_us=await self._stood(execution, now))
+            if isinstance(await self._store.write(again), Ok):
                 found.requeued += 1
                 self._queue.queued(execution.queue_key)
         elif execution.delivery is not Delivery.AT_MOST_ONCE:

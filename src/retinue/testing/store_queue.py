@@ -305,3 +305,10 @@ class LeaseRules:
             assert isinstance(await store.write(end(e)), Ok)
             stored = await load(store, e)
             assert (stored.terminal, stored.attempt, stored.outcome) == (True, 1, known)
+
+    async def test_another_attempt_has_the_time_that_a_question_took(self, store: Store) -> None:
+        e = await run(store, msgspec.structs.replace(execution(), deadline_at=now_us() + SECOND))
+        assert e.deadline_at is not None
+        again = Requeue(fence(e), now_us(), now_us(), stood_us=3 * SECOND)
+        assert await store.write(again) == Ok()
+        assert (await load(store, e)).deadline_at == e.deadline_at + 3 * SECOND
