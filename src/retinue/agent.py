@@ -20,6 +20,9 @@ from retinue.errors import AgentFailed, InvalidInput
 
 _MOST_QUOTED = 100
 
+MOST_TIMEOUT = 10 * 366 * 24 * 3600
+"""The longest timeout in seconds that an agent may give a call or a question."""
+
 
 class AgentCapability(msgspec.Struct, frozen=True):
     """A named operation of an agent.
@@ -239,7 +242,7 @@ class Context:
         Raises:
             RetinueError: it was refused, failed or timed out.
         """
-        return await self._performer.call(capability, parameters, agent, timeout)
+        return await self._performer.call(capability, parameters, agent, _seconds(timeout))
 
     async def ask(
         self,
@@ -258,14 +261,14 @@ class Context:
         Raises:
             Timeout: nobody answered within ``timeout`` seconds.
         """
-        return await self._performer.ask(prompt, schema, timeout, "input", role)
+        return await self._performer.ask(prompt, schema, _seconds(timeout), "input", role)
 
     async def approve(
         self, prompt: str, *, timeout: float | None = None, role: str = "operator"
     ) -> bool:
         """Ask a person for leave to go on; see ``ask``."""
         schema = {"type": "boolean"}
-        leave = await self._performer.ask(prompt, schema, timeout, "approval", role)
+        leave = await self._performer.ask(prompt, schema, _seconds(timeout), "approval", role)
         return leave is True
 
     def run(self, waiting: Coroutine[Any, Any, Any]) -> Any:
@@ -277,6 +280,21 @@ def _shown(value: object) -> str:
     """Return a value as an error quotes it."""
     text = repr(value)
     return text if len(text) <= _MOST_QUOTED else text[:_MOST_QUOTED] + "…"
+
+
+def _seconds(timeout: Any) -> float | None:
+    """Return a timeout that an agent gave, if it is one.
+
+    Raises:
+        InvalidInput: it is no number of seconds.
+    """
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+        raise InvalidInput(f"timeout is a number of seconds, not {type(timeout).__name__}")
+    if not 0 <= timeout <= MOST_TIMEOUT:
+        raise InvalidInput(f"timeout is a number of seconds between 0 and {MOST_TIMEOUT}")
+    return timeout
 
 
 _current: contextvars.ContextVar[Context] = contextvars.ContextVar("retinue_context")

@@ -376,7 +376,7 @@ class CommunicationError(ExecutionError):
 
 
 class WorkerLost(CommunicationError):
-    """The worker that ran this execution died; whether the work had effects is not known."""
+    """The worker that ran this execution died or lost its lease; the work may have had effects."""
 
 
 class IoError(CommunicationError):
@@ -406,7 +406,7 @@ class BudgetExceeded(ExecutionError):
 
 
 class Fenced(ExecutionError):
-    """Another worker has taken this execution over; the late write was refused."""
+    """The execution is not this attempt's any more: it lost its lease, or was taken over."""
 
     code = "E_FENCED"
     default_outcome = "unknown"

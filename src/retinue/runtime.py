@@ -432,7 +432,7 @@ class Runtime:
         self._failure = failure
         self._failed.set()
         # Nothing that runs can be recorded any more; the next start says what became of it.
-        self.engine.lost()
+        self.engine.lost("the store has failed")
 
     async def failed(self) -> StoreBroken:
         """Return once the store has failed for good: the process should end."""

@@ -179,6 +179,23 @@ async def test_what_is_no_schema_cannot_be_asked_with(
     assert (await orchestrator.questions(Page())).items == []
 
 
+@pytest.mark.parametrize("given", ["2", True, -1, float("nan"), float("inf"), 1e300])
+@pytest.mark.parametrize("what", ["ask", "approve", "call"])
+async def test_what_is_no_timeout_is_called_so(
+    orchestrator: Orchestrator, given: Any, what: str
+) -> None:
+    @capability()
+    async def muddled(context: Context) -> Any:
+        return await getattr(context, what)("approve", timeout=given)
+
+    orchestrator.register_agent(muddled)
+    async with asyncio.timeout(10):
+        reply = await orchestrator.orchestrate("s", {"capability": "muddled"})
+    assert reply["error_info"]["code"] == "E_INVALID_INPUT"
+    assert "timeout is a number of seconds" in reply["error"]
+    assert (await orchestrator.questions(Page())).items == []
+
+
 # -- who cannot wait ---------------------------------------------------------------------------
 
 

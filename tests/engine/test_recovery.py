@@ -4,16 +4,18 @@ import asyncio
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
+from msgspec.structs import replace
 
 from retinue import Context, Options, Orchestrator, Runtime, Settings, capability
 from retinue.agent import FunctionAgent
 from retinue.domain.event import EventType
 from retinue.domain.execution import Execution, State, Task
 from retinue.domain.intent import Cancel
-from retinue.domain.policy import Delivery
+from retinue.domain.policy import BusyPolicy, Delivery
 from retinue.domain.question import Question
 from retinue.engine.outcome import failed, response
 from retinue.errors import Cancelled, ShuttingDown
@@ -60,14 +62,18 @@ async def crash(path: Path, *names: str) -> list[str]:
         await runtime.store.write(
             Cancel(execution.id, None, "test", response(execution, end), execution.created_at)
         )
-    # Gone without a word: nothing is drained, no end is written.
+    await gone(runtime)
+    return [a.execution_id for a in accepted]
+
+
+async def gone(runtime: Runtime) -> None:
+    """Go without a word: nothing is drained, no end is written."""
     kill_loop(runtime)
     for attempt in list(runtime.engine.attempts.running.values()):
         assert attempt.task is not None
         attempt.task.cancel()
     await asyncio.sleep(0)
     await runtime.store.close()
-    return [a.execution_id for a in accepted]
 
 
 async def ended(orchestrator: Orchestrator, execution_id: str) -> Execution:
@@ -102,6 +108,36 @@ async def test_a_start_takes_over_by_delivery_policy(tmp_path: Path) -> None:
         assert (await orchestrator.verify()).ok
     finally:
         await runtime.stop(grace=1)
+
+
+@pytest.mark.parametrize("delivery", [Delivery.AT_MOST_ONCE, Delivery.IDEMPOTENT])
+async def test_what_was_to_be_interrupted_when_the_server_died_is_cancelled(
+    tmp_path: Path, delivery: Delivery
+) -> None:
+    before = Runtime(settings(tmp_path))
+    await before.start()
+    before.orchestrator.register_agent(worker("work", delivery, asyncio.Event()))
+    before.engine.turns.closed = True  # it dies before it does anything about the interrupt
+    task = Task(session_id="s", capability="work", parameters={})
+    first = await before.orchestrator.submit(task)
+    second = await before.orchestrator.submit(replace(task, on_busy=BusyPolicy.INTERRUPT))
+    await gone(before)
+
+    after = Runtime(settings(tmp_path))
+    after.orchestrator.register_agent(worker("work", delivery))
+    orchestrator = await after.start()
+    try:
+        interrupted = await ended(orchestrator, first.execution_id)
+        assert (interrupted.state, interrupted.error_code) == (State.CANCELLED, "E_CANCELLED")
+        assert (interrupted.attempt, interrupted.outcome) == (1, "unknown")
+        _, reply = await orchestrator.task_of(interrupted)
+        assert reply is not None
+        assert reply.error is not None
+        assert second.execution_id in reply.error["details"]["by"]
+        assert (await ended(orchestrator, second.execution_id)).state is State.COMPLETED
+        assert (await orchestrator.verify()).ok
+    finally:
+        await after.stop(grace=1)
 
 
 async def test_a_poison_task_stops_at_its_last_attempt(tmp_path: Path) -> None:
@@ -399,6 +435,41 @@ async def test_stops_of_the_server_do_not_use_up_attempts(tmp_path: Path) -> Non
     await runtime.stop(grace=1)
     assert reply.data == b'"yes"'
     assert (execution.attempt, execution.interrupted, execution.attempts_used) == (4, 3, 1)
+
+
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+async def test_a_restart_leaves_the_time_that_was_left_when_a_person_was_asked(
+    tmp_path: Path, how: str
+) -> None:
+    @capability(options=Options(delivery="idempotent"))
+    async def careful(context: Context) -> Any:
+        return await context.ask("May I?")
+
+    async def asked(orchestrator: Orchestrator) -> str:
+        async with asyncio.timeout(10):
+            while not (found := (await orchestrator.questions(Page())).items):
+                await asyncio.sleep(0.002)
+        return found[0].id
+
+    before = Runtime(settings(tmp_path))
+    await before.start()
+    before.orchestrator.register_agent(careful)
+    task = Task(session_id="s", capability="careful", parameters={}, deadline_us=3_000_000)
+    accepted = await before.orchestrator.submit(task)
+    await asked(before.orchestrator)
+    await asyncio.sleep(3.5)  # longer than its deadline, which stands still meanwhile
+    await (gone(before) if how == "killed" else before.stop(grace=10))
+
+    after = Runtime(settings(tmp_path))
+    after.orchestrator.register_agent(careful)
+    orchestrator = await after.start()
+    try:
+        await orchestrator.answer(await asked(orchestrator), True)
+        execution = await ended(orchestrator, accepted.execution_id)
+        assert (execution.state, execution.attempt) == (State.COMPLETED, 2)
+        assert (await orchestrator.verify()).ok
+    finally:
+        await after.stop(grace=1)
 
 
 async def test_one_thought_dead_gets_its_own_work_back_and_loses_no_slot(

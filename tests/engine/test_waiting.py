@@ -501,3 +501,24 @@ async def test_only_what_has_ended_is_done_again(orchestrator: Orchestrator, gat
     again = await orchestrator.retry(waiting)
     gates.let("a", "b")
     assert (await ended(orchestrator, again.execution_id)).state is State.COMPLETED
+
+
+async def test_one_that_is_to_be_tried_again_waits_for_its_agent_until_its_deadline(
+    runtime: Runtime,
+) -> None:
+    registry, orchestrator = runtime.engine.registry, runtime.orchestrator
+
+    @capability(options=Options(delivery="idempotent", retry_waits_ms=(1,)))
+    async def falls_ill() -> None:
+        registry.set_health(registry.find("falls_ill"), "away")
+        raise RuntimeError("no more")
+
+    orchestrator.register_agent(falls_ill)
+    (execution_id,) = await submitted(orchestrator, bare("falls_ill", deadline_us=500 * MS))
+    execution = await ended(orchestrator, execution_id)
+    assert (execution.state, execution.attempt) == (State.TIMED_OUT, 1)
+    assert execution.outcome == "unknown"  # it was begun once
+    _, reply = await orchestrator.task_of(execution)
+    assert reply is not None
+    assert reply.error is not None
+    assert "queued again after attempt 1" in reply.error["message"]

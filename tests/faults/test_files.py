@@ -69,6 +69,24 @@ async def test_too_many_connections_are_told_so(start: Start, tmp_path: Path) ->
             await asyncio.sleep(0.02)
 
 
+async def test_who_asks_is_heard_however_many_only_wait(start: Start, tmp_path: Path) -> None:
+    server = await start(prefix=FEW)
+    silent = []
+    for _ in range(120):  # one after the other: each is accepted before the next one comes
+        silent.append(await Connection.open(server.url))
+        await asyncio.sleep(0)
+    for _ in range(10):
+        status, answer = await ask(server.url, "GET", "/v1/agents")
+        assert (status, answer["code"]) == (503, "E_OVERLOADED")
+        status, health = await ask(server.url, "GET", "/v1/health")
+        assert (status, health["status"]) == (200, "healthy")
+    said = [line for line in server.log.splitlines() if "connections are open" in line]
+    assert len(said) == 1
+    for link in silent:
+        link.close()
+    await answered(server)
+
+
 async def test_silent_connections_neither_spin_nor_end_the_server(start: Start) -> None:
     server = await start(prefix=FEW)
     opened = await asyncio.gather(

@@ -44,7 +44,9 @@ async def test_a_database_that_is_not_there_is_named(postgres_server: PostgresSe
         await PostgresStore(postgres_server.url("nowhere")).open()
 
 
-async def test_who_waits_for_accepted_work_is_not_told_to_send_it_again(tmp_path: Path) -> None:
+async def test_who_waits_for_accepted_work_is_not_told_to_send_it_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     begun, never = asyncio.Event(), asyncio.Event()
 
     @capability()
@@ -70,11 +72,20 @@ async def test_who_waits_for_accepted_work_is_not_told_to_send_it_again(tmp_path
                 await asyncio.to_thread(server.kill9)
                 with pytest.raises(Pending) as caught:
                     await caller
+                with pytest.raises(StoreUnavailable):
+                    await orchestrator.compress_session("s")
                 await asyncio.to_thread(server.start)
                 execution_id = caught.value.details["execution_id"]
                 while not await ended(orchestrator, execution_id):
                     await asyncio.sleep(0.05)
             assert not caught.value.retryable
+            # Nobody else is there, and nobody died: what is said of it is true of that, too.
+            assert "could not renew its lease" in caplog.text
+            assert "nother worker" not in caplog.text
+            _, reply = await orchestrator.task_of(await orchestrator.execution(execution_id))
+            assert reply is not None
+            assert reply.error is not None
+            assert "lost its lease" in reply.error["message"]
         finally:
             await runtime.stop(grace=0)
 

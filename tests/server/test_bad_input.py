@@ -130,6 +130,24 @@ def test_unknown_fields_are_all_named(client: httpx.Client, route: str, sent: An
     assert len(error["details"]["unknown"]) >= 2
 
 
+BODILESS = [
+    "/v1/parked/retry",
+    "/v1/ledger/anchor",
+    "/v1/executions/01ARZ3NDEKTSV4RRFFQ69G5FAV/cancel",
+    "/v1/executions/01ARZ3NDEKTSV4RRFFQ69G5FAV/retry",
+]
+
+
+@pytest.mark.parametrize("route", BODILESS)
+def test_what_takes_no_body_takes_none_but_an_empty_one(client: httpx.Client, route: str) -> None:
+    error = assert_refused(client.post(route, json={"sink": "x"}), 422, "E_INVALID_INPUT")
+    assert error["details"]["unknown"] == ["sink"]
+    assert_refused(client.post(route, json=[1]), 422, "E_INVALID_INPUT")
+    for empty in (b"", b"{}"):
+        answer = client.post(route, content=empty, headers=JSON)
+        assert answer.status_code == (404 if "/executions/" in route else 200), answer.text
+
+
 @pytest.mark.parametrize(
     ("query", "path"),
     [

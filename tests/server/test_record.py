@@ -184,4 +184,7 @@ def test_erased_and_removed_are_said_plainly(
     assert [c["payload"] for c in found] == [None] * 4
     refused = client.post("/v1/orchestrate", json=task, headers=key)
     assert (refused.status_code, refused.json()["code"]) == (410, "E_GONE")
+    joined = client.post("/v1/executions", json=task, headers=key)
+    assert (joined.status_code, joined.json()["joined"]) == (202, True)
+    assert joined.json()["execution_id"] == again
     assert client.get("/v1/ledger/verify").json()["ok"] is True

@@ -11,6 +11,9 @@ from retinue.domain.policy import BreakerPolicy, BusyPolicy, Delivery, RatePolic
 from retinue.errors import InvalidInput
 
 AGENT_ID_PATTERN = r"[A-Za-z0-9_.:-]{1,64}"
+ORCHESTRATOR = "orchestrator"
+"""What contracts call Retinue itself, where no agent sends or is sent something."""
+
 _AGENT_ID = re.compile(AGENT_ID_PATTERN + r"\Z")
 
 
@@ -18,10 +21,12 @@ def check_agent_id(agent_id: str) -> str:
     """Return ``agent_id`` when it is one.
 
     Raises:
-        InvalidInput: it does not match ``[A-Za-z0-9_.:-]{1,64}``.
+        InvalidInput: it does not match ``[A-Za-z0-9_.:-]{1,64}``, or is what contracts call us.
     """
     if _AGENT_ID.match(agent_id) is None:
         raise InvalidInput(f"agent_id {agent_id!r} must match {AGENT_ID_PATTERN}")
+    if agent_id == ORCHESTRATOR:
+        raise InvalidInput(f"agent_id {agent_id!r} is what contracts call Retinue itself")
     return agent_id
 
 

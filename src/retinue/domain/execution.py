@@ -183,6 +183,15 @@ class Execution(msgspec.Struct, kw_only=True, omit_defaults=True):
         return self.state in TERMINAL
 
     @property
+    def known_in_queue(self) -> Outcome:
+        """What is known of the work of one that ends while it waits.
+
+        One that was begun waits again only because it may be repeated, or never got anywhere.
+        """
+        begun = self.attempt and self.delivery is not Delivery.AT_MOST_ONCE
+        return "unknown" if begun else "not_started"
+
+    @property
     def counts(self) -> bool:
         """Whether, ended, it counts in its agent's tally: not when the agent had no part in it."""
         return counts(self.agent_id, self.state, self.outcome)

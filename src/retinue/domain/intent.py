@@ -100,13 +100,15 @@ class Requeue(msgspec.Struct, frozen=True):
 
     Answers ``Conflict`` when fenced, and when somebody asked for its end (``cancelled``): it is to
     be finished as cancelled then, for nothing of it may run again. ``uncounted`` says that the
-    attempt does not count as one of those it may have.
+    attempt does not count as one of those it may have. ``stood_us`` is for how long its deadline
+    stood still, because a person was asked: it falls that much later.
     """
 
     fence: Fence
     run_at: int
     at: int
     uncounted: bool = False
+    stood_us: int = 0
 
 
 class Cancel(msgspec.Struct, frozen=True):

@@ -3,8 +3,9 @@
 One decoder for input and one encoder for what agents return, with the same rule on both sides:
 what is refused here is exactly what one of the stores, or a peer, could not hold. Refused are
 NaN and infinities, NUL characters, lone surrogates, integers of more than ``MAX_DIGITS`` digits,
-nesting deeper than ``MAX_DEPTH``, duplicate-free but non-string keys, and anything that is not a
-JSON type. Values keep their exact bytes afterwards.
+nesting deeper than ``MAX_DEPTH``, keys that are no strings, and anything that is not a JSON type.
+Of a key that is there twice the last one counts, and only that one is kept. Values keep their
+exact bytes afterwards.
 """
 
 from __future__ import annotations

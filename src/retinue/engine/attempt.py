@@ -29,14 +29,20 @@ class Resumed(NamedTuple):
 class Attempt:
     """A running attempt.
 
-    Its deadline is a timer of the loop; ``left`` holds the seconds it had when a question stopped
-    it. ``parked`` says that it waits for a child that is queued. Waiters get the reply, or None
-    when this attempt did not end the execution.
+    Its deadline is a timer of the loop. It stands still while anybody in ``asking`` waits for a
+    person: this attempt, or one below whose result it waits for; ``left`` holds the seconds it had
+    then. ``halted`` are those whose deadlines stand still while this one asks, upwards from itself.
+    ``parked`` says that it waits for a child that is queued. Waiters get the reply, or None when
+    this attempt did not end the execution.
     """
 
     __slots__ = (
         "_answer",
+        "_halted_at",
+        "_stood",
         "_waiters",
+        "asking",
+        "awaited",
         "body",
         "budget",
         "call",
@@ -46,6 +52,7 @@ class Attempt:
         "entry",
         "execution",
         "fence",
+        "halted",
         "left",
         "lent",
         "over",
@@ -68,11 +75,15 @@ class Attempt:
         self.stop: RetinueError | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.left: float | None = None
+        self.asking: set[Attempt] = set()
+        self.halted: list[Attempt] = []
+        self._halted_at = self._stood = 0.0
         self.over = False
         self.came_late = False  # its deadline had passed before it began
         self.parked = False
         self.call = call  # what the agent's breaker gave for it
         self.calls = 0  # how many of its own calls it waits for
+        self.awaited: set[str] = set()  # the executions of those calls
         self.lent = False  # its slot is given up while it waits
         self.released = False  # it has ended, and holds no slot
         self.question: str | None = None
@@ -133,12 +144,31 @@ class Attempt:
         loop = asyncio.get_running_loop()
         self.timer = loop.call_later(seconds, self._late)
 
-    def stop_clock(self) -> None:
-        """Let the deadline stand still; ``left`` says how many seconds it has."""
+    def halt(self, asker: Attempt) -> None:
+        """Let the deadline stand still while ``asker`` waits for a person."""
+        if not self.asking:
+            self._halted_at = asyncio.get_running_loop().time()
+        self.asking.add(asker)
+        asker.halted.append(self)
         if self.timer is not None:
             self.left = max(self.timer.when() - asyncio.get_running_loop().time(), 0.0)
             self.timer.cancel()
             self.timer = None
+
+    def go_on(self, asker: Attempt) -> None:
+        """Let the deadline run on, unless somebody else still asks."""
+        if self.asking == {asker}:
+            self._stood = self.stood
+        self.asking.discard(asker)
+        if not self.asking and self.left is not None and not self.over:
+            self.start_clock(self.left)
+            self.left = None
+
+    @property
+    def stood(self) -> float:
+        """For how many seconds the deadline has stood still, all in all."""
+        since = asyncio.get_running_loop().time() - self._halted_at if self.asking else 0.0
+        return self._stood + since
 
     def _late(self) -> None:
         self.end(_timeout(self.execution))

@@ -164,6 +164,7 @@ class Attempts:
         finally:
             if self.running.get(attempt.execution.id) is attempt:
                 del self.running[attempt.execution.id]
+            self.questions.ended(attempt)
             attempt.tell(answer)
             if not attempt.lent:
                 self._registry.give(entry)
@@ -373,7 +374,7 @@ class Attempts:
         if isinstance(attempt.stop, ShuttingDown) or execution.deadline_at is None:
             return True
         wait = attempt.entry.definition.retry.wait_us(execution.attempt)
-        return now_us() + wait < execution.deadline_at
+        return now_us() + wait < execution.deadline_at + int(attempt.stood * 1_000_000)
 
     async def _requeue(
         self, attempt: Attempt, error: RetinueError, events: tuple[EventData, ...]
@@ -394,7 +395,8 @@ class Attempts:
             return "fenced"
         publish(self._journal, execution.id, said.first_seq, events, at)
         uncounted = isinstance(attempt.stop, ShuttingDown)
-        result = await self.write(Requeue(attempt.fence, at + wait, at, uncounted))
+        stood_us = int(attempt.stood * 1_000_000)
+        result = await self.write(Requeue(attempt.fence, at + wait, at, uncounted, stood_us))
         if isinstance(result, Conflict):
             return result.reason
         self._on_later(execution, at + wait)

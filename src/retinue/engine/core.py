@@ -38,7 +38,15 @@ from retinue.engine.schema import check_answer
 from retinue.engine.standstill import Standstill
 from retinue.engine.turns import Turns
 from retinue.engine.watch import Watch
-from retinue.errors import Cancelled, Fenced, NotFound, NotSupported, RetinueError, ShuttingDown
+from retinue.errors import (
+    Cancelled,
+    Fenced,
+    NotFound,
+    NotSupported,
+    RetinueError,
+    ShuttingDown,
+    Timeout,
+)
 from retinue.errors import Conflict as ConflictError
 from retinue.interfaces import Driver, DriverContext, Features, Keeping, Memory, Sink, Store
 
@@ -219,7 +227,7 @@ class Engine:
         loop = asyncio.get_running_loop()
         until = loop.time() + grace
         for attempt in list(self.attempts.running.values()):
-            if attempt.parked or attempt.question is not None:
+            if attempt.parked or attempt.asking:
                 # It waits for a child that is queued, and the queue is closed; or for a person.
                 attempt.end(_stopped())
         while self.attempts.running and loop.time() < until:
@@ -270,10 +278,12 @@ class Engine:
         if self.memory_watch is not None:
             await self.memory_watch.stop()
 
-    def lost(self) -> None:
+    def lost(self, why: str = "this process could not renew its lease in time") -> None:
         """Stop everything that runs: this worker's lease is over, or cannot be renewed."""
-        for attempt in list(self.attempts.running.values()):
-            attempt.end(Fenced())
+        running = list(self.attempts.running.values())
+        log.warning("%s: what runs here is stopped (%d executions)", why, len(running))
+        for attempt in running:
+            attempt.end(Fenced(f"{why}; this was stopped before anybody else may take it over"))
         self.outbox.lost()
 
     # -- agents --------------------------------------------------------------------------------
@@ -355,17 +365,24 @@ class Engine:
             parent.parked = accepted.attempt is None
             if parent.parked and self.intake.closed:
                 raise _stopped()
-            try:
-                return result_of(await self.intake.answer(accepted))
-            except asyncio.CancelledError:
-                if isinstance(parent.stop, Cancelled):
-                    # Who cancels the parent does not want what it had others do, either.
-                    by = str(parent.stop.details.get("by", "its parent"))
-                    self._aside(self.cancel(accepted.execution_id, authority.owner, by))
-                raise
+            return result_of(await self._awaited(parent, accepted, authority.owner))
         finally:
             parent.parked = False
             await self._take_back(parent)
+
+    async def _awaited(self, parent: Attempt, child: Accepted, owner: str) -> Reply:
+        """Return the reply of what ``parent`` has another agent do."""
+        parent.awaited.add(child.execution_id)
+        try:
+            return await self.intake.answer(child)
+        except asyncio.CancelledError:
+            if isinstance(parent.stop, Cancelled | Timeout):
+                # Nobody wants any more what it had others do, either.
+                by = str(parent.stop.details.get("by", "its parent, which ran out of time"))
+                self._aside(self.cancel(child.execution_id, owner, by))
+            raise
+        finally:
+            self.attempts.questions.forget_call(parent, child.execution_id)
 
     def _aside(self, work: Coroutine[Any, Any, Any]) -> None:
         """Do something that nobody waits for."""
@@ -408,7 +425,8 @@ class Engine:
         """
         execution = await self._known(execution_id, owner)
         if not execution.terminal:
-            end = failed(Cancelled("cancelled by " + by, details={"by": by}, outcome="not_started"))
+            known = execution.known_in_queue
+            end = failed(Cancelled("cancelled by " + by, details={"by": by}, outcome=known))
             result = await self.store.write(
                 Cancel(execution_id, owner, by, response(execution, end), now_us())
             )

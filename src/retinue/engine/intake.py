@@ -8,6 +8,7 @@ process (the fast path); otherwise it waits in the queue.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from collections.abc import Callable, Iterator
@@ -158,7 +159,28 @@ class Intake:
         return await self.reply(execution_id)
 
     async def _asked(self, execution_id: str) -> Question | None:
-        """Return the first question an execution waits with; None when it ended before."""
+        """Return the first question an execution waits with; None when it ended before.
+
+        It may be asked by what it has others do, as far as that runs in this process.
+        """
+        with self._attempts.questions.listen(execution_id) as heard:
+            own = asyncio.create_task(self._own_question(execution_id))
+            below = asyncio.create_task(self._open_one(heard))
+            try:
+                await asyncio.wait({own, below}, return_when=asyncio.FIRST_COMPLETED)
+                return (own if own.done() else below).result()
+            finally:
+                own.cancel()
+                below.cancel()
+                await asyncio.wait({own, below})
+
+    async def _open_one(self, heard: asyncio.Queue[str]) -> Question:
+        while True:
+            question = await self._store.question(await heard.get(), None)
+            if question is not None and question.state is QuestionState.OPEN:
+                return question
+
+    async def _own_question(self, execution_id: str) -> Question | None:
         async with aclosing(self._journal.follow(execution_id)) as batches:
             async for events in batches:
                 for event in events:

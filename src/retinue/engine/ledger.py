@@ -1,9 +1,9 @@
 """Verification: recompute every chain of the ledger and name the first row that does not fit.
 
-In this order: the audit chain, and what it vouches for (anchored heads, keys); each session's
-contracts with the executions they seal and their events, questions and answers; every execution,
-for its REQUEST; the tallies, by a recount. Who rewrites all of it, the audit chain too, is found
-out by an anchor that was noted elsewhere (``Anchor``).
+In this order: the audit chain, and what it vouches for (anchored heads, keys, registered agents);
+each session's contracts with the executions they seal and their events, questions and answers;
+every execution, for its REQUEST; the tallies, by a recount. Who rewrites all of it, the audit chain
+too, is found out by an anchor that was noted elsewhere (``Anchor``).
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class Verification:
             await witness.run(anchor)
             if owner is None:
                 await witness.keys()
+                await witness.agents()
             await Chains(self._store, progress, owner).run()
             if witness.doubt is None:
                 await self._executions(owner)

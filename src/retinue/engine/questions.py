@@ -2,20 +2,23 @@
 
 A question is a row; it is opened together with its event and the state ``input_required``, and
 answered once, by compare-and-set. While it is open the execution's deadline stands still and the
-question's own time runs. Whoever waits in this process hears of the answer at once; what was
-answered through another process is found by the scheduler.
+question's own time runs; so do the deadlines of those that wait for its result, as far as they run
+in this process. Whoever waits in this process hears of the answer at once; what was answered
+through another process is found by the scheduler.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from retinue.domain.event import EventData, EventType
 from retinue.domain.execution import Execution
 from retinue.domain.ids import now_us
 from retinue.domain.intent import Append, Appended, Ask, CloseQuestion, Conflict, Intent, Ok
+from retinue.domain.policy import MOST_DELAY_US
 from retinue.domain.principal import Role
 from retinue.domain.question import QuestionKind, QuestionState
 from retinue.domain.strictjson import NotJson, check, dumps, loads
@@ -27,6 +30,7 @@ from retinue.errors import Fenced, InvalidInput, InvalidResult, Unanswered
 from retinue.interfaces import Store
 
 MOST_QUESTION = 64 * 1024
+MOST_SECONDS = MOST_DELAY_US // 1_000_000
 
 
 class Questions:
@@ -43,6 +47,7 @@ class Questions:
         self._journal = journal
         self._running = running
         self._write = write
+        self._listeners: dict[str, list[asyncio.Queue[str]]] = {}
 
     async def recorded(self, execution: Execution) -> tuple[tuple[str, Any], ...]:
         """Return what people answered to earlier attempts: prompts and answers, in order."""
@@ -72,7 +77,7 @@ class Questions:
         shown = (intent.event,)
         publish(self._journal, attempt.execution.id, result.first_seq, shown, intent.at)
         attempt.question = intent.question_id
-        attempt.stop_clock()
+        self._halt(attempt)
         if seconds is not None:
             loop = asyncio.get_running_loop()
             question_id = intent.question_id
@@ -91,11 +96,56 @@ class Questions:
         if attempt is None or attempt.question != question_id:
             return
         attempt.question = None
-        if attempt.left is not None and not attempt.over:
-            attempt.start_clock(attempt.left)
-            attempt.left = None
+        self.ended(attempt)
         instance = await attempt.entry.ready()
         await instance.answer(question_id, value)
+
+    # -- those above who wait for it -----------------------------------------------------------
+
+    def _halt(self, asker: Attempt) -> None:
+        """Let the deadlines of all who wait for ``asker`` stand still; tell who listens to them."""
+        one: Attempt | None = asker
+        while one is not None:
+            one.halt(asker)
+            for listener in self._listeners.get(one.execution.id, ()):
+                listener.put_nowait(asker.question or "")
+            above = self._running.get(one.execution.parent_id or "")
+            waits = above is not None and one.execution.id in above.awaited
+            one = above if waits else None
+
+    @staticmethod
+    def ended(asker: Attempt) -> None:
+        """Take in that an attempt asks no more."""
+        halted, asker.halted = asker.halted, []
+        for one in halted:
+            one.go_on(asker)
+
+    def forget_call(self, parent: Attempt, child_id: str) -> None:
+        """Take in that ``parent`` does not wait for one of its calls any more."""
+        parent.awaited.discard(child_id)
+        child = self._running.get(child_id)
+        for asker in list(child.asking) if child is not None else ():
+            if parent in asker.halted:
+                place = asker.halted.index(parent)
+                above, asker.halted = asker.halted[place:], asker.halted[:place]
+                for one in above:
+                    one.go_on(asker)
+
+    @contextmanager
+    def listen(self, execution_id: str) -> Iterator[asyncio.Queue[str]]:
+        """Give the ids of the questions that are asked by an execution, or below it, here."""
+        asked: asyncio.Queue[str] = asyncio.Queue()
+        attempt = self._running.get(execution_id)
+        for asker in attempt.asking if attempt is not None else ():
+            asked.put_nowait(asker.question or "")
+        listeners = self._listeners.setdefault(execution_id, [])
+        listeners.append(asked)
+        try:
+            yield asked
+        finally:
+            listeners.remove(asked)
+            if not listeners:
+                self._listeners.pop(execution_id, None)
 
 
 def _opening(attempt: Attempt, event: EventData) -> tuple[Ask, float | None]:
@@ -118,6 +168,8 @@ def _opening(attempt: Attempt, event: EventData) -> tuple[Ask, float | None]:
     shown = EventData(EventType.INPUT_REQUIRED, {name: data.get(name) for name in names})
     shown.data.update(kind=kind.value, role=role.value)
     seconds = data.get("timeout")
+    if not (seconds is None or (type(seconds) in (int, float) and 0 <= seconds <= MOST_SECONDS)):
+        raise InvalidResult("the agent's question: its timeout is no number of seconds")
     at = now_us()
     return (
         Ask(

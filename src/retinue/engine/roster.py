@@ -29,6 +29,7 @@ from retinue.domain.signing import derive, fingerprint
 from retinue.domain.strictjson import dumps
 from retinue.engine.registry import Entry, Registry
 from retinue.engine.schema import Validator, parameters_schema
+from retinue.engine.witness import AGENT_REGISTER, AGENT_REMOVE, agent_detail
 from retinue.errors import (
     AgentNotFound,
     Conflict,
@@ -96,13 +97,12 @@ class Roster:
             fingerprint=fingerprint(secret),
             created_at=now_us(),
         )
-        detail = dumps({"endpoint": wanted.endpoint, "registration": registration})
         draft = AuditDraft(
             owner=by.owner,
             actor=by.name,
-            action="agent.register",
+            action=AGENT_REGISTER,
             target=agent.agent_id,
-            detail=detail,
+            detail=dumps(agent_detail(agent, wanted.endpoint)),
         )
         if isinstance(await self._store.write(PutAgent(agent, draft)), Conflicted):
             raise _taken(agent.agent_id)
@@ -127,7 +127,7 @@ class Roster:
             )
         if by.owner != stored.owner and by.role is not Role.ADMIN:
             raise Forbidden(f"agent {agent_id} was registered by another owner")
-        draft = AuditDraft(owner=by.owner, actor=by.name, action="agent.remove", target=agent_id)
+        draft = AuditDraft(owner=by.owner, actor=by.name, action=AGENT_REMOVE, target=agent_id)
         result = await self._store.write(RemoveAgent(agent_id, by.name, now_us(), draft))
         if isinstance(result, Rejected):
             raise AgentNotFound(f"no agent with the id {agent_id}")

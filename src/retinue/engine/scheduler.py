@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from retinue.domain.audit import ANCHOR, AuditDraft
-from retinue.domain.execution import DEAD_LETTER, Execution
+from retinue.domain.execution import DEAD_LETTER, Execution, State
 from retinue.domain.ids import follow_clock, now_us
 from retinue.domain.intent import Audit, Conflict, Expire, Fence, Finish, Ok, Requeue
 from retinue.domain.policy import Delivery
@@ -25,7 +25,7 @@ from retinue.engine.outcome import End, dead_letter, failed, response
 from retinue.engine.queue import Queue
 from retinue.engine.retention import Retention
 from retinue.engine.reunion import Reunion
-from retinue.engine.turns import Turns
+from retinue.engine.turns import Turns, interrupter
 from retinue.errors import Cancelled, RetinueError, Timeout, Unanswered, WorkerLost
 from retinue.interfaces import Store
 
@@ -169,11 +169,13 @@ class Scheduler:
 
     async def _expire(self, execution: Execution, now: int) -> None:
         allowed = (execution.allowed_us or 0) // 1000
+        tried = execution.attempt
+        where = f"queued again after attempt {tried}" if tried else "still queued"
         end = failed(
             Timeout(
-                f"Agent invocation timed out after {allowed}ms, still queued",
+                f"Agent invocation timed out after {allowed}ms, {where}",
                 details={"elapsed_ms": (now - execution.waits_since) // 1000},
-                outcome="not_started",
+                outcome=execution.known_in_queue,
             )
         )
         self._grown.add((execution.owner, execution.session_id))
@@ -212,8 +214,9 @@ class Scheduler:
         if self.reunion is not None and not self._queue.closed:
             await self.reunion.run()
         while orphans := await self._store.orphans(_PAGE):
+            unwanted = await self._interrupted()
             for execution in orphans:
-                await self._take_over(execution, found)
+                await self._take_over(execution, found, unwanted.get(execution.id))
             if len(orphans) < _PAGE:
                 break
         if found.requeued or found.failed or found.cancelled:
@@ -226,19 +229,36 @@ class Scheduler:
             )
         return found
 
-    async def _take_over(self, execution: Execution, found: Recovered) -> None:
+    async def _stood(self, execution: Execution, now: int) -> int:
+        """Return for how long the deadline has stood still for the question that is open."""
+        if execution.state is not State.INPUT_REQUIRED:
+            return 0
+        asked = await self._store.questions_of([execution.id])
+        return sum(now - q.created_at for q in asked if q.state is QuestionState.OPEN)
+
+    async def _interrupted(self) -> dict[str, str]:
+        """Return what is to be cancelled for one that came after it, and by whom.
+
+        That one says so in the store: its worker may have died before it did anything about it.
+        """
+        waiting = await self._store.interrupting(_PAGE)
+        return {i: interrupter(e) for e in waiting for i in await self._store.ahead(e)}
+
+    async def _take_over(self, execution: Execution, found: Recovered, by: str | None) -> None:
         if self.reunion is not None and await self.reunion.awaited(execution):
             return
         fence = Fence(execution.id, execution.attempt, execution.worker or "")
         now = now_us()
-        if execution.cancel_requested_at is not None:
-            error: RetinueError = Cancelled(details={"by": "request"}, outcome="unknown")
+        if execution.cancel_requested_at is not None or by is not None:
+            details = {"by": by or "request"}
+            error: RetinueError = Cancelled(details=details, outcome="unknown")
             found.cancelled += await self._end(execution, fence, failed(error), now)
         elif (
             execution.delivery is not Delivery.AT_MOST_ONCE
             and execution.attempts_used < execution.max_attempts
         ):
-            if isinstance(await self._store.write(Requeue(fence, now, now)), Ok):
+            again = Requeue(fence, now, now, stood_us=await self._stood(execution, now))
+            if isinstance(await self._store.write(again), Ok):
                 found.requeued += 1
                 self._queue.queued(execution.queue_key)
         elif execution.delivery is not Delivery.AT_MOST_ONCE:

@@ -97,7 +97,7 @@ class Turns:
 
     async def _clear(self, execution: Execution) -> None:
         """Cancel all that is before ``execution`` in its session."""
-        by = f"{execution.created_by}, with execution {execution.id}"
+        by = interrupter(execution)
         try:
             ahead = await self._store.ahead(execution)
             await asyncio.gather(*(self._stop(i, execution.owner, by) for i in ahead))
@@ -111,3 +111,8 @@ class Turns:
             await self._cancel(execution_id, owner, by)
         except NotFound:
             log.warning("nothing to interrupt: %s", execution_id)
+
+
+def interrupter(execution: Execution) -> str:
+    """Return who has all that is before ``execution`` in its session cancelled."""
+    return f"{execution.created_by}, with execution {execution.id}"

@@ -1,4 +1,4 @@
-"""The audit chain, and what its rows say of other tables: anchors, cuts, keys.
+"""The audit chain, and what its rows say of other tables: anchors, cuts, keys, agents.
 
 The rows are read as one stream, up to the head as it was at the start. What an anchor or a cut
 vouches for is looked up row by row, so that nothing has to be kept in memory.
@@ -11,16 +11,18 @@ from typing import Any
 
 import msgspec
 
+from retinue.domain.agent import StoredAgent
 from retinue.domain.audit import ANCHOR, AuditRow, audit_hash
 from retinue.domain.contract import GENESIS
 from retinue.domain.principal import ApiKey
 from retinue.domain.retention import CUT
-from retinue.domain.strictjson import loads
+from retinue.domain.strictjson import dumps, loads
 from retinue.engine.verdict import Broken, Fault, Progress, session_name, stored
 from retinue.interfaces import Page, Store
 
 _PAGE = 1000
 KEY_CREATE, KEY_REVOKE = "key.create", "key.revoke"
+AGENT_REGISTER, AGENT_REMOVE = "agent.register", "agent.remove"
 
 
 class Anchor(msgspec.Struct, frozen=True):
@@ -48,6 +50,14 @@ def _fingerprint(key: ApiKey) -> str:
     return hashlib.sha256(f"{key.id}|{key.hash}".encode()).hexdigest()
 
 
+def agent_detail(agent: StoredAgent, endpoint: str) -> dict[str, Any]:
+    """Return what the audit says of a new registration: what it is, and what tells it apart."""
+    fields = [agent.agent_id, agent.owner, agent.created_by, agent.driver, agent.created_at]
+    told = dumps([*fields, agent.fingerprint.hex()]) + agent.definition
+    digest = hashlib.sha256(told).hexdigest()
+    return {"endpoint": endpoint, "registration": agent.id, "digest": digest}
+
+
 class Witness:
     """One pass over the audit chain."""
 
@@ -57,6 +67,7 @@ class Witness:
         self._owner = owner
         self._created: dict[str, AuditRow] = {}
         self._revoked: dict[str, int] = {}
+        self._registered: dict[str, AuditRow] = {}
         self.doubt: Fault | None = None
         """The first place where a session differs from the audit; its own chain may say more."""
 
@@ -107,6 +118,10 @@ class Witness:
             self._created[row.target.partition(" ")[0]] = row
         elif row.action == KEY_REVOKE and row.outcome == "ok":
             self._revoked[row.target] = row.at
+        elif row.action == AGENT_REGISTER and row.outcome == "ok":
+            self._registered[row.target] = row
+        elif row.action == AGENT_REMOVE and row.outcome == "ok":
+            self._registered.pop(row.target, None)
 
     async def _anchored(self, heads: list[list[Any]]) -> None:
         """Compare anchored heads with the contracts that stand there now."""
@@ -177,9 +192,36 @@ class Witness:
             first = min(missing)
             raise Broken("api keys", self._created[first].n, "the key is missing", first)
 
+    async def agents(self) -> None:
+        """Compare the agents that are registered with what the audit says of them.
+
+        Raises:
+            Broken: one was changed, or put in or taken out behind the audit's back.
+        """
+        there = {agent.agent_id: agent for agent in await self._store.agents()}
+        for agent_id in sorted({*there, *self._registered}):
+            agent, row = there.get(agent_id), self._registered.get(agent_id)
+            reason = _unlike(agent, row)
+            if reason is not None and not await self._is_new(agent_id):
+                n = row.n if row is not None else 0
+                raise Broken("registered agents", n, reason, agent_id)
+
     async def _is_new(self, key_id: str) -> bool:
-        """Say whether rows that were written since our start say something of the key."""
+        """Say whether rows that were written since our start say something of the key or agent."""
         last = self._progress.audits
         head, _ = await self._store.audit_head()
         rows = await self._store.audit_rows(range(last + 1, head + 1))
         return any(row.target.partition(" ")[0] == key_id for row in rows)
+
+
+def _unlike(agent: StoredAgent | None, row: AuditRow | None) -> str | None:
+    """Say how a registration differs from the audit; an earlier version wrote no digest there."""
+    if row is None:
+        return "the audit does not say who registered the agent"
+    if agent is None:
+        return "the agent is missing, and the audit does not say who removed it"
+    said = loads(row.detail)
+    told = agent_detail(agent, said.get("endpoint", ""))
+    if any(said[name] != told[name] for name in ("registration", "digest") if name in said):
+        return "the registration was changed"
+    return None

@@ -13,7 +13,7 @@ from retinue.engine.compress import compress
 from retinue.engine.erasure import Erasure, erase_session
 from retinue.engine.ledger import Anchor, Verdict, Verification
 from retinue.engine.retention import Policy, Pruned
-from retinue.errors import NotFound, RetinueError
+from retinue.errors import NotFound, RetinueError, Unavailable
 from retinue.interfaces import (
     ContractFilter,
     ContractView,
@@ -72,12 +72,17 @@ class Record(Desk):
         MemAgent makes it when it is set and answers; else it is made here, and says so. Answers
         as ``POST /v1/compress`` does: ``compressed`` false, with the reason, when there is nothing
         to compress.
+
+        Raises:
+            Unavailable: the store does not answer.
         """
         check_session_id(session_id)
         answer = {"status": "ok", "session_id": session_id, "compressed": True, "error": None}
         memory = self._engine.memory
         try:
             block = await compress(self._store, principal.owner, session_id, intent, memory)
+        except Unavailable:
+            raise
         except RetinueError as error:
             return {
                 **answer,

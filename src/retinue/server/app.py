@@ -34,6 +34,7 @@ from retinue.server.admission import Admission
 from retinue.server.auth import Access
 from retinue.server.gate import Gate
 from retinue.server.openapi import SECURITY, Schemas, describe, words
+from retinue.server.orchestrate import TaskBody
 from retinue.server.routing import Door, Operation, Patience, Route
 from retinue.settings import Settings
 
@@ -143,7 +144,13 @@ class Application(FastAPI):
     def add_echo(self) -> None:
         """Serve ``POST /bench/echo``, which stands in no document."""
         self._add(
-            Operation(method="POST", path="/bench/echo", endpoint=bench.echo, tag="tasks"),
+            Operation(
+                method="POST",
+                path="/bench/echo",
+                endpoint=bench.echo,
+                tag="tasks",
+                body=TaskBody,
+            ),
             shown=False,
         )
 

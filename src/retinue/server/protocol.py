@@ -20,6 +20,7 @@ from typing import Any, cast
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from retinue.errors import InvalidInput, Overloaded, RetinueError, Timeout
+from retinue.server.admission import ALWAYS
 from retinue.server.errors import error_messages
 from retinue.server.streams import ABORT, LEFT
 
@@ -34,8 +35,44 @@ UNSENT_BYTES = 32 * 1024
 _CHUNKING = 8  # bytes around one byte of a body that comes in chunks of one
 
 
+_ALWAYS = frozenset(path.encode() for path in ALWAYS)
+
+
 class _Stop(Exception):
     """Raised inside the parser to stop it: the head is too large, or there is no room."""
+
+
+class Crowd:
+    """The connections beyond the bound, the longest there first; it says in the log that there are.
+
+    One per server: connections are told apart, and how often it was said is remembered.
+    """
+
+    told_seconds = 10.0
+
+    def __init__(self) -> None:
+        self._there: dict[BoundedProtocol, None] = {}
+        self._tell_at = 0.0
+
+    def enter(self, connection: BoundedProtocol, most: int, bound: int) -> None:
+        """Take one in; beyond ``most`` the one that is there the longest has to go."""
+        now = connection.loop.time()
+        if now >= self._tell_at:
+            self._tell_at = now + self.told_seconds
+            log.warning(
+                "as many connections are open as may be (%d): who comes now is refused; raise the"
+                " limit of open files (ulimit -n)",
+                bound,
+            )
+        if len(self._there) >= most:
+            oldest = next(iter(self._there))
+            self.leave(oldest)
+            oldest.transport.abort()
+        self._there[connection] = None
+
+    def leave(self, connection: BoundedProtocol) -> None:
+        """Forget one that has ended, if it was here."""
+        self._there.pop(connection, None)
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -44,8 +81,9 @@ class BoundedProtocol(HttpToolsProtocol):
     A head has ``head_seconds`` to arrive and a body ``body_seconds``. The rest of a body that was
     answered already is read and dropped for ``linger_seconds``, so that the answer reaches a
     client that is still sending. Who takes nothing of an answer for ``send_seconds`` is cut. Beyond
-    ``most_connections`` a connection gets one answer, 503, if it asks within ``crowded_seconds``;
-    ``most_refused`` beyond those it is closed at once.
+    ``most_connections`` a connection gets one answer, if it asks within ``crowded_seconds``: 503,
+    or how the service is. Of those there are ``most_refused``; a new one takes the place of the
+    one that has been silent the longest, so that who asks at once is heard, however many only wait.
     """
 
     head_seconds = 30.0
@@ -55,6 +93,7 @@ class BoundedProtocol(HttpToolsProtocol):
     crowded_seconds = 2.0
     most_connections = 1 << 20
     most_refused = 64
+    crowd = Crowd()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -76,17 +115,16 @@ class BoundedProtocol(HttpToolsProtocol):
         """Begin: the first request's head may take ``head_seconds``."""
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=UNSENT_BYTES)
-        beyond = len(self.connections) - self.most_connections
-        if beyond > self.most_refused:
-            transport.abort()
-            return
-        self._crowded = beyond > 0
+        self._crowded = len(self.connections) > self.most_connections
+        if self._crowded:
+            self.crowd.enter(self, self.most_refused, self.most_connections)
         self._start_timer(self.crowded_seconds if self._crowded else self.head_seconds, self._late)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
         self._stop_timer()
         self._stop_watching()
+        self.crowd.leave(self)
         super().connection_lost(exc)
         cycle: Any = self.cycle  # None before the first request
         if cycle is not None and not cycle.response_complete:
@@ -148,12 +186,15 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """End the head; the request starts."""
         self._in_head = False
-        if self._crowded:
+        if self._crowded and self.url.partition(b"?")[0] not in _ALWAYS:
             raise _Stop
         self._head_ended = True
         self._in_body = True
         self._stop_timer()
         super().on_headers_complete()
+        if self._crowded:
+            self.cycle.keep_alive = False
+            self.crowd.leave(self)
 
     def on_message_complete(self) -> None:
         """End the body; one that was answered already leaves an idle connection."""
@@ -229,6 +270,10 @@ class BoundedProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Refuse what is not HTTP, too large a head, or anything when there is no room."""
         if self._crowded:
+            asked: Any = self.cycle
+            if asked is not None:
+                return  # how the service is was asked before; the connection ends with that answer
+            self.crowd.leave(self)
             full = Overloaded("as many connections are open as may be; try again later")
             self._refuse(full, HTTPStatus.SERVICE_UNAVAILABLE)
             return

@@ -208,7 +208,7 @@ def _integers(kind: type[msgspec.Struct]) -> frozenset[str]:
 
 
 class _Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """No parameters."""
+    """No parameters, or an empty body."""
 
 
 def record(value: Any, kind: type[T], *, prefix: str = "$.") -> T:
@@ -314,8 +314,9 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     public: bool = False
 
     def guarded(self) -> Endpoint:
-        """Return the endpoint behind what is the same for all: who calls, and no stray query."""
+        """Return the endpoint behind what is the same for all: who calls, nothing stray sent."""
         endpoint, public, bare = self.endpoint, self.public, self.query is None
+        bodiless = self.body is None and self.method in {"POST", "PUT", "PATCH"}
 
         @functools.wraps(endpoint)
         async def guarded(call: Call) -> bytes | Response:
@@ -323,6 +324,8 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
                 call.principal = await call.door.access.principal(call.scope[HEADERS])
             if bare and call.scope["query_string"]:
                 call.query(_Nothing)
+            if bodiless and (sent := await call.read()):
+                record(decode(sent), _Nothing)
             return await endpoint(call)
 
         return guarded

@@ -26,7 +26,7 @@ from retinue.errors import RetinueError, SettingsError
 from retinue.orchestrator import Orchestrator
 from retinue.server import files
 from retinue.server.app import create_app
-from retinue.server.protocol import BoundedProtocol
+from retinue.server.protocol import BoundedProtocol, Crowd
 from retinue.server.routing import Patience
 from retinue.settings import Settings
 
@@ -246,6 +246,7 @@ def _config(app: object, patience: Patience) -> uvicorn.Config:
         send_seconds = patience.send
         most_connections = files.connections()
         most_refused = files.spare()
+        crowd = Crowd()
 
     return uvicorn.Config(
         app,  # type: ignore[arg-type]

@@ -189,6 +189,8 @@ def _requeue(batch: Batch, intent: Requeue, locked: Locked, _: Asked) -> Result:
         batch.questions_lost.append(execution.id)
     execution.state = advance(execution.state, State.QUEUED)
     execution.worker = None
+    if execution.deadline_at is not None:
+        execution.deadline_at += intent.stood_us
     execution.run_at = intent.run_at
     execution.interrupted += intent.uncounted
     execution.hold = Hold.TIME if intent.run_at > intent.at else Hold.NONE
@@ -215,7 +217,7 @@ def _cancel(batch: Batch, intent: Cancel, locked: Locked, _: Asked) -> Result:
             intent.response,
             intent.at,
             "E_CANCELLED",
-            "not_started",
+            execution.known_in_queue,
         )
     return Cancelling(execution.state, worker)
 
@@ -231,7 +233,7 @@ def _expire(batch: Batch, intent: Expire, locked: Locked, _: Asked) -> Result:
         intent.response,
         intent.at,
         intent.error_code,
-        "not_started",
+        execution.known_in_queue,
     )
     return Ok()
 

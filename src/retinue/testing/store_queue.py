@@ -6,6 +6,9 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
+import pytest
+
 from retinue.domain.contract import ContractType
 from retinue.domain.event import EventType
 from retinue.domain.execution import Hold, State
@@ -15,17 +18,20 @@ from retinue.domain.intent import (
     Conflict,
     Lease,
     Leased,
+    Ok,
     Promoted,
     Rejected,
     Requeue,
     Submitted,
     Want,
 )
+from retinue.domain.policy import Delivery
 from retinue.interfaces import Store
 from retinue.testing.store_samples import (
     SECOND,
     cancel,
     execution,
+    expire,
     fence,
     finish,
     lease,
@@ -285,3 +291,24 @@ class LeaseRules:
         (event,) = await verify_events(store, e)
         assert event.type is EventType.ATTEMPT_STARTED
         assert event.data == b'{"attempt":2,"is_reset":true}'
+
+    @pytest.mark.parametrize(
+        ("delivery", "known"),
+        [(Delivery.AT_MOST_ONCE, "not_started"), (Delivery.IDEMPOTENT, "unknown")],
+    )
+    async def test_what_was_begun_and_ends_in_the_queue_may_have_had_effects(
+        self, store: Store, delivery: Delivery, known: str
+    ) -> None:
+        for end in (expire, cancel):
+            e = await run(store, msgspec.structs.replace(execution(), delivery=delivery))
+            assert await store.write(Requeue(fence(e), now_us(), now_us())) == Ok()
+            assert isinstance(await store.write(end(e)), Ok)
+            stored = await load(store, e)
+            assert (stored.terminal, stored.attempt, stored.outcome) == (True, 1, known)
+
+    async def test_another_attempt_has_the_time_that_a_question_took(self, store: Store) -> None:
+        e = await run(store, msgspec.structs.replace(execution(), deadline_at=now_us() + SECOND))
+        assert e.deadline_at is not None
+        again = Requeue(fence(e), now_us(), now_us(), stood_us=3 * SECOND)
+        assert await store.write(again) == Ok()
+        assert (await load(store, e)).deadline_at == e.deadline_at + 3 * SECOND
