@@ -398,7 +398,7 @@ async def test_cancelling_ends_a_request_and_its_agent_finds_out(worker: Serve) 
         @capability()
         async def loop(context: Context) -> None:
             try:
-                await asyncio.sleep(60)
+                await context.ask("wait")
             finally:
                 print("cleaned up", file=sys.stderr)
         @capability()
@@ -413,8 +413,7 @@ async def test_cancelling_ends_a_request_and_its_agent_finds_out(worker: Serve) 
     ) as peer:
         for name, said in (("loop", "cleaned up"), ("thread", "ended by CancelledError")):
             asked = peer.invoke(name)
-            if name == "thread":
-                await question(peer, asked)
+            await question(peer, asked)
             answer = await peer.answer(
                 peer.order("cancel", request_id=asked, reason="enough"), "cancel"
             )
