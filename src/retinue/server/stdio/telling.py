@@ -70,7 +70,6 @@ class Telling:
         self._began = time.monotonic()
         self._limit_ms = options.timeout_ms if options.timeout_ms is not None else DEFAULT_MS
         self._tokens = 0
-        self._started = False
         self._node = ""
         self._narration = Narration(
             message_id,
@@ -192,7 +191,6 @@ class Telling:
                 for line in self._narration.say(node, data.get("content", ""), reset=reset):
                     self._door.send(line)
         elif kind is EventType.ATTEMPT_STARTED:
-            self._started = True
             self._narration.reset()
         elif kind is EventType.INPUT_REQUIRED:
             return await self._question(data["question_id"])
@@ -210,7 +208,7 @@ class Telling:
                 f"what became of {execution_id} was removed", details={"invoke_id": execution_id}
             )
         else:
-            raise self._failure(execution_id, kind, data)
+            raise await self._failure(execution_id, kind, data)
         return False
 
     def _note(self, kind: EventType, data: dict[str, Any]) -> None:
@@ -255,7 +253,9 @@ class Telling:
         for line in answer(self._to, result, metadata, self._door.line_bytes):
             self._door.send(line)
 
-    def _failure(self, execution_id: str, kind: EventType, data: dict[str, Any]) -> RetinueError:
+    async def _failure(
+        self, execution_id: str, kind: EventType, data: dict[str, Any]
+    ) -> RetinueError:
         ids = {"invoke_id": execution_id}
         if kind is EventType.CANCELLED:
             return Cancelled(details={**data, **ids})
@@ -265,7 +265,8 @@ class Telling:
         elapsed = self._elapsed()
         if isinstance(error, Timeout) and self._asked is not None and elapsed >= self._limit_ms:
             error.message = f"Agent invocation timed out after {self._limit_ms:g}ms"
-            state = "processing" if self._started else "queued"
+            execution = await self._door.orchestrator.execution(execution_id, self._door.principal)
+            state = "processing" if execution.started_at is not None else "queued"
             error.details |= {"elapsed_ms": elapsed, "agent_state": state}
         return error
 
