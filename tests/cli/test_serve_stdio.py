@@ -179,7 +179,7 @@ async def test_metadata_is_stored_with_the_execution(system: System, place: Plac
         assert await peer.ended(30) == 0
     shown = place.retinue("execution", "show", invoke_id, "--json").json
     assert shown["session_id"] == "sess-456"
-    assert shown["context"]["metadata"] == metadata
+    assert shown["input"]["context"]["metadata"] == metadata
 
 
 @pytest.mark.requirement("000.stream")
