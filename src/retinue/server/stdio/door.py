@@ -32,7 +32,8 @@ from retinue.errors import (
 )
 from retinue.interfaces import Page
 from retinue.orchestrator import LOCAL_ADMIN, Orchestrator
-from retinue.server.stdio.telling import DEFAULT_MS, Telling, asking_of
+from retinue.orchestrator.invoking import DEFAULT_MS, asking_of, task_of
+from retinue.server.stdio.telling import Telling
 from retinue.wire import envelope
 from retinue.wire.envelope import Control, Frame, Request
 from retinue.wire.faults import fault_of, payload_as
@@ -220,8 +221,12 @@ class StdioDoor:
 
     async def _invoke(self, frame: Request) -> None:
         asked: Invoke = payload_as(frame.payload, Invoke)
-        telling = Telling(self, frame.message_id, asked)
-        accepted = await self.orchestrator.submit(telling.task(), self.principal)
+        task = task_of(self.orchestrator, asked, self.session_id)
+        node = ""
+        if task.agent_id is not None:
+            node = self.orchestrator.definition(task.agent_id).agent_id
+        telling = Telling(self, frame.message_id, asked, node=node)
+        accepted = await self.orchestrator.submit(task, self.principal)
         if asked.options is not None and asked.options.run_async:
             ids = {"invoke_id": accepted.execution_id}
             payload = {"status": "success", "result": ids, "metadata": ids}

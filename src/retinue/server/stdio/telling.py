@@ -11,29 +11,17 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from retinue.domain.event import Event, EventType
-from retinue.domain.execution import Task
-from retinue.domain.question import Question, QuestionState
+from retinue.domain.question import QuestionState
 from retinue.domain.strictjson import loads
-from retinue.errors import (
-    Cancelled,
-    Gone,
-    HumanInputRequired,
-    InvalidInput,
-    NotFound,
-    RetinueError,
-    ShuttingDown,
-    Timeout,
-    error_from,
-)
+from retinue.errors import HumanInputRequired, NotFound, RetinueError, ShuttingDown, Timeout
+from retinue.orchestrator.invoking import DEFAULT_MS, asking_of, result_in, timed_out
 from retinue.wire import envelope
-from retinue.wire.inputs import named
-from retinue.wire.payloads import Asking, Invoke, InvokeOptions, Note
+from retinue.wire.payloads import Invoke, InvokeOptions, Note
 from retinue.wire.streams import Narration, answer
 
 if TYPE_CHECKING:
     from retinue.server.stdio.door import StdioDoor
 
-DEFAULT_MS = 30_000.0
 _NOTES = frozenset(
     {
         EventType.THINKING,
@@ -50,7 +38,8 @@ _NO_OPTIONS = InvokeOptions()
 class Telling:
     """Answers the request ``message_id`` with what becomes of an execution.
 
-    ``asked`` is None where the execution was asked for earlier.
+    ``asked`` is None where the execution was asked for earlier. ``node`` is the name of what an
+    agent says without naming a node.
     """
 
     def __init__(
@@ -59,6 +48,7 @@ class Telling:
         message_id: str,
         asked: Invoke | None,
         *,
+        node: str = "",
         stop_at_questions: bool = False,
     ) -> None:
         options = (asked.options if asked is not None else None) or _NO_OPTIONS
@@ -70,80 +60,13 @@ class Telling:
         self._began = time.monotonic()
         self._limit_ms = options.timeout_ms if options.timeout_ms is not None else DEFAULT_MS
         self._tokens = 0
-        self._node = ""
+        self._node = node
         self._narration = Narration(
             message_id,
             only=options.stream_node,
             accumulated=options.accumulated,
             line_bytes=door.line_bytes,
         )
-
-    # -- what is asked -------------------------------------------------------------------------
-
-    def task(self) -> Task:
-        """Return the task.
-
-        Raises:
-            AgentNotFound: there is no such agent.
-            InvalidInput: capability, node or metadata are not valid.
-        """
-        asked, options = self._asked, self._options
-        assert asked is not None
-        name, parameters = self._capability(asked, options)
-        metadata = dict(asked.metadata or {})
-        session_id = metadata.get("session_id")
-        if session_id is not None and not isinstance(session_id, str):
-            raise InvalidInput(
-                "metadata.session_id is a text", details={"path": "$.payload.metadata.session_id"}
-            )
-        if self._limit_ms <= 0:
-            raise InvalidInput(
-                "timeout_ms is more than 0", details={"path": "$.payload.options.timeout_ms"}
-            )
-        context = asked.context if isinstance(asked.context, dict) else {}
-        given = asked.input if asked.input is not msgspec.UNSET else {}
-        return Task(
-            session_id=session_id or self._door.session_id,
-            capability=name,
-            agent_id=asked.agent_name or None,
-            parameters=named(given, parameters),
-            context={**context, "metadata": metadata} if metadata or context else None,
-            intent=asked.intent,
-            deadline_us=int(self._limit_ms * 1000),
-            priority=options.priority,
-            idempotency_key=options.idempotency_key,
-        )
-
-    def _capability(self, asked: Invoke, options: InvokeOptions) -> tuple[str, Any]:
-        """Return which capability is meant, and its parameters' schema."""
-        path = "$.payload.options.capability"
-        orchestrator = self._door.orchestrator
-        if not asked.agent_name:
-            if options.capability is None:
-                raise InvalidInput(
-                    "agent_name is missing", details={"path": "$.payload.agent_name"}
-                )
-            found = orchestrator.capability(options.capability)
-            return options.capability, found.parameters if found is not None else None
-        definition = orchestrator.definition(asked.agent_name)
-        self._node = definition.agent_id
-        nodes = definition.nodes or (definition.agent_id,)
-        if options.stream_node is not None and options.stream_node not in nodes:
-            raise InvalidInput(
-                f"agent {asked.agent_name} has no node {options.stream_node}",
-                details={"path": "$.payload.options.stream_node", "nodes": list(nodes)},
-            )
-        known = {c.name: c for c in definition.capabilities}
-        wanted = options.capability
-        if wanted is None and len(known) == 1:
-            wanted = next(iter(known))
-        if wanted is None or wanted not in known:
-            fault = f"has no capability {wanted}" if wanted else "has several: name one"
-            raise InvalidInput(
-                f"agent {asked.agent_name} {fault}",
-                details={"path": path, "capabilities": list(known)},
-            )
-        return wanted, known[wanted].parameters
 
     # -- what becomes of it --------------------------------------------------------------------
 
@@ -196,20 +119,22 @@ class Telling:
             return await self._question(data["question_id"])
         elif kind in _NOTES:
             self._note(kind, data)
-        elif kind is EventType.COMPLETED:
-            if data.get("erased"):
-                raise Gone(
-                    f"the result of {execution_id} was erased", details={"invoke_id": execution_id}
-                )
-            self._succeed(execution_id, data)
+        elif event.terminal:
+            await self._end(execution_id, kind, data)
             return True
-        elif kind is EventType.TRUNCATED:
-            raise Gone(
-                f"what became of {execution_id} was removed", details={"invoke_id": execution_id}
-            )
-        else:
-            raise await self._failure(execution_id, kind, data)
         return False
+
+    async def _end(self, execution_id: str, kind: EventType, data: dict[str, Any]) -> None:
+        try:
+            result = result_in(kind, data, execution_id)
+        except RetinueError as error:
+            if self._asked is not None and isinstance(error, Timeout):
+                door = self._door
+                execution = await door.orchestrator.execution(execution_id, door.principal)
+                started = execution.started_at is not None
+                timed_out(error, self._limit_ms, self._elapsed(), started=started)
+            raise
+        self._succeed(execution_id, result)
 
     def _note(self, kind: EventType, data: dict[str, Any]) -> None:
         if kind is EventType.USAGE:
@@ -241,7 +166,7 @@ class Telling:
             door.send(envelope.encode_checked(envelope.control(asking, to=self._to)))
         return False
 
-    def _succeed(self, execution_id: str, data: dict[str, Any]) -> None:
+    def _succeed(self, execution_id: str, result: Any) -> None:
         metadata = {
             "invoke_id": execution_id,
             "duration_ms": self._elapsed(),
@@ -249,40 +174,8 @@ class Telling:
         }
         for line in self._narration.complete():
             self._door.send(line)
-        result = data.get("result")
         for line in answer(self._to, result, metadata, self._door.line_bytes):
             self._door.send(line)
 
-    async def _failure(
-        self, execution_id: str, kind: EventType, data: dict[str, Any]
-    ) -> RetinueError:
-        ids = {"invoke_id": execution_id}
-        if kind is EventType.CANCELLED:
-            return Cancelled(details={**data, **ids})
-        details = {**(data.get("details") or {}), **ids}
-        code, message = data.get("code"), data.get("error")
-        error = error_from({"code": code, "message": message, "details": details})
-        elapsed = self._elapsed()
-        if isinstance(error, Timeout) and self._asked is not None and elapsed >= self._limit_ms:
-            error.message = f"Agent invocation timed out after {self._limit_ms:g}ms"
-            execution = await self._door.orchestrator.execution(execution_id, self._door.principal)
-            state = "processing" if execution.started_at is not None else "queued"
-            error.details |= {"elapsed_ms": elapsed, "agent_state": state}
-        return error
-
     def _elapsed(self) -> int:
         return int((time.monotonic() - self._began) * 1000)
-
-
-def asking_of(question: Question) -> Asking:
-    """Return a stored question as its frame's payload."""
-    expires = question.expires_at
-    return Asking(
-        invoke_id=question.execution_id,
-        input_id=question.id,
-        prompt=question.prompt,
-        schema=loads(question.schema) if question.schema is not None else None,
-        timeout_ms=(expires - question.created_at) / 1000 if expires is not None else None,
-        kind=question.kind.value,
-        role=question.role.value,
-    )
