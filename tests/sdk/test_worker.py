@@ -459,6 +459,7 @@ async def test_agents_call_others_through_the_parent(worker: Serve) -> None:
         peer.write(make.encode_message(make.error(call.message_id, refusal)))
         fault = failure(await peer.answer(asked, "delegate"))
         assert (fault.error_code, fault.message) == ("E_AGENT_NOT_FOUND", "no math")
+        assert fault.outcome == "failed"  # the one that called it did run
 
 
 @pytest.mark.requirement("000.errors")

@@ -61,6 +61,7 @@ class Invocation:
         self._timer: asyncio.TimerHandle | None = None
         self._waits = 0
         self._tokens = 0
+        self._ran = False
         self._runs: set[Any] = set()
         self._task: asyncio.Task[None] | None = None
         self._questions: dict[str, asyncio.Future[Any]] = {}
@@ -99,6 +100,7 @@ class Invocation:
                     details={"path": "$.payload.options.stream_node", "nodes": list(served.nodes)},
                 )
             arguments = self._arguments()
+            self._ran = True
             if served.blocks:
                 answered = await self._worker.in_thread(
                     contextvars.copy_context().run, self._block, arguments
@@ -171,7 +173,8 @@ class Invocation:
 
     def fail(self, error: RetinueError) -> None:
         """End with an error, unless it has ended."""
-        if isinstance(error, InvalidInput) and self._tokens:
+        if self._ran and error.outcome == "not_started":
+            # Something that the agent wanted was refused. The agent itself did run.
             error.outcome = "failed"
         fault = fault_of(error)
         try:
