@@ -2,7 +2,8 @@
 # make check  format, lint, types, layers               make format rewrite what a machine can
 # make bench  measure                                   make torture  crash it and check the record
 # make test-cli  the real coding CLIs, from npm         (CLIS=all: the proprietary and the large, too)
-# make lock   resolve the dependencies again (needs uv) make clean  remove everything installed here
+# make fuzz   mutated input at the decoders              make lock   resolve the dependencies again (uv)
+# make clean  remove everything installed here
 
 PYTHON ?= python3
 ARGS ?=
@@ -23,7 +24,7 @@ CREATED := $(VENV)/.created
 RUN := $(VENV)/.run
 DEV := $(VENV)/.dev
 
-.PHONY: up test test-cli check format bench torture lock clean
+.PHONY: up test test-cli check format bench torture fuzz lock clean
 .DELETE_ON_ERROR:
 
 up: $(RUN)
@@ -47,7 +48,7 @@ format: $(DEV)
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 
-bench torture: $(DEV)
+bench torture fuzz: $(DEV)
 	@test -f $@/__main__.py || { echo "make $@: this checkout has no $@/ directory." >&2; exit 1; }
 	@$(BIN)/python -m $@ $(ARGS)
 

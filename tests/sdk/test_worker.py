@@ -398,7 +398,7 @@ async def test_cancelling_ends_a_request_and_its_agent_finds_out(worker: Serve) 
         @capability()
         async def loop(context: Context) -> None:
             try:
-                await asyncio.sleep(60)
+                await context.ask("wait")
             finally:
                 print("cleaned up", file=sys.stderr)
         @capability()
@@ -413,8 +413,7 @@ async def test_cancelling_ends_a_request_and_its_agent_finds_out(worker: Serve) 
     ) as peer:
         for name, said in (("loop", "cleaned up"), ("thread", "ended by CancelledError")):
             asked = peer.invoke(name)
-            if name == "thread":
-                await question(peer, asked)
+            await question(peer, asked)
             answer = await peer.answer(
                 peer.order("cancel", request_id=asked, reason="enough"), "cancel"
             )
@@ -460,6 +459,7 @@ async def test_agents_call_others_through_the_parent(worker: Serve) -> None:
         peer.write(make.encode_message(make.error(call.message_id, refusal)))
         fault = failure(await peer.answer(asked, "delegate"))
         assert (fault.error_code, fault.message) == ("E_AGENT_NOT_FOUND", "no math")
+        assert fault.outcome == "failed"  # the one that called it did run
 
 
 @pytest.mark.requirement("000.errors")

@@ -22,6 +22,7 @@ from retinue.cli import (
     parked,
     question,
     queue,
+    repl,
     serve,
     session,
     task,
@@ -40,6 +41,7 @@ app = typer.Typer(
 app.command()(serve.serve)
 app.command()(task.run)
 instance.add_to(agent.app)
+app.command()(repl.repl)
 app.add_typer(agent.app, name="agent")
 app.add_typer(execution.app, name="execution")
 app.command()(queue.queue)

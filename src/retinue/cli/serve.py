@@ -49,9 +49,18 @@ def serve(
     no_examples: Annotated[
         bool, typer.Option("--no-examples", help="Leave the example agents out.")
     ] = False,
+    stdio: Annotated[
+        bool,
+        typer.Option(
+            "--stdio",
+            help="Not over HTTP: speak JSON lines on stdin and stdout, as a program's subprocess.",
+        ),
+    ] = False,
 ) -> None:
     """Serve agents over HTTP until Ctrl-C or SIGTERM."""
     from retinue.cli import logs
+
+    pipes = _take_stdio() if stdio else None
 
     try:
         settings = prepared(
@@ -65,8 +74,27 @@ def serve(
     except RetinueError as error:
         output.fail(error)
     logs.configure(settings.log_level, settings.log_format)
+    if pipes is not None:
+        _serve_stdio(settings, pipes)
+        return
     listener = _bind(settings)
     complete(lambda: _serve(settings, listener), fast=True)
+
+
+def _take_stdio() -> tuple[int, int]:
+    from retinue.sdk.output import take_stdio
+
+    return take_stdio()
+
+
+def _serve_stdio(settings: Settings, pipes: tuple[int, int]) -> None:
+    from retinue.cli import stdio
+
+    async def run() -> None:
+        await stdio.serve(settings, pipes)
+        await _leave()
+
+    complete(run, fast=True)
 
 
 def _bind(settings: Settings) -> socket:

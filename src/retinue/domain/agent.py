@@ -46,6 +46,7 @@ class AgentDefinition(msgspec.Struct, frozen=True, kw_only=True):
     of a task that brings none, ``on_busy`` likewise. ``rate`` bounds how often it is called; more
     tasks wait. ``cache_seconds`` is how long its results may stand for equal tasks (0: not at all).
     ``config`` is the driver's own.
+    ``nodes`` are the names that it streams under (none: one, with its id).
     """
 
     agent_id: str
@@ -55,6 +56,7 @@ class AgentDefinition(msgspec.Struct, frozen=True, kw_only=True):
     driver: str = "python"
     config: Any = None
     capabilities: tuple[Capability, ...] = ()
+    nodes: tuple[str, ...] = ()
     concurrency: int = 64
     memory: int = 0
     timeout_us: int = 300_000_000

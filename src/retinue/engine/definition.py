@@ -38,6 +38,7 @@ def definition_of(agent: Agent) -> AgentDefinition:
             )
             for c in agent.get_capabilities()
         ),
+        nodes=given.nodes,
         concurrency=given.concurrency or default.concurrency,
         timeout_us=int(given.timeout * 1_000_000) if given.timeout else default.timeout_us,
         delivery=word_of(Delivery, "delivery", given.delivery) or default.delivery,

@@ -8,7 +8,13 @@ from typing import Any
 import msgspec
 
 from retinue.agent import Agent
-from retinue.domain.agent import AgentDefinition, HttpConfig, Registration, StoredAgent
+from retinue.domain.agent import (
+    AgentDefinition,
+    Capability,
+    HttpConfig,
+    Registration,
+    StoredAgent,
+)
 from retinue.domain.ids import iso, now_us
 from retinue.domain.principal import Principal, Role
 from retinue.engine.core import Engine
@@ -121,6 +127,22 @@ class Agents(Desk):
             AgentNotFound: there is none.
         """
         await self._engine.remove_agent(agent_id)
+
+    def names(self) -> list[str]:
+        """Return the agents' ids."""
+        return [entry.agent_id for entry in self._engine.registry]
+
+    def definition(self, word: str) -> AgentDefinition:
+        """Return how the agent with that id or name is defined.
+
+        Raises:
+            AgentNotFound: there is none, or the name is ambiguous.
+        """
+        return self._engine.registry.find(word).definition
+
+    def capability(self, name: str) -> Capability | None:
+        """Return what a capability is, if any agent has it."""
+        return self._engine.registry.capability(name)
 
     async def agents(self) -> list[AgentView]:
         """List the agents."""

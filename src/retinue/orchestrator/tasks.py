@@ -312,6 +312,17 @@ class Tasks(Desk):
         """List the open questions, oldest first."""
         return await self._store.questions(principal.owner, page)
 
+    async def question(self, question_id: str, principal: Principal = LOCAL_ADMIN) -> Question:
+        """Return a question, open or not.
+
+        Raises:
+            NotFound: there is none of this owner.
+        """
+        question = await self._store.question(question_id, principal.owner)
+        if question is None:
+            raise NotFound(f"no question {question_id}")
+        return question
+
     async def answer(
         self, question_id: str, value: Any, principal: Principal = LOCAL_ADMIN
     ) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from retinue.agent import Context, FunctionAgent, data_of, enter
 from retinue.domain.event import EventType
 from retinue.domain.ids import ulid
-from retinue.domain.strictjson import NotJson, check, dumps
+from retinue.domain.strictjson import NotJson, check
 from retinue.errors import (
     Cancelled,
     ExecutionError,
@@ -31,28 +31,13 @@ from retinue.errors import (
 from retinue.sdk.catalog import Served
 from retinue.wire import envelope
 from retinue.wire.faults import fault_of
-from retinue.wire.payloads import (
-    RESULT_NODE,
-    Asking,
-    Chunk,
-    Invoke,
-    InvokeOptions,
-    Note,
-)
+from retinue.wire.payloads import Asking, Invoke, InvokeOptions, Note
+from retinue.wire.streams import Narration, answer
 
 if TYPE_CHECKING:
     from retinue.sdk.worker import Worker
 
 _NO_OPTIONS = InvokeOptions()
-
-
-class _Node:
-    """What one node has streamed that still counts."""
-
-    __slots__ = ("parts",)
-
-    def __init__(self) -> None:
-        self.parts: list[str] = []
 
 
 class Invocation:
@@ -64,13 +49,19 @@ class Invocation:
         self._asked = asked
         self._served = served
         self._options = asked.options or _NO_OPTIONS
-        self._nodes: dict[str, _Node] = {}
+        self._narration = Narration(
+            message_id,
+            only=self._options.stream_node,
+            accumulated=self._options.accumulated,
+            line_bytes=worker.line_bytes,
+        )
         self._lock = threading.Lock()
         self._began = time.monotonic()
         self._left: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._waits = 0
         self._tokens = 0
+        self._ran = False
         self._runs: set[Any] = set()
         self._task: asyncio.Task[None] | None = None
         self._questions: dict[str, asyncio.Future[Any]] = {}
@@ -109,15 +100,16 @@ class Invocation:
                     details={"path": "$.payload.options.stream_node", "nodes": list(served.nodes)},
                 )
             arguments = self._arguments()
+            self._ran = True
             if served.blocks:
-                answer = await self._worker.in_thread(
+                answered = await self._worker.in_thread(
                     contextvars.copy_context().run, self._block, arguments
                 )
             elif served.streams:
-                answer = await self._join(served.target(**arguments))
+                answered = await self._join(served.target(**arguments))
             else:
-                answer = await served.target(**arguments)
-            self._succeed(data_of(answer))
+                answered = await served.target(**arguments)
+            self._succeed(data_of(answered))
         except asyncio.CancelledError:
             self.fail(ExecutionError("the agent cancelled itself"))
         except RetinueError as error:
@@ -169,38 +161,20 @@ class Invocation:
             "duration_ms": int((time.monotonic() - self._began) * 1000),
             "tokens_used": self._tokens,
         }
-        payload = {"status": "success", "result": result, "metadata": metadata}
         with self._lock:
             if self.closed:
                 self._worker.late += 1
                 return
-            self._complete()
-            line = envelope.encode_checked(envelope.response(self.message_id, payload))
-            if len(line) > self._worker.line_bytes:
-                self._large(result)
-                payload |= {"result": None, "result_node": RESULT_NODE}
-                line = envelope.encode_checked(envelope.response(self.message_id, payload))
-            self._close(line)
-
-    def _complete(self) -> None:
-        for name in self._nodes:
-            self._stream(name, "", complete=True)
-
-    def _large(self, result: Any) -> None:
-        """Send a result that is too large for one frame as the chunks of a node of its own."""
-        text = dumps(result).decode()
-        size = self._worker.line_bytes // 8  # a character takes at most six bytes
-        for at in range(0, len(text), size):
-            chunk = Chunk(
-                node_name=RESULT_NODE,
-                chunk=text[at : at + size],
-                is_complete=at + size >= len(text),
-            )
-            self._worker.send(envelope.stream(self.message_id, chunk))
+            for line in self._narration.complete():
+                self._worker.output.send(line)
+            for line in answer(self.message_id, result, metadata, self._worker.line_bytes):
+                self._worker.output.send(line)
+            self.closed = True
 
     def fail(self, error: RetinueError) -> None:
         """End with an error, unless it has ended."""
-        if isinstance(error, InvalidInput) and self._tokens:
+        if self._ran and error.outcome == "not_started":
+            # Something that the agent wanted was refused. The agent itself did run.
             error.outcome = "failed"
         fault = fault_of(error)
         try:
@@ -218,11 +192,8 @@ class Invocation:
             if len(line) > self._worker.line_bytes:
                 short = type(error)(fault.message[:1000], outcome=error.outcome)
                 line = envelope.encode_checked(envelope.error(self.message_id, fault_of(short)))
-            self._close(line)
-
-    def _close(self, line: bytes) -> None:
-        self.closed = True
-        self._worker.output.send(line)
+            self.closed = True
+            self._worker.output.send(line)
 
     def end(self, error: RetinueError) -> None:
         """End it from outside: its caller hears at once, its agent is cancelled."""
@@ -283,42 +254,19 @@ class Invocation:
         return line
 
     def _say(self, data: dict[str, Any]) -> None:
-        name = data.get("node_name") or self._served.name
-        wanted = self._options.stream_node
-        if not self._options.stream or (wanted is not None and name != wanted):
+        if not self._options.stream:
             return
         try:
             check(data["content"])
         except NotJson as error:
             raise InvalidResult(f"the agent's text: {error}") from None
+        node = data.get("node_name") or self._served.name
         with self._lock:
-            if not self.closed:
-                self._stream(name, data["content"], reset=bool(data.get("is_reset")))
-
-    def _stream(self, name: str, text: str, *, reset: bool = False, complete: bool = False) -> None:
-        node = self._nodes.get(name)
-        if node is None:
-            node = self._nodes[name] = _Node()
-        if reset:
-            node.parts.clear()
-        size = self._worker.line_bytes // 8
-        for at in range(0, max(len(text), 1), size):
-            piece = text[at : at + size]
-            chunk = Chunk(node_name=name, chunk=piece, is_complete=complete, is_reset=reset)
-            if self._options.accumulated:
-                node.parts.append(piece)
-                if len(node.parts) > 1:
-                    node.parts = ["".join(node.parts)]
-                if len(node.parts[0]) <= size:
-                    chunk = Chunk(
-                        node_name=name,
-                        chunk=piece,
-                        is_complete=complete,
-                        is_reset=reset,
-                        accumulated=node.parts[0],
-                    )
-            self._worker.send(envelope.stream(self.message_id, chunk))
-            reset = False
+            if self.closed:
+                return
+            lines = self._narration.say(node, data["content"], reset=bool(data.get("is_reset")))
+            for line in lines:
+                self._worker.output.send(line)
 
     async def call(
         self, capability: str | None, parameters: Any, agent: str | None, timeout: float | None

@@ -156,10 +156,23 @@ def _bad(kind: str, reason: str, value: dict[str, Any], line: bytes) -> BadFrame
 # -- making frames -----------------------------------------------------------------------------
 
 
+_random: list[str] = []
+
+
 def new_id() -> str:
     """Return a new message_id: a random UUID (version 4)."""
-    made = os.urandom(16).hex()
-    return f"{made[:8]}-{made[8:12]}-4{made[13:16]}-{'89ab'[int(made[16], 16) & 3]}{made[17:20]}-{made[20:]}"  # noqa: E501
+    try:
+        made = _random.pop()  # atomic: two threads never get the same one
+    except IndexError:
+        pool = os.urandom(16 * 128).hex()
+        _random.extend(pool[at : at + 32] for at in range(0, len(pool), 32))
+        return new_id()
+    variant = "89ab"[int(made[16], 16) & 3]
+    return f"{made[:8]}-{made[8:12]}-4{made[13:16]}-{variant}{made[17:20]}-{made[20:]}"
+
+
+# A forked child must not go on with its parent's random bits.
+os.register_at_fork(after_in_child=_random.clear)
 
 
 def request(payload: Any, *, within: str | None = None) -> Request:

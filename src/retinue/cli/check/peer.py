@@ -120,9 +120,12 @@ class Peer:
     async def _log(self) -> None:
         source = self._running().stderr
         assert source is not None
+        rest = ""
         while chunk := await source.read(1 << 16):
-            lines = chunk.decode(errors="replace").splitlines()
+            *lines, rest = (rest + chunk.decode(errors="replace")).split("\n")
             self.errors = [*self.errors, *lines][-_TAIL:]
+            rest = rest[-4096:]
+        self.errors.append(rest)
 
     # -- saying --------------------------------------------------------------------------------
 

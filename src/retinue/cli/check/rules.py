@@ -322,8 +322,7 @@ async def failure(peer: Peer) -> None:
 async def human_input(peer: Peer) -> None:
     """Check the rule `human-input`."""
     await peer.until_ready()
-    asked = {"agent_name": peer.named("ask"), "input": {}, "metadata": {"invoke_id": "inv-7"}}
-    message_id = peer.ask("agent.invoke", **asked)
+    message_id = peer.invoke(peer.named("ask"), {})
 
     def test(frame: Frame) -> Asking | None:
         if isinstance(frame, Control) and frame.payload.get("operation") == "human_input.request":
@@ -334,10 +333,10 @@ async def human_input(peer: Peer) -> None:
         return None
 
     question = await peer.first("the human_input.request frame", test, peer.plan.seconds)
-    if question.invoke_id != "inv-7":
-        raise Broken(f"the question has the invoke_id {question.invoke_id!r}, not inv-7")
-    ids = {"invoke_id": "inv-7", "input_id": question.input_id}
-    wrong = peer.ask("human_input.provide", invoke_id="inv-7", input_id="no-such", value=1)
+    if not question.invoke_id or not question.input_id:
+        raise Broken("the question has no invoke_id, or no input_id")
+    ids = {"invoke_id": question.invoke_id, "input_id": question.input_id}
+    wrong = peer.ask("human_input.provide", **{**ids, "input_id": "no-such"}, value=1)
     _expect(await peer.answer(wrong, "human_input.provide for no-such"), "E_INVALID_INPUT")
     first = peer.ask("human_input.provide", **ids, value="yes")
     taken = await peer.answer(first, "human_input.provide")
@@ -359,6 +358,8 @@ async def cancel(peer: Peer) -> None:
         if answer.payload.error_code == "E_UNKNOWN_OPERATION":
             raise NotShown("the program does not know cancel, which is optional")
         raise Broken(f"cancel was refused: {answer.payload.message}")
+    if answer.payload.get("status") != "cancelling":
+        raise Broken(f"cancel was answered by {_shown(answer)}, not by status cancelling")
     ended = await peer.answer(message_id, "the request that was cancelled")
     _expect(ended, "E_CANCELLED")
 

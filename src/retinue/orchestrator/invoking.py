@@ -1,0 +1,125 @@
+"""``agent.invoke`` (specification 000) as a task, and an execution's end as its caller hears of it.
+
+What the doors share that speak that specification: over stdio, and in Python.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from retinue.domain.event import EventType
+from retinue.domain.execution import Task
+from retinue.domain.question import Question
+from retinue.domain.strictjson import loads
+from retinue.errors import Cancelled, Gone, InvalidInput, RetinueError, Timeout, error_from
+from retinue.orchestrator.agents import Agents
+from retinue.wire.inputs import named
+from retinue.wire.payloads import Asking, Invoke, InvokeOptions
+
+DEFAULT_MS = 30_000.0
+_NO_OPTIONS = InvokeOptions()
+
+
+def task_of(agents: Agents, asked: Invoke, session_id: str) -> Task:
+    """Return the task that is asked for; ``session_id`` is for one that names no session.
+
+    Raises:
+        AgentNotFound: there is no such agent.
+        InvalidInput: capability, node or metadata are not valid.
+    """
+    options = asked.options or _NO_OPTIONS
+    limit_ms = options.timeout_ms if options.timeout_ms is not None else DEFAULT_MS
+    name, parameters = _capability(agents, asked, options)
+    metadata = dict(asked.metadata or {})
+    given_session = metadata.get("session_id")
+    if given_session is not None and not isinstance(given_session, str):
+        raise InvalidInput(
+            "metadata.session_id is a text", details={"path": "$.payload.metadata.session_id"}
+        )
+    if limit_ms <= 0:
+        raise InvalidInput(
+            "timeout_ms is more than 0", details={"path": "$.payload.options.timeout_ms"}
+        )
+    context = asked.context if isinstance(asked.context, dict) else {}
+    given = asked.input if asked.input is not msgspec.UNSET else {}
+    return Task(
+        session_id=given_session or session_id,
+        capability=name,
+        agent_id=asked.agent_name or None,
+        parameters=named(given, parameters),
+        context={**context, "metadata": metadata} if metadata or context else None,
+        intent=asked.intent,
+        deadline_us=int(limit_ms * 1000),
+        priority=options.priority,
+        idempotency_key=options.idempotency_key,
+    )
+
+
+def _capability(agents: Agents, asked: Invoke, options: InvokeOptions) -> tuple[str, Any]:
+    """Return which capability is meant, and its parameters' schema."""
+    if not asked.agent_name:
+        if options.capability is None:
+            raise InvalidInput("agent_name is missing", details={"path": "$.payload.agent_name"})
+        found = agents.capability(options.capability)
+        return options.capability, found.parameters if found is not None else None
+    definition = agents.definition(asked.agent_name)
+    nodes = definition.nodes or (definition.agent_id,)
+    if options.stream_node is not None and options.stream_node not in nodes:
+        raise InvalidInput(
+            f"agent {asked.agent_name} has no node {options.stream_node}",
+            details={"path": "$.payload.options.stream_node", "nodes": list(nodes)},
+        )
+    known = {c.name: c for c in definition.capabilities}
+    wanted = options.capability
+    if wanted is None and len(known) == 1:
+        wanted = next(iter(known))
+    if wanted is None or wanted not in known:
+        fault = f"has no capability {wanted}" if wanted else "has several: name one"
+        raise InvalidInput(
+            f"agent {asked.agent_name} {fault}",
+            details={"path": "$.payload.options.capability", "capabilities": list(known)},
+        )
+    return wanted, known[wanted].parameters
+
+
+def result_in(kind: EventType, data: dict[str, Any], invoke_id: str) -> Any:
+    """Return the result that an execution's last event brings.
+
+    Raises:
+        RetinueError: it brings none; the error is that of the execution.
+    """
+    ids = {"invoke_id": invoke_id}
+    if kind is EventType.COMPLETED and not data.get("erased"):
+        return data.get("result")
+    if kind in {EventType.COMPLETED, EventType.TRUNCATED}:
+        if data.get("result") is not None:
+            return data["result"]
+        raise Gone(f"what became of {invoke_id} was erased or removed", details=ids)
+    if kind is EventType.CANCELLED:
+        raise Cancelled(details={**data, **ids})
+    details = {**(data.get("details") or {}), **ids}
+    raise error_from({"code": data.get("code"), "message": data.get("error"), "details": details})
+
+
+def timed_out(error: RetinueError, limit_ms: float, elapsed_ms: int, *, started: bool) -> None:
+    """Say it in specification 000's words, where the time that ran out was the invocation's own."""
+    if isinstance(error, Timeout) and elapsed_ms >= limit_ms:
+        error.message = f"Agent invocation timed out after {limit_ms:g}ms"
+        state = "processing" if started else "queued"
+        error.details |= {"elapsed_ms": elapsed_ms, "agent_state": state}
+
+
+def asking_of(question: Question) -> Asking:
+    """Return a stored question as specification 000 has it."""
+    expires = question.expires_at
+    return Asking(
+        invoke_id=question.execution_id,
+        input_id=question.id,
+        prompt=question.prompt,
+        schema=loads(question.schema) if question.schema is not None else None,
+        timeout_ms=(expires - question.created_at) / 1000 if expires is not None else None,
+        kind=question.kind.value,
+        role=question.role.value,
+    )

@@ -1,0 +1,181 @@
+"""One execution, told to a parent: its events become frames, its end the answer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from retinue.domain.event import Event, EventType
+from retinue.domain.question import QuestionState
+from retinue.domain.strictjson import loads
+from retinue.errors import HumanInputRequired, NotFound, RetinueError, ShuttingDown, Timeout
+from retinue.orchestrator.invoking import DEFAULT_MS, asking_of, result_in, timed_out
+from retinue.wire import envelope
+from retinue.wire.payloads import Invoke, InvokeOptions, Note
+from retinue.wire.streams import Narration, answer
+
+if TYPE_CHECKING:
+    from retinue.server.stdio.door import StdioDoor
+
+_NOTES = frozenset(
+    {
+        EventType.THINKING,
+        EventType.TOOL_CALL,
+        EventType.TOOL_RESULT,
+        EventType.PROGRESS,
+        EventType.LOG,
+        EventType.USAGE,
+    }
+)
+_NO_OPTIONS = InvokeOptions()
+
+
+class Telling:
+    """Answers the request ``message_id`` with what becomes of an execution.
+
+    ``asked`` is None where the execution was asked for earlier. ``node`` is the name of what an
+    agent says without naming a node.
+    """
+
+    def __init__(
+        self,
+        door: StdioDoor,
+        message_id: str,
+        asked: Invoke | None,
+        *,
+        node: str = "",
+        stop_at_questions: bool = False,
+    ) -> None:
+        options = (asked.options if asked is not None else None) or _NO_OPTIONS
+        self._door = door
+        self._to = message_id
+        self._asked = asked
+        self._options = options
+        self._stops = stop_at_questions
+        self._began = time.monotonic()
+        self._limit_ms = options.timeout_ms if options.timeout_ms is not None else DEFAULT_MS
+        self._tokens = 0
+        self._node = node
+        self._narration = Narration(
+            message_id,
+            only=options.stream_node,
+            accumulated=options.accumulated,
+            line_bytes=door.line_bytes,
+        )
+
+    # -- what becomes of it --------------------------------------------------------------------
+
+    async def within(self, timeout_ms: float | None, work: Awaitable[None]) -> None:
+        """Wait no longer than that; the execution itself goes on.
+
+        Raises:
+            Timeout: it has not ended.
+        """
+        try:
+            async with asyncio.timeout(timeout_ms / 1000 if timeout_ms is not None else None):
+                await work
+        except TimeoutError:
+            raise Timeout(
+                f"it has not ended within {timeout_ms:g}ms, and goes on",
+                details={"elapsed_ms": self._elapsed()},
+            ) from None
+
+    async def follow(self, execution_id: str, *, after: int = 0) -> None:
+        """Tell of the execution from event ``after`` on, until its request is answered.
+
+        Raises:
+            RetinueError: it ended without a result, or this system stops first.
+        """
+        door = self._door
+        batches = door.orchestrator.follow(execution_id, after=after, principal=door.principal)
+        async with aclosing(batches) as events:
+            async for some in events:
+                for event in some:
+                    if await self._tell(execution_id, event):
+                        return
+        raise ShuttingDown(
+            "the system is shutting down; the execution is kept and goes on later",
+            details={"invoke_id": execution_id},
+        )
+
+    async def _tell(self, execution_id: str, event: Event) -> bool:
+        """Tell of one event; return whether that was the answer."""
+        data = loads(event.data)
+        kind = event.type
+        if kind is EventType.CONTENT_CHUNK:
+            if self._options.stream:
+                node = data.get("node_name") or self._node or execution_id
+                reset = bool(data.get("is_reset"))
+                for line in self._narration.say(node, data.get("content", ""), reset=reset):
+                    self._door.send(line)
+        elif kind is EventType.ATTEMPT_STARTED:
+            self._narration.reset()
+        elif kind is EventType.INPUT_REQUIRED:
+            return await self._question(data["question_id"])
+        elif kind in _NOTES:
+            self._note(kind, data)
+        elif event.terminal:
+            await self._end(execution_id, kind, data)
+            return True
+        return False
+
+    async def _end(self, execution_id: str, kind: EventType, data: dict[str, Any]) -> None:
+        try:
+            result = result_in(kind, data, execution_id)
+        except RetinueError as error:
+            if self._asked is not None and isinstance(error, Timeout):
+                door = self._door
+                execution = await door.orchestrator.execution(execution_id, door.principal)
+                started = execution.started_at is not None
+                timed_out(error, self._limit_ms, self._elapsed(), started=started)
+            raise
+        self._succeed(execution_id, result)
+
+    def _note(self, kind: EventType, data: dict[str, Any]) -> None:
+        if kind is EventType.USAGE:
+            self._tokens += data.get("input_tokens", 0) + data.get("output_tokens", 0)
+        if self._options.stream:
+            note = envelope.control(Note(event=kind.value, data=data), to=self._to)
+            line = envelope.encode_checked(note)
+            if len(line) <= self._door.line_bytes:
+                self._door.send(line)
+
+    async def _question(self, question_id: str) -> bool:
+        door = self._door
+        try:
+            question = await door.orchestrator.question(question_id, door.principal)
+        except NotFound:
+            return False
+        if question.state is not QuestionState.OPEN:
+            return False
+        asking = asking_of(question)
+        if self._stops:
+            ids = msgspec.to_builtins(asking)
+            door.reply(self._to, {"status": "human_input_required", "human_input": ids})
+            return True
+        if self._options.human_input == "error":
+            raise HumanInputRequired(
+                f"the agent asks: {question.prompt}", details=msgspec.to_builtins(asking)
+            )
+        if self._asked is not None:
+            door.send(envelope.encode_checked(envelope.control(asking, to=self._to)))
+        return False
+
+    def _succeed(self, execution_id: str, result: Any) -> None:
+        metadata = {
+            "invoke_id": execution_id,
+            "duration_ms": self._elapsed(),
+            "tokens_used": self._tokens,
+        }
+        for line in self._narration.complete():
+            self._door.send(line)
+        for line in answer(self._to, result, metadata, self._door.line_bytes):
+            self._door.send(line)
+
+    def _elapsed(self) -> int:
+        return int((time.monotonic() - self._began) * 1000)
