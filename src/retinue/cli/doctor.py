@@ -20,7 +20,7 @@ from retinue.cli.options import Config, Json
 from retinue.errors import RetinueError, SettingsError
 
 if TYPE_CHECKING:
-    from retinue.settings import CommandReference, Settings
+    from retinue.settings import CommandReference, Settings, WorkerReference
 
 OLDEST_PYTHON = (3, 11)
 OLDEST_SQLITE = (3, 35)
@@ -203,11 +203,14 @@ def _port_of(url: str) -> int | None:
 def _agents(settings: Settings) -> Iterator[Finding]:
     """Whether every agent that is named can be loaded."""
     from retinue.runtime import load_agent, remote_agent
-    from retinue.settings import CommandReference, HttpReference
+    from retinue.settings import CommandReference, HttpReference, WorkerReference
 
     for reference in settings.agents:
         if isinstance(reference, CommandReference):
             yield _command(reference)
+            continue
+        if isinstance(reference, WorkerReference):
+            yield _worker(reference)
             continue
         if isinstance(reference, HttpReference):
             try:
@@ -253,6 +256,23 @@ def _command(reference: CommandReference) -> Finding:
     names = ", ".join(c.name for c in capabilities)
     text = f"{reference.agent_id} can do {names}, by {program}"
     return Finding("ok", "agent", f"{text}, in {bwrap}" if reference.sandbox else text)
+
+
+def _worker(reference: WorkerReference) -> Finding:
+    """Whether a worker has its program, and where."""
+    from retinue.process.environment import inherited
+    from retinue.process.executable import directory, find
+    from retinue.settings import environment
+
+    path = {**environment(inherited), **reference.environment}.get("PATH")
+    try:
+        cwd = directory(str(reference.work_dir)) if reference.work_dir is not None else "/"
+        program = find(reference.command[0], path, cwd)
+    except RetinueError as error:
+        text = f"worker {reference.name}: {error.message}"
+        return Finding("fail", "agent", text, "install it, or correct it in retinue.yaml")
+    said = f"worker {reference.name} is run by {program}; `retinue worker check` tries it"
+    return Finding("ok", "agent", said)
 
 
 def _survey(settings: Settings) -> Iterator[Finding]:

@@ -22,6 +22,7 @@ from retinue.domain.egress import Policy, read
 from retinue.domain.policy import Delivery
 from retinue.errors import EgressDenied
 from retinue.settings.commands import CommandReference
+from retinue.settings.workers import WorkerReference
 
 PREFIX = "RETINUE_"
 ALIASES = {
@@ -173,13 +174,14 @@ def _kind(value: Any) -> str:
     driver = value.get("driver") if isinstance(value, dict) else getattr(value, "driver", None)
     if driver is None:
         return "python"
-    return "command" if driver == "command" else "http"
+    return driver if driver in {"command", "stdio"} else "http"
 
 
 Reference = Annotated[
     Annotated[AgentReference, Tag("python")]
     | Annotated[HttpReference, Tag("http")]
-    | Annotated[CommandReference, Tag("command")],
+    | Annotated[CommandReference, Tag("command")]
+    | Annotated[WorkerReference, Tag("stdio")],
     Discriminator(_kind),
     BeforeValidator(_reference),
     WithJsonSchema(
@@ -189,6 +191,7 @@ Reference = Annotated[
                 _whole_schema(AgentReference),
                 _whole_schema(HttpReference),
                 _whole_schema(CommandReference),
+                _whole_schema(WorkerReference),
             ]
         },
         mode="validation",

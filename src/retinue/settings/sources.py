@@ -28,6 +28,7 @@ from retinue.settings.model import (
     Settings,
     without_password,
 )
+from retinue.settings.workers import WorkerReference
 
 FILE = "retinue.yaml"
 CALLER = ("RETINUE_URL", "RETINUE_API_KEY")
@@ -35,7 +36,11 @@ CALLER = ("RETINUE_URL", "RETINUE_API_KEY")
 _MOST_SHOWN = 100
 _TAG = 2
 """Where in a fault's place the kind of an agent stands: agents, which one, its kind, …"""
-_KINDS: dict[object, type[BaseModel]] = {"http": HttpReference, "command": CommandReference}
+_KINDS: dict[object, type[BaseModel]] = {
+    "http": HttpReference,
+    "command": CommandReference,
+    "stdio": WorkerReference,
+}
 _FOREIGN = ("RETINUE_TEST_", "RETINUE_CI_", "RETINUE_MARK")
 _LINE = re.compile(r"\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*?)\s*\Z")
 _SECRET = re.compile(r"\$\{[^}]+\}")
@@ -291,7 +296,8 @@ def _at(settings: Settings, cwd: Path) -> Settings:
     }
     values: dict[str, Any] = dict(settings.__dict__) | paths
     values["agents"] = tuple(
-        given.at(cwd) if isinstance(given, CommandReference) else given for given in settings.agents
+        given.at(cwd) if isinstance(given, CommandReference | WorkerReference) else given
+        for given in settings.agents
     )
     address = settings.database_url
     if address is not None and address.startswith("sqlite:///"):
