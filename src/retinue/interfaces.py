@@ -290,7 +290,8 @@ class Instance(Protocol):
 class LiveInstance(Instance, Protocol):
     """An instance that lives long: a process, or a connection. What a pool holds.
 
-    When it ends, everything it was performing fails with ``CommunicationError``.
+    When it ends, everything it was performing fails with ``CommunicationError``; what is begun
+    after that fails so with the outcome ``not_started``, and goes to another one.
     """
 
     offers: Sequence[AgentDefinition]

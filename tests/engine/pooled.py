@@ -9,7 +9,6 @@ import json
 import os
 import sys
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -128,12 +127,17 @@ class LinesInstance:
             if not future.done():
                 future.set_exception(CommunicationError("the program ended"))
 
-    async def ask(self, asked: dict[str, Any]) -> Any:
+    async def ask(self, asked: dict[str, Any]) -> "asyncio.Future[Any]":
+        """Send a request; return what will be its answer."""
         number = len(self._asked) + time.monotonic_ns()
         future = self._asked[number] = asyncio.get_running_loop().create_future()
         assert self.child.stdin is not None
-        await self.child.stdin.write(json.dumps({**asked, "n": number}).encode() + b"\n")
-        return await future
+        try:
+            await self.child.stdin.write(json.dumps({**asked, "n": number}).encode() + b"\n")
+        except CommunicationError as error:
+            error.outcome = "not_started"
+            raise
+        return future
 
     def execute(self, job: Job, /) -> "Asked":
         return Asked(self, job)
@@ -142,7 +146,7 @@ class LinesInstance:
         raise NotSupported("it does not ask")
 
     async def ping(self) -> Health:
-        await self.ask({"do": "ping"})
+        await (await self.ask({"do": "ping"}))
         return Health(True)
 
     async def ended(self) -> Departure:
@@ -162,16 +166,18 @@ class Asked:
     def __init__(self, instance: LinesInstance, job: Job) -> None:
         self._instance = instance
         self._job = job
-        self._events: deque[EventData] = deque()
+        self._answer: asyncio.Future[Any] | None = None
 
     async def __aenter__(self) -> AsyncIterator[EventData]:
+        self._answer = await self._instance.ask(self._job.parameters)
         return self
 
     def __aiter__(self) -> AsyncIterator[EventData]:
         return self
 
     async def __anext__(self) -> EventData:
-        answer = await self._instance.ask(self._job.parameters)
+        assert self._answer is not None
+        answer = await self._answer
         answer["agent"] = self._job.execution.agent_id
         return EventData(EventType.COMPLETED, {"result": answer})
 

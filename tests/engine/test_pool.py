@@ -184,6 +184,21 @@ async def test_a_death_fails_what_it_was_doing_and_repeats_it_only_as_allowed(
         assert (reply.state, reply.error["code"]) == (State.FAILED, "E_STREAM_BROKEN")
 
 
+async def test_what_one_does_not_take_any_more_another_one_does_in_the_same_attempt(
+    started: Start,
+) -> None:
+    rig = await started(policy={"least": 2, "most": 2})
+    for member in list(rig.pool.members.values()):
+        instance: Any = member.instance
+        instance.child.stdin.close()
+    replies = await asyncio.gather(*(rig.ask() for _ in range(4)))
+    for reply in replies:
+        assert reply.error is None, reply.error
+        execution = await rig.system.orchestrator.execution(reply.execution_id)
+        assert execution.attempt == 1
+    assert not {json.loads(r.data or b"")["pid"] for r in replies} & set(rig.driver.pids[:2])
+
+
 async def test_what_bears_repeats_is_done_by_the_next(started: Start) -> None:
     rig = await started(
         policy={"in_flight": 4},

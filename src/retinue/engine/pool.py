@@ -20,7 +20,7 @@ from retinue.domain.agent import AgentDefinition
 from retinue.domain.event import EventData
 from retinue.domain.ids import ulid
 from retinue.domain.supervision import Count, Phase, PoolPolicy, Stand
-from retinue.errors import AgentUnavailable
+from retinue.errors import AgentUnavailable, CommunicationError
 from retinue.interfaces import Health, InstanceHandle, Job, LiveInstance
 
 Key = tuple[str, str]
@@ -30,11 +30,13 @@ Key = tuple[str, str]
 class Member:
     """One place in a pool: an instance that is being started, that works, or that is drained.
 
-    ``key`` is the session it serves, ``stalled`` says that its work brings nothing, ``reason`` why
+    ``broken`` says that it took nothing any more; its end will be heard of. ``key`` is the session
+    it serves, ``stalled`` says that its work brings nothing, ``reason`` why
     it was ended, where we did that.
     """
 
     __slots__ = (
+        "broken",
         "changed_at",
         "drain_seconds",
         "in_flight",
@@ -60,6 +62,7 @@ class Member:
         self.turns = 0
         self.key: Key | None = None
         self.stale = False
+        self.broken = False
         self.drain_seconds: float | None = None
         self.stalled = False
         self.reason: str | None = None
@@ -153,7 +156,7 @@ class Pool:
         limit = self.policy.in_flight
         for member in self.members.values():
             load = member.in_flight
-            if load >= limit or member.phase is not Phase.READY:
+            if load >= limit or member.phase is not Phase.READY or member.broken:
                 continue
             if key is not None and member.key is not None and member.key != key:
                 continue
@@ -375,17 +378,26 @@ class Turn:
     async def __aenter__(self) -> AsyncIterator[EventData]:
         pool, execution = self._pool, self._job.execution
         key = (execution.owner, execution.session_id) if pool.bound else None
-        member = self._member = pool.take(key) if not pool.waiting else None
-        if member is None:
-            member = self._member = await pool.acquire(key)
-        self._begun = time.monotonic()
-        assert member.instance is not None
-        try:
-            self._inner = member.instance.execute(self._job)
-            return await self._inner.__aenter__()
-        except BaseException:
-            self._over(failed=True)
-            raise
+        while True:
+            member = self._member = pool.take(key) if not pool.waiting else None
+            if member is None:
+                member = self._member = await pool.acquire(key)
+            self._begun = time.monotonic()
+            assert member.instance is not None
+            try:
+                self._inner = member.instance.execute(self._job)
+                return await self._inner.__aenter__()
+            except (CommunicationError, AgentUnavailable) as error:
+                if error.outcome != "not_started":
+                    self._over(failed=True)
+                    raise
+                # It ended a moment ago, or is about to: another one has this.
+                member.broken = True
+                self._member = None
+                pool.release(member)
+            except BaseException:
+                self._over(failed=True)
+                raise
 
     async def __aexit__(self, kind: type[BaseException] | None, *rest: Any) -> bool | None:
         assert self._inner is not None
