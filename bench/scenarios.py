@@ -230,6 +230,31 @@ QUEUE = Scenario(
     unit="leases/s",
 )
 
+SDK = ("--child", "sdk")
+STDIO = Scenario(
+    name="stdio",
+    title="round trips to one echo worker over stdio, 64 in flight, beside a bare pipe to the same"
+    " child; the whole durable path beside the same in process; a process that runs beside a new"
+    " one for each call",
+    contenders=(
+        Contender("bare pipe", "bench.ours.stdio", ("--way", "pipe")),
+        Contender("driver", "bench.ours.stdio", ("--way", "driver")),
+        Contender("bare pipe, sdk child", "bench.ours.stdio", ("--way", "pipe", *SDK)),
+        Contender("driver, sdk child", "bench.ours.stdio", ("--way", "driver", *SDK)),
+        Contender("durable, in process", "bench.ours.echo"),
+        Contender("durable, worker", "bench.ours.stdio", ("--way", "durable")),
+        Contender("cold", "bench.ours.stdio", ("--way", "cold", *SDK)),
+        Contender("warm", "bench.ours.stdio", ("--way", "warm", *SDK)),
+    ),
+    targets=(
+        Target("driver", 0.5, of="bare pipe"),
+        Target("driver, sdk child", 0.5, of="bare pipe, sdk child"),
+        Target("durable, worker", 0.5, of="durable, in process"),
+        Target("warm", 5, of="cold"),
+    ),
+    unit="round trips/s",
+)
+
 EACH = ("--watchers", "each")
 PROCESSES = Scenario(
     name="processes",
@@ -310,5 +335,5 @@ HOSTILE = Scenario(
     unit="trees/s",
 )
 
-AGENTS = (PROCESSES, EXITS, CALLS, FLOOD, HOSTILE, CODING, MULTIPLEX)
+AGENTS = (PROCESSES, EXITS, CALLS, FLOOD, HOSTILE, CODING, MULTIPLEX, STDIO)
 SCENARIOS = (ECHO, POSTGRES, HTTP, SSE, STAGES, ROUTING, LOOKUP, QUEUE, *AGENTS, STORE)

@@ -72,6 +72,8 @@ class RetinueError(Exception):
     kind: ClassVar[str] = "internal"
     retryable: ClassVar[bool] = False
     default_outcome: ClassVar[Outcome] = "failed"
+    echo = False
+    """Whether it tells of a failure that another error has told of: breakers count it once."""
 
     def __init__(
         self,

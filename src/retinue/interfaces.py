@@ -26,6 +26,7 @@ from retinue.domain.outbox import Parked
 from retinue.domain.principal import ApiKey, Authority
 from retinue.domain.question import Question
 from retinue.domain.session import Session
+from retinue.domain.supervision import Departure
 
 T = TypeVar("T")
 
@@ -47,6 +48,11 @@ class Features(msgspec.Struct, frozen=True):
     somebody else's service: its health is checked before its first task. ``registers`` says that
     agents of this kind can be registered through the API: ``Driver.check``. ``keeps`` says that
     what it starts may outlive this server: it is a ``KeepingDriver``, its instances ``Keeping``.
+
+    ``pooled`` says that an instance lives long and performs many executions: it is a
+    ``LiveInstance``, and an agent may have several (``AgentDefinition.pool``). ``session_bound``
+    says that each then serves one session only. ``pings`` says that ``ping`` asks the instance
+    itself; else its health is the age of its last event.
     """
 
     streams: bool = True
@@ -55,6 +61,9 @@ class Features(msgspec.Struct, frozen=True):
     there: bool = False
     registers: bool = False
     keeps: bool = False
+    pooled: bool = False
+    session_bound: bool = False
+    pings: bool = False
 
 
 class InstanceHandle(msgspec.Struct, frozen=True):
@@ -275,6 +284,31 @@ class Instance(Protocol):
 
     async def stop(self, grace: float, /) -> None:
         """Stop within ``grace`` seconds; nothing of the instance is left."""
+        ...
+
+
+class LiveInstance(Instance, Protocol):
+    """An instance that lives long: a process, or a connection. What a pool holds.
+
+    When it ends, everything it was performing fails with ``CommunicationError``; what is begun
+    after that fails so with the outcome ``not_started``, and goes to another one.
+    """
+
+    offers: Sequence[AgentDefinition]
+    """The agents it performs beside the one it was started for: what it announced."""
+
+    @property
+    def last_event(self) -> float:
+        """When it was last heard of, by the monotonic clock."""
+        ...
+
+    @property
+    def stage(self) -> str | None:
+        """Its own protocol's word for where it stands, if that has one."""
+        ...
+
+    async def ended(self) -> Departure:
+        """Return how it ended, once nothing is left of it."""
         ...
 
 

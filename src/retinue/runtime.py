@@ -30,12 +30,14 @@ from retinue.domain.agent import (
 from retinue.domain.egress import Policy as Egress
 from retinue.domain.holder import Holder
 from retinue.domain.policy import RatePolicy, RetryPolicy
+from retinue.domain.supervision import PoolPolicy, Restart, RestartPolicy
 from retinue.drivers.coding import AcpDriver, ClaudeDriver, CodexDriver, CodingConfig
 from retinue.drivers.coding.look import Look as Look  # noqa: PLC0414 doctor shows it
 from retinue.drivers.coding.look import look
 from retinue.drivers.command import CommandConfig, CommandDriver
 from retinue.drivers.http import HttpDriver
 from retinue.drivers.python import PythonDriver
+from retinue.drivers.stdio import StdioDriver, WorkerConfig
 from retinue.engine.core import Engine
 from retinue.engine.journal import Journal
 from retinue.engine.retention import Policy as Keeping
@@ -54,6 +56,7 @@ from retinue.settings import (
     CommandReference,
     HttpReference,
     Settings,
+    WorkerReference,
     environment,
     without_password,
 )
@@ -64,7 +67,7 @@ from retinue.storage.sqlite import SqliteStore
 
 log = logging.getLogger(__name__)
 ENTRY_POINTS = "retinue.agents"
-_ON_THIS_MACHINE = CommandReference | CodingReference
+_ON_THIS_MACHINE = CommandReference | CodingReference | WorkerReference
 _DRIVERS = {"claude": ClaudeDriver, "codex": CodexDriver}
 CODING_KINDS = ("claude", "codex", "gemini", "opencode")
 _PROMPT = {
@@ -251,6 +254,52 @@ def command_agent(given: CommandReference) -> AgentDefinition:
     )
 
 
+def worker(given: WorkerReference) -> AgentDefinition:
+    """Return the definition of a worker: what its processes are started for."""
+    limits = {
+        "memory_bytes": given.max_memory_mb * (1 << 20),
+        "cpu_percent": given.max_cpu_percent,
+        "processes": given.max_processes,
+        "open_files": given.max_open_files,
+        "files": given.max_open_files and given.max_open_files + 1,
+    }
+    most = given.process_pool_size
+    return AgentDefinition(
+        agent_id=given.name,
+        name=given.name,
+        driver=StdioDriver.name,
+        config=WorkerConfig(
+            command=given.command,
+            agents=given.agents,
+            environment=given.environment,
+            work_dir=str(given.work_dir) if given.work_dir is not None else None,
+            timeout=given.timeout,
+            delivery=given.delivery,
+            max_attempts=given.max_attempts,
+            limits={name: limit for name, limit in limits.items() if limit is not None},
+            line_bytes=given.line_bytes,
+            frame_log=given.frame_log,
+        ),
+        pool=PoolPolicy(
+            least=most if given.min_processes is None else given.min_processes,
+            most=most,
+            in_flight=given.max_concurrent_requests,
+            idle_seconds=given.idle_seconds,
+            lifetime_seconds=given.max_subprocess_lifetime_hours * 3600,
+            drain_seconds=given.drain_timeout,
+            start_seconds=given.startup_timeout,
+            ping_seconds=given.health_interval,
+            answer_seconds=given.health_timeout,
+            restart=RestartPolicy(
+                restart=Restart(given.restart),
+                most=given.max_restarts,
+                within_seconds=given.restart_window,
+            ),
+        ),
+        queue=given.request_queue_size,
+    )
+
+
 def check_capacity(settings: Settings, host: Host | None = None) -> None:
     """Check that the processes which agents may be at one time fit this machine.
 
@@ -395,6 +444,7 @@ class Runtime:
                 kind(self.keeper, processes, environment(inherited))
                 for kind in (ClaudeDriver, CodexDriver, AcpDriver)
             ),
+            StdioDriver(self.keeper, processes, environment(inherited)),
         )
         rate = self.settings.rate_limit_per_minute
         self.engine = Engine(
@@ -477,6 +527,8 @@ class Runtime:
                     self.orchestrator.register_definition(command_agent(given))
                 elif isinstance(given, CodingReference):
                     self.orchestrator.register_definition(coding_agent(given))
+                elif isinstance(given, WorkerReference):
+                    self.engine.add_worker(worker(given))
             await self.engine.roster.follow()
         except BaseException:
             await self.store.close()

@@ -57,7 +57,7 @@ def guarded(request: pytest.FixtureRequest, start: Start) -> Iterator[Guarded]:
 READS = [
     "/v1/", "/v1/agents", "/v1/agents/hold", "/v1/contracts", "/v1/status", "/v1/executions",
     f"/v1/executions/{NOBODY}", "/v1/sessions", "/v1/sessions/s", "/v1/questions", "/v1/parked",
-    "/v1/ledger/verify", f"/v1/executions/{NOBODY}/events", "/v1/instances",
+    "/v1/ledger/verify", f"/v1/executions/{NOBODY}/events", "/v1/instances", "/v1/workers",
     f"/v1/instances/{NOBODY}", f"/v1/instances/{NOBODY}/log", "/v1/keys", "/v1/audit",
 ]  # fmt: skip
 

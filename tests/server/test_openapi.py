@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -13,11 +15,13 @@ import pytest
 from retinue import __version__
 from retinue.server.app import OPERATIONS, create_app
 from retinue.server.routing import record
-from retinue.settings import CommandReference
+from retinue.settings import CommandReference, WorkerReference
 
 if TYPE_CHECKING:
     from tests.server.conftest import Served
 
+PYTHON = (sys.executable, "-I", "-S")
+WORKER = Path(__file__).parents[1] / "engine" / "misbehaving.py"
 METHODS = {"get", "post", "put", "patch", "delete"}
 
 
@@ -200,8 +204,9 @@ def test_what_is_answered_fits_its_schema(
 ) -> None:
     fits = Fits(document)
     program = CommandReference(driver="command", agent_id="p", command=("cat",), stdin_open=True)
-    parts = (_tasks, _record, _service, _agents, _instances, _questions, _administration)
-    with start(egress_allow=("127.0.0.1",), agents=(program,)).client() as client:
+    parts = (_tasks, _record, _service, _agents, _instances, _workers, _questions, _administration)
+    agents = (program, WorkerReference(driver="stdio", name="w", command=(*PYTHON, str(WORKER))))
+    with start(egress_allow=("127.0.0.1",), agents=agents).client() as client:
         for part in parts:
             part(client, fits)
     assert fits.left == set()
@@ -285,6 +290,18 @@ def _instances(client: httpx.Client, fits: Fits) -> None:
         fits(f"POST {named}/{word}", client.post(f"{one}/{word}", json=body))
     for accepted in ("application/json", "text/event-stream"):
         fits(f"GET {named}/log", client.get(f"{one}/log", headers={"Accept": accepted}))
+
+
+def _workers(client: httpx.Client, fits: Fits) -> None:
+    fits("GET /v1/workers", client.get("/v1/workers"))
+    for name in ("w", "x"):
+        fits("GET /v1/workers/{name}", client.get(f"/v1/workers/{name}"))
+        for body in ({"processes": 2}, {"processes": -1}):
+            scaled = client.post(f"/v1/workers/{name}/scale", json=body)
+            fits("POST /v1/workers/{name}/scale", scaled)
+        restarted = client.post(f"/v1/workers/{name}/restart", json={})
+        fits("POST /v1/workers/{name}/restart", restarted)
+    fits("GET /v1/agents/{agent_id}", client.get("/v1/agents/it"))
 
 
 def _questions(client: httpx.Client, fits: Fits) -> None:

@@ -22,7 +22,7 @@ from retinue.errors import RetinueError, SettingsError
 if TYPE_CHECKING:
     from retinue.domain.holder import Holder
     from retinue.runtime import Look
-    from retinue.settings import CodingReference, CommandReference, Settings
+    from retinue.settings import CodingReference, CommandReference, Settings, WorkerReference
 
 OLDEST_PYTHON = (3, 11)
 OLDEST_SQLITE = (3, 35)
@@ -211,7 +211,12 @@ def _port(settings: Settings) -> Iterator[Finding]:
 def _agents(settings: Settings) -> Iterator[Finding]:
     """Whether every agent that is named can be loaded."""
     from retinue.runtime import load_agent, remote_agent
-    from retinue.settings import CodingReference, CommandReference, HttpReference
+    from retinue.settings import (
+        CodingReference,
+        CommandReference,
+        HttpReference,
+        WorkerReference,
+    )
 
     for reference in settings.agents:
         if isinstance(reference, CommandReference):
@@ -219,6 +224,9 @@ def _agents(settings: Settings) -> Iterator[Finding]:
             continue
         if isinstance(reference, CodingReference):
             continue  # see _coding
+        if isinstance(reference, WorkerReference):
+            yield _worker(reference)
+            continue
         if isinstance(reference, HttpReference):
             try:
                 capabilities = remote_agent(reference).capabilities
@@ -295,6 +303,23 @@ def _cli(found: Look, given: CodingReference | None) -> Finding:
         advice = f"give it one of {found.wanted} under environment in retinue.yaml, or a home"
         return Finding("warn", found.kind, text, advice)
     return Finding("ok", found.kind, text)
+
+
+def _worker(reference: WorkerReference) -> Finding:
+    """Whether a worker has its program, and where."""
+    from retinue.process.environment import inherited
+    from retinue.process.executable import directory, find
+    from retinue.settings import environment
+
+    path = {**environment(inherited), **reference.environment}.get("PATH")
+    try:
+        cwd = directory(str(reference.work_dir)) if reference.work_dir is not None else "/"
+        program = find(reference.command[0], path, cwd)
+    except RetinueError as error:
+        text = f"worker {reference.name}: {error.message}"
+        return Finding("fail", "agent", text, "install it, or correct it in retinue.yaml")
+    said = f"worker {reference.name} is run by {program}; `retinue worker check` tries it"
+    return Finding("ok", "agent", said)
 
 
 def _survey(settings: Settings) -> Iterator[Finding]:

@@ -8,8 +8,8 @@ import msgspec
 import typer
 
 from retinue.cli import output
-from retinue.cli.door import complete
-from retinue.cli.options import Json
+from retinue.cli.door import ask, complete
+from retinue.cli.options import Config, Json, Url
 
 if TYPE_CHECKING:
     from retinue.cli.check.suite import Finding
@@ -71,6 +71,79 @@ def check(
         )
     if failed:
         raise typer.Exit(output.FAILED)
+
+
+_PATH = "/v1/workers"
+
+
+@app.command("list")
+def list_(url: Url = None, config: Config = None, json: Json = False) -> None:
+    """List a running server's workers and their processes."""
+    answer = ask(lambda client: client.get(_PATH), url=url, config=config)
+    if json:
+        output.show(answer)
+        return
+    columns = ("name", "state", "in_flight", "waiting", "requests", "errors", "restarts", "reason")
+    output.table(
+        (*columns[:2], "processes", *columns[2:]),
+        [
+            (
+                *(row[name] for name in columns[:2]),
+                " ".join(one["state"] for one in row["instances"]) or "none",
+                *(row[name] for name in columns[2:]),
+            )
+            for row in answer["workers"]
+        ],
+    )
+
+
+@app.command()
+def scale(
+    name: Annotated[str, typer.Argument(help="The worker.", show_default=False)],
+    processes: Annotated[int, typer.Argument(min=0, metavar="N", show_default=False)],
+    least: Annotated[
+        int | None, typer.Option("--min", min=0, help="Run even when idle; else all.")
+    ] = None,
+    url: Url = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Have N processes of a worker; what is too many ends once its work is done."""
+    body = {"processes": processes, "min_processes": least}
+    answer = ask(
+        lambda client: client.post(f"{_PATH}/{name}/scale", body),
+        url=url,
+        config=config,
+        power="server",
+    )
+    if json:
+        output.show(answer)
+    else:
+        output.say(f"{name} has {answer['least']} to {answer['most']} processes")
+
+
+@app.command()
+def restart(
+    name: Annotated[str, typer.Argument(help="The worker.", show_default=False)],
+    drain_ms: Annotated[
+        int | None, typer.Option(min=0, help="How long its work may take; else as configured.")
+    ] = None,
+    url: Url = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Replace a worker's processes, one by one, their work done first."""
+    body = {"drain_timeout_ms": drain_ms}
+    answer = ask(
+        lambda client: client.post(f"{_PATH}/{name}/restart", body),
+        url=url,
+        config=config,
+        power="server",
+    )
+    if json:
+        output.show(answer)
+    else:
+        output.say(f"{name} is being restarted; `retinue worker list` shows how it goes")
 
 
 @app.command()

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from retinue.domain.policy import BreakerPolicy, BusyPolicy, Delivery, RatePolicy, RetryPolicy
+from retinue.domain.supervision import PoolPolicy
 from retinue.errors import InvalidInput
 
 AGENT_ID_PATTERN = r"[A-Za-z0-9_.:-]{1,64}"
@@ -45,8 +46,10 @@ class AgentDefinition(msgspec.Struct, frozen=True, kw_only=True):
     bytes (0: nobody knows, and it is not counted); ``timeout_us`` is the deadline
     of a task that brings none, ``on_busy`` likewise. ``rate`` bounds how often it is called; more
     tasks wait. ``cache_seconds`` is how long its results may stand for equal tasks (0: not at all).
-    ``config`` is the driver's own.
-    ``nodes`` are the names that it streams under (none: one, with its id).
+    ``config`` is the driver's own. ``nodes`` are the names that it streams under (none: one, with
+    its id). ``pool`` is for drivers whose instances live long; where it is None one instance
+    performs all that may run at one time. ``queue`` bounds its waiting tasks (None: as the system
+    does).
     """
 
     agent_id: str
@@ -66,6 +69,8 @@ class AgentDefinition(msgspec.Struct, frozen=True, kw_only=True):
     rate: RatePolicy | None = None
     cache_seconds: float = 0.0
     on_busy: BusyPolicy = BusyPolicy.PARALLEL
+    pool: PoolPolicy | None = None
+    queue: int | None = None
 
 
 class Registration(msgspec.Struct, frozen=True, kw_only=True):

@@ -302,7 +302,7 @@ class Attempts:
         breaker = attempt.entry.breaker
         if end.error is None or isinstance(end.error, AgentFailed):
             breaker.succeeded(attempt.call)
-        elif isinstance(end.error, _NOBODYS_FAULT) or attempt.came_late:
+        elif isinstance(end.error, _NOBODYS_FAULT) or attempt.came_late or end.error.echo:
             breaker.abandoned(attempt.call)
         else:
             breaker.failed(attempt.call, time.monotonic())

@@ -28,6 +28,7 @@ from retinue.engine.intake import Accepted, Intake
 from retinue.engine.journal import Journal
 from retinue.engine.outbox import Grown, Outbox
 from retinue.engine.outcome import Reply, failed, response, result_of
+from retinue.engine.pools import Pools
 from retinue.engine.queue import Queue
 from retinue.engine.registry import Entry, Registry
 from retinue.engine.retention import Policy, Retention
@@ -150,6 +151,7 @@ class Engine:
             check=self._check,
             signing_key=signing_key or _fresh_key(),
         )
+        self.pools = Pools(store, self.registry, on_free=self.queue.freed, drop=self._drop)
         self.scheduler = Scheduler(
             store,
             self.journal,
@@ -204,6 +206,7 @@ class Engine:
         await self.roster.follow()
         await self.scheduler.resume()
         self.recovered = await self.scheduler.recover()
+        await self.pools.start()
         self.outbox.start()
         if self.memory_watch is not None:
             self.memory_watch.start()
@@ -267,6 +270,7 @@ class Engine:
             await self.scheduler.anchor()
         except RetinueError as error:
             log.warning("no last anchor: %s", error.message)
+        await self.pools.stop(1.0)
         for entry in self.registry:
             await entry.stop(1.0)
         await self.instances.settled()
@@ -299,16 +303,33 @@ class Engine:
             NotSupported: this process has no such driver.
         """
         check_agent_id(definition.agent_id)
-        driver = self._drivers.get(definition.driver)
-        if driver is None:
-            raise NotSupported(f"agent {definition.agent_id}: no driver {definition.driver} here")
-        entry = self.registry.add(
-            definition, lambda: driver.start(definition, self._context), stored
-        )
+        driver = self._driver(definition)
+        if driver.features.pooled:
+            entry = self.pools.add_agent(definition, driver, self._context, stored)
+        else:
+            entry = self.registry.add(
+                definition, lambda: driver.start(definition, self._context), stored
+            )
         if self._ticking is not None:
             self.scheduler.soon()
         self.heartbeat.soon(entry)
         return entry
+
+    def add_worker(self, definition: AgentDefinition) -> None:
+        """Have a program that says itself which agents it performs, once it runs.
+
+        Raises:
+            Conflict: there is one of that name.
+            InvalidInput: that is no name.
+            NotSupported: this process has no such driver.
+        """
+        self.pools.add(definition, self._driver(definition), self._context)
+
+    def _driver(self, definition: AgentDefinition) -> Driver:
+        driver = self._drivers.get(definition.driver)
+        if driver is None:
+            raise NotSupported(f"agent {definition.agent_id}: no driver {definition.driver} here")
+        return driver
 
     async def remove_agent(self, agent_id: str) -> None:
         """Take an agent out of routing and stop it once its running work has ended."""

@@ -251,7 +251,7 @@ class Intake:
                     execution,
                     request,
                     worker=self._store.worker if entry is not None else None,
-                    bound=self._bound,
+                    bound=self._bound if (own := route.template.definition.queue) is None else own,
                     bind=not route.bound,
                     idempotency=_idempotency(task, request.body, execution.created_at),
                 )

@@ -19,6 +19,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
+from msgspec.structs import replace
+
 from retinue.domain.agent import AgentDefinition, Capability, StoredAgent
 from retinue.domain.principal import LOCAL
 from retinue.engine.guard import Breaker, Bucket
@@ -510,6 +512,11 @@ class Registry:
             # The attempt's end gives a slot back, whatever happened here.
             self.take(entry)
             raise
+
+    def resize(self, entry: Entry, concurrency: int) -> None:
+        """Let an agent run that many executions from now on; what runs goes on."""
+        entry.definition = replace(entry.definition, concurrency=concurrency)
+        self._moved(entry)
 
     def set_health(self, entry: Entry, reason: str | None) -> None:
         """Mark an agent unhealthy (with the reason) or healthy again (None)."""

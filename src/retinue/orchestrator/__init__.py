@@ -15,6 +15,7 @@ from retinue.engine.outcome import Reply
 from retinue.orchestrator.agents import AgentView
 from retinue.orchestrator.base import LOCAL_ADMIN
 from retinue.orchestrator.instances import Instances, InstanceView
+from retinue.orchestrator.pools import Pools
 from retinue.orchestrator.record import Record
 from retinue.orchestrator.system import Integration, System
 from retinue.orchestrator.tasks import Tasks, reply_view
@@ -35,7 +36,7 @@ __all__ = [
 ]
 
 
-class Orchestrator(Tasks, Record, Instances, System):
+class Orchestrator(Tasks, Record, Instances, Pools, System):
     """What a started system can be asked to do."""
 
     def __init__(self, engine: Engine) -> None:

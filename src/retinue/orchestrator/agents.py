@@ -29,7 +29,8 @@ class AgentView(msgspec.Struct, frozen=True, kw_only=True):
 
     `reason` says why it is offline; `last_heartbeat` is when a health check last went well.
     `endpoint` is where an agent over HTTP is, `registered_by` who registered it through the API
-    (null: it is part of the server's code or configuration).
+    (null: it is part of the server's code or configuration). `pool` is the name of the pool of
+    long-lived instances that performs it, and that one's state.
     """
 
     agent_id: str
@@ -49,6 +50,7 @@ class AgentView(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None
     endpoint: str | None
     registered_by: str | None
+    pool: dict[str, str] | None = None
 
 
 class Agents(Desk):
@@ -183,4 +185,5 @@ class Agents(Desk):
             reason=entry.unhealthy,
             endpoint=config.endpoint if isinstance(config, HttpConfig) else None,
             registered_by=stored.created_by if stored is not None else None,
+            pool=self._engine.pools.state(entry.agent_id),
         )

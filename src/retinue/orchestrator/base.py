@@ -42,9 +42,14 @@ class Desk:
         )
 
     async def _audit(
-        self, principal: Principal, action: str, target: str, outcome: str = "ok"
+        self,
+        principal: Principal,
+        action: str,
+        target: str,
+        outcome: str = "ok",
+        detail: bytes = b"{}",
     ) -> None:
-        draft = audited(principal, action, target, outcome)
+        draft = audited(principal, action, target, outcome, detail)
         await self._store.write(Audit(draft, now_us()))
 
 

@@ -67,9 +67,10 @@ class Exit(msgspec.Struct, frozen=True):
 class Streams(msgspec.Struct, frozen=True):
     """What becomes of a process's output.
 
-    ``on_stdout`` sees every line as it comes, from the first on; ``log`` keeps a capped copy.
-    ``spool`` is the directory of the files that a process writes to which is to outlive us;
-    ``seam`` is an offset in its stdout that no piece reaches across.
+    ``on_stdout`` sees every line as it comes, from the first on; ``log`` keeps a capped copy, of
+    stderr only where ``log_stdout`` is False. ``spool`` is the directory of the files that a
+    process writes to which is to outlive us; ``seam`` is an offset in its stdout that no piece
+    reaches across.
     """
 
     stdout: Bounds = Bounds()
@@ -78,6 +79,7 @@ class Streams(msgspec.Struct, frozen=True):
     on_stdout: Callable[[bytes], None] | None = None
     spool: Path | None = None
     seam: int = 0
+    log_stdout: bool = True
 
 
 class Child:
@@ -103,8 +105,9 @@ class Child:
             self.stdout = SpoolReader(spool / "stdout", streams.stdout, streams.seam)
             self.stderr = SpoolReader(spool / "stderr", streams.stderr)
         else:
+            kept = log if streams.log_stdout else None
             self.stdout = Reader(
-                fds[-2], streams.stdout, log.stream("stdout") if log is not None else None
+                fds[-2], streams.stdout, kept.stream("stdout") if kept is not None else None
             )
             self.stderr = Reader(
                 fds[-1], streams.stderr, log.stream("stderr") if log is not None else None

@@ -1,4 +1,8 @@
-"""Write to a process's stdin: in order, whole calls at a time; only the one who writes waits."""
+"""Write to a process's stdin: in order, whole calls at a time; only the one who writes waits.
+
+``put`` waits for nothing: what is put in one turn of the loop goes out as one write, and what the
+pipe has no room for follows. Who puts sees to it that this stays bounded.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +21,13 @@ class Writer:
         self._loop = asyncio.get_running_loop()
         self._turn = asyncio.Lock()
         self._waiting: asyncio.Future[None] | None = None
+        self._queue: list[bytes] = []
+        self._flushing = False
+        self._empty: asyncio.Event | None = None
         self.calls = 0
         self.bytes = 0
+        self.offered = 0
+        """How many bytes were given to be written; what ``bytes`` has reached is in the pipe."""
 
     @property
     def closed(self) -> bool:
@@ -31,21 +40,76 @@ class Writer:
         Raises:
             CommunicationError: the process does not read any more; part of it may have got there.
         """
-        async with self._turn:
-            left = memoryview(data)
-            while left:
-                try:
-                    written = os.write(self._open(), left)
-                except (BlockingIOError, InterruptedError):
-                    await self._room()
-                except OSError as error:
-                    self.close()
-                    raise CommunicationError("the agent has closed its stdin") from error
-                else:
-                    left = left[written:]
-                    self.bytes += written
-            self._open()
-            self.calls += 1
+        try:
+            async with self._turn:
+                while self._queue:
+                    self._empty = self._empty or asyncio.Event()
+                    await self._empty.wait()
+                self.offered += len(data)
+                left = memoryview(data)
+                while left:
+                    try:
+                        written = os.write(self._open(), left)
+                    except (BlockingIOError, InterruptedError):
+                        await self._room()
+                    except OSError as error:
+                        self.close()
+                        raise CommunicationError("the agent has closed its stdin") from error
+                    else:
+                        left = left[written:]
+                        self.bytes += written
+                self._open()
+                self.calls += 1
+        finally:
+            if self._queue and not self._flushing:
+                self._flush_soon()
+
+    def put(self, data: bytes) -> int:
+        """Have ``data`` written; return what ``bytes`` will be when the pipe has it.
+
+        Raises:
+            CommunicationError: the process does not read any more.
+        """
+        self._open()
+        self._queue.append(data)
+        self.offered += len(data)
+        self.calls += 1
+        if not self._flushing and not self._turn.locked():
+            self._flush_soon()
+        return self.offered
+
+    def _flush_soon(self) -> None:
+        self._flushing = True
+        self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """Write what was put, as far as the pipe takes it."""
+        fd = self._fd
+        if fd is None or not self._queue:
+            self._flushing = False
+            return
+        data = self._queue[0] if len(self._queue) == 1 else b"".join(self._queue)
+        try:
+            written = os.write(fd, data)
+        except (BlockingIOError, InterruptedError):
+            written = 0
+        except OSError:
+            self.close()
+            return
+        self.bytes += written
+        if written < len(data):
+            self._queue = [data[written:]]
+            self._loop.add_writer(fd, self._flush)
+            return
+        self._queue = []
+        self._flushing = False
+        self._loop.remove_writer(fd)
+        self._emptied()
+
+    def _emptied(self) -> None:
+        if self._empty is not None:
+            self._empty.set()
+            self._empty = None
 
     def _open(self) -> int:
         if self._fd is None:
@@ -68,9 +132,13 @@ class Writer:
         fd, self._fd = self._fd, None
         if fd is None:
             return
-        if self._waiting is not None and not self._loop.is_closed():
+        self._queue = []
+        self._flushing = False
+        if not self._loop.is_closed():
             self._loop.remove_writer(fd)
-            _done(self._waiting)
+            self._emptied()
+            if self._waiting is not None:
+                _done(self._waiting)
         os.close(fd)
 
 

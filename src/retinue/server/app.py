@@ -29,6 +29,7 @@ from retinue.server import (
     questions,
     queue,
     sessions,
+    workers,
 )
 from retinue.server.admission import Admission
 from retinue.server.auth import Access
@@ -45,6 +46,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *info.OPERATIONS,
     *agents.OPERATIONS,
     *instances.OPERATIONS,
+    *workers.OPERATIONS,
     *contracts.OPERATIONS,
     *sessions.OPERATIONS,
     *parked.OPERATIONS,
@@ -56,6 +58,7 @@ _TAGS = [
     {"name": "tasks", "description": "Have work done, and follow it."},
     {"name": "agents", "description": "Who can be asked."},
     {"name": "instances", "description": "The processes that agents are."},
+    {"name": "workers", "description": "Programs whose processes stand ready for tasks."},
     {"name": "record", "description": "What happened: sessions, contracts, the ledger."},
     {"name": "questions", "description": "What running work asks of a person."},
     {"name": "administration", "description": "API keys and the audit chain."},

@@ -15,6 +15,7 @@ from retinue.settings.model import (
     without_password,
 )
 from retinue.settings.sources import caller, find_config, here, load
+from retinue.settings.workers import WorkerReference
 
 __all__ = [
     "AgentReference",
@@ -24,6 +25,7 @@ __all__ = [
     "HttpReference",
     "SandboxReference",
     "Settings",
+    "WorkerReference",
     "caller",
     "environment",
     "find_config",

@@ -23,6 +23,7 @@ from retinue.domain.policy import Delivery
 from retinue.errors import EgressDenied
 from retinue.settings.coding import CODING, CodingReference
 from retinue.settings.commands import CommandReference
+from retinue.settings.workers import WorkerReference
 
 PREFIX = "RETINUE_"
 ALIASES = {
@@ -176,14 +177,15 @@ def _kind(value: Any) -> str:
         return "python"
     if driver in CODING:
         return "coding"
-    return "command" if driver == "command" else "http"
+    return driver if driver in {"command", "stdio"} else "http"
 
 
 Reference = Annotated[
     Annotated[AgentReference, Tag("python")]
     | Annotated[HttpReference, Tag("http")]
     | Annotated[CommandReference, Tag("command")]
-    | Annotated[CodingReference, Tag("coding")],
+    | Annotated[CodingReference, Tag("coding")]
+    | Annotated[WorkerReference, Tag("stdio")],
     Discriminator(_kind),
     BeforeValidator(_reference),
     WithJsonSchema(
@@ -194,6 +196,7 @@ Reference = Annotated[
                 _whole_schema(HttpReference),
                 _whole_schema(CommandReference),
                 _whole_schema(CodingReference),
+                _whole_schema(WorkerReference),
             ]
         },
         mode="validation",

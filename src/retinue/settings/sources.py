@@ -29,6 +29,7 @@ from retinue.settings.model import (
     Settings,
     without_password,
 )
+from retinue.settings.workers import WorkerReference
 
 FILE = "retinue.yaml"
 CALLER = ("RETINUE_URL", "RETINUE_API_KEY")
@@ -40,6 +41,7 @@ _KINDS: dict[object, type[BaseModel]] = {
     "http": HttpReference,
     "command": CommandReference,
     **dict.fromkeys(CODING, CodingReference),
+    "stdio": WorkerReference,
 }
 _FOREIGN = ("RETINUE_TEST_", "RETINUE_CI_", "RETINUE_MARK")
 _LINE = re.compile(r"\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*?)\s*\Z")
@@ -297,7 +299,9 @@ def _at(settings: Settings, cwd: Path) -> Settings:
     }
     values: dict[str, Any] = dict(settings.__dict__) | paths
     values["agents"] = tuple(
-        given.at(cwd) if isinstance(given, CommandReference | CodingReference) else given
+        given.at(cwd)
+        if isinstance(given, CommandReference | CodingReference | WorkerReference)
+        else given
         for given in settings.agents
     )
     address = settings.database_url

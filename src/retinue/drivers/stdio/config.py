@@ -1,0 +1,105 @@
+"""What the ``stdio`` driver is told of a worker, and the agents that its ready frame makes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from retinue.agent import Options
+from retinue.domain.agent import AgentDefinition, Capability
+from retinue.domain.policy import BreakerPolicy, BusyPolicy, Delivery, RatePolicy, RetryPolicy
+from retinue.errors import SpawnFailed
+from retinue.wire.envelope import LINE_BYTES
+from retinue.wire.payloads import Card, Ready
+
+
+class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """A command line, and what holds for the agents it brings.
+
+    ``agents`` have to be among those it announces. ``timeout``, ``delivery`` and ``max_attempts``
+    are the operator's and come before what the worker says of its agents. ``limits`` are the
+    keeper's. A line may have ``line_bytes``. With ``frame_log`` every frame is in its log.
+    """
+
+    command: tuple[str, ...]
+    agents: tuple[str, ...] = ()
+    environment: Mapping[str, str] = {}
+    work_dir: str | None = None
+    timeout: float | None = None
+    delivery: Delivery | None = None
+    max_attempts: int | None = None
+    limits: Mapping[str, float] = {}
+    line_bytes: int = LINE_BYTES
+    frame_log: bool = False
+    log_bytes: int = 1 << 20
+
+
+def offers_of(worker: AgentDefinition, config: WorkerConfig, ready: Ready) -> list[AgentDefinition]:
+    """Return the agents that a worker announces.
+
+    Raises:
+        SpawnFailed: one that it must have is missing, or what it says of one is not valid.
+    """
+    cards = ready.cards()
+    missing = [name for name in config.agents if name not in cards]
+    if missing:
+        raise SpawnFailed(
+            f"{worker.agent_id} does not have the agent {', '.join(missing)}",
+            details={"missing": missing, "agents": sorted(cards)},
+        )
+    return [_offer(worker, config, card) for card in cards.values()]
+
+
+def _offer(worker: AgentDefinition, config: WorkerConfig, card: Card) -> AgentDefinition:
+    default = AgentDefinition(agent_id=card.name, name=card.name)
+    try:
+        given = msgspec.convert(card.options, Options)
+        delivery = config.delivery or Delivery(given.delivery or default.delivery)
+        on_busy = BusyPolicy(given.on_busy or default.on_busy)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise SpawnFailed(f"{worker.agent_id}: the options of {card.name}: {error}") from None
+    timeout = config.timeout or given.timeout
+    waits, base = given.retry_waits_ms, default.retry
+    return msgspec.structs.replace(
+        default,
+        description=card.description,
+        nodes=tuple(card.nodes),
+        version=card.version,
+        driver=worker.driver,
+        config=config,
+        capabilities=tuple(
+            Capability(name=c.name, description=c.description, parameters=c.parameters)
+            for c in card.capabilities
+        )
+        or (Capability(name=card.name, description=card.description),),
+        timeout_us=int(timeout * 1_000_000) if timeout else default.timeout_us,
+        delivery=delivery,
+        on_busy=on_busy,
+        retry=RetryPolicy(
+            max_attempts=config.max_attempts or given.max_attempts or base.max_attempts,
+            waits_ms=waits if waits is not None else base.waits_ms,
+        ),
+        breaker=BreakerPolicy(
+            failure_threshold=given.failure_threshold or default.breaker.failure_threshold,
+            reset_timeout_ms=given.reset_timeout_ms or default.breaker.reset_timeout_ms,
+        ),
+        rate=RatePolicy(per_minute=given.rate_per_minute) if given.rate_per_minute else None,
+        cache_seconds=given.cache_seconds or default.cache_seconds,
+        queue=worker.queue,
+    )
+
+
+def announced(payload: dict[str, Any]) -> Ready | None:
+    """Return what a control frame announces; None: it is no ready frame.
+
+    Raises:
+        SpawnFailed: it is one, and not valid.
+    """
+    if payload.get("status") != "ready":
+        return None
+    try:
+        return msgspec.convert(payload, Ready)
+    except msgspec.ValidationError as error:
+        raise SpawnFailed(f"its ready frame is not valid: {error}") from None

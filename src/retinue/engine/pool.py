@@ -1,0 +1,413 @@
+"""The live instances of one agent (or of several that one program performs), and who gets which.
+
+The least loaded one that has room is taken, who finds none waits in order. What a pool is to become
+is decided in ``domain.supervision`` and done by ``engine.supervisor``; here is only who holds what,
+so taking and giving back need no lock and no wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import msgspec
+
+from retinue.domain.agent import AgentDefinition
+from retinue.domain.event import EventData
+from retinue.domain.ids import ulid
+from retinue.domain.supervision import Count, Phase, PoolPolicy, Stand
+from retinue.errors import AgentUnavailable, CommunicationError
+from retinue.interfaces import Health, InstanceHandle, Job, LiveInstance
+
+Key = tuple[str, str]
+"""Owner and session, where an instance serves one session only."""
+
+
+class Member:
+    """One place in a pool: an instance that is being started, that works, or that is drained.
+
+    ``broken`` says that it took nothing any more; its end will be heard of. ``key`` is the session
+    it serves, ``stalled`` says that its work brings nothing, ``reason`` why
+    it was ended, where we did that.
+    """
+
+    __slots__ = (
+        "broken",
+        "changed_at",
+        "drain_seconds",
+        "in_flight",
+        "instance",
+        "key",
+        "latency_ms",
+        "name",
+        "phase",
+        "reason",
+        "since",
+        "stale",
+        "stalled",
+        "turns",
+    )
+
+    def __init__(self, now: float) -> None:
+        self.name = ulid()
+        self.phase = Phase.STARTING
+        self.instance: LiveInstance | None = None
+        self.in_flight = 0
+        self.since = now
+        self.changed_at = now  # when it last became busy, or idle
+        self.turns = 0
+        self.key: Key | None = None
+        self.stale = False
+        self.broken = False
+        self.drain_seconds: float | None = None
+        self.stalled = False
+        self.reason: str | None = None
+        self.latency_ms: float | None = None
+
+    @property
+    def stand(self) -> Stand:
+        """What a plan needs to know of it."""
+        return Stand(self.name, self.phase, self.in_flight, self.since, self.changed_at, self.stale)
+
+    @property
+    def state(self) -> str:
+        """The word for where it stands, for people."""
+        if self.phase is Phase.READY and self.in_flight:
+            return "stalled" if self.stalled else "busy"
+        return self.phase.value
+
+    @property
+    def stage(self) -> str | None:
+        """Its own protocol's word for that."""
+        return self.instance.stage if self.instance is not None else "initializing"
+
+
+class MemberView(msgspec.Struct, frozen=True, kw_only=True):
+    """An instance of a pool as it is shown.
+
+    `state` is starting, ready, busy, stalled (it works, and nothing has come from it for long) or
+    draining, `stage` its own protocol's word for that. `age_seconds` counts from its start,
+    `served` what it has taken on. `latency_ms` is how long its last answer to a ping took.
+    """
+
+    instance_id: str
+    state: str
+    stage: str | None
+    in_flight: int
+    served: int
+    age_seconds: float
+    session_id: str | None
+    latency_ms: float | None
+
+
+class PoolView(msgspec.Struct, frozen=True, kw_only=True):
+    """A pool as it is shown.
+
+    `state` is starting, ready, short (fewer instances are ready than wanted), stopped or failed
+    (nothing is started any more, `reason` says why). `waiting` executions found no instance with
+    room. `requests`, `errors` and `average_ms` count since the start of the server, `restarts`
+    what was started in the place of one that ended unasked.
+    """
+
+    name: str
+    state: str
+    reason: str | None
+    least: int
+    most: int
+    in_flight_limit: int
+    in_flight: int
+    waiting: int
+    requests: int
+    errors: int
+    average_ms: float
+    started: int
+    restarts: int
+    instances: list[MemberView]
+
+
+class Pool:
+    """Who is there, who waits. ``bell`` is rung when the supervisor may have something to do."""
+
+    def __init__(
+        self, definition: AgentDefinition, *, bound: bool = False, bell: Callable[[], None]
+    ) -> None:
+        self.definition = definition
+        self.policy = definition.pool or PoolPolicy(in_flight=definition.concurrency)
+        self.bound = bound
+        self.members: dict[str, Member] = {}
+        self.count = Count()
+        self.started = 0
+        self.restarts = 0
+        self.lost = 0
+        self.failed: str | None = None
+        self.closed = False
+        self._bell = bell
+        self._waiting: deque[tuple[asyncio.Future[Member], Key | None]] = deque()
+
+    # -- who takes and gives back --------------------------------------------------------------
+
+    def take(self, key: Key | None = None) -> Member | None:
+        """Occupy the least loaded instance that has room for ``key``; None: there is none."""
+        best: Member | None = None
+        limit = self.policy.in_flight
+        for member in self.members.values():
+            load = member.in_flight
+            if load >= limit or member.phase is not Phase.READY or member.broken:
+                continue
+            if key is not None and member.key is not None and member.key != key:
+                continue
+            if best is None or self._before(member, best, key):
+                best = member
+        if best is not None:
+            if not best.in_flight:
+                best.changed_at = time.monotonic()
+            best.in_flight += 1
+            best.turns += 1
+            best.key = key
+        return best
+
+    @staticmethod
+    def _before(one: Member, other: Member, key: Key | None) -> bool:
+        if key is not None and (one.key == key) != (other.key == key):
+            return one.key == key
+        # Among equals the one that had less to do so far: they wear alike.
+        return (one.in_flight, one.turns) < (other.in_flight, other.turns)
+
+    async def acquire(self, key: Key | None = None) -> Member:
+        """Occupy an instance, waiting in order for one.
+
+        Raises:
+            AgentUnavailable: there is none, and there will be none.
+        """
+        if not self._waiting or self.bound:
+            member = self.take(key)
+            if member is not None:
+                return member
+        self._check()
+        future: asyncio.Future[Member] = asyncio.get_running_loop().create_future()
+        place = (future, key)
+        self._waiting.append(place)
+        self._bell()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                self.release(future.result())  # it was handed over in the same turn
+            elif place in self._waiting:
+                self._waiting.remove(place)
+            raise
+
+    def release(self, member: Member) -> None:
+        """Give an instance back; the first who waits gets its place."""
+        member.in_flight -= 1
+        if not member.in_flight:
+            member.changed_at = time.monotonic()
+            member.stalled = False
+        if self._waiting:
+            self.serve()
+            self._bell()
+        elif member.phase is not Phase.READY or (
+            not member.in_flight and len(self.members) > self.policy.least
+        ):
+            self._bell()
+
+    def serve(self) -> None:
+        """Give those who wait what there is."""
+        if self.bound:
+            for place in list(self._waiting):
+                self._serve(place)
+            return
+        while self._waiting and self._serve(self._waiting[0]):
+            pass
+
+    def _serve(self, place: tuple[asyncio.Future[Member], Key | None]) -> bool:
+        future, key = place
+        if not future.done():
+            member = self.take(key)
+            if member is None:
+                return False
+            future.set_result(member)
+        self._waiting.remove(place)
+        return True
+
+    def _check(self) -> None:
+        if self.closed or (self.hopeless and not self.members):
+            raise AgentUnavailable(f"no instance of {self.definition.agent_id}: {self.reason}")
+
+    def refuse(self) -> None:
+        """Tell those who wait that nothing will come, where that is so."""
+        try:
+            self._check()
+        except AgentUnavailable as error:
+            while self._waiting:
+                future, _ = self._waiting.popleft()
+                if not future.done():
+                    future.set_exception(AgentUnavailable(error.message))
+
+    # -- how it stands -------------------------------------------------------------------------
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for an instance."""
+        return len(self._waiting)
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether nothing is started any more."""
+        return self.failed is not None or self.lost >= self.policy.most
+
+    @property
+    def ready(self) -> int:
+        """How many instances can be given work, were they free."""
+        return sum(member.phase is Phase.READY for member in self.members.values())
+
+    @property
+    def reason(self) -> str | None:
+        """Why nothing is started any more, if that is so."""
+        if self.failed is not None:
+            return self.failed
+        if self.closed:
+            return "it was stopped"
+        if self.policy.most == 0:
+            return "it was scaled to 0"
+        return "it ended, and its policy is not to start it again" if self.hopeless else None
+
+    @property
+    def state(self) -> str:
+        """The word for how it stands: see ``PoolView``."""
+        if self.failed is not None:
+            return "failed"
+        if self.closed or (self.hopeless and not self.members):
+            return "stopped"
+        if self.ready >= self.policy.least:
+            return "ready"
+        return "short" if self.ready else "starting"
+
+    def health(self) -> Health:
+        """Say whether it can take work."""
+        if self.ready:
+            return Health(True)
+        return Health(False, self.reason or "no instance is ready")
+
+    def stands(self) -> list[Stand]:
+        """Return what a plan needs to know of its instances."""
+        return [member.stand for member in self.members.values()]
+
+    def view(self, now: float) -> PoolView:
+        """Return it as it is shown."""
+        members = list(self.members.values())
+        return PoolView(
+            name=self.definition.agent_id,
+            state=self.state,
+            reason=self.reason,
+            least=self.policy.least,
+            most=self.policy.most,
+            in_flight_limit=self.policy.in_flight,
+            in_flight=sum(member.in_flight for member in members),
+            waiting=self.waiting,
+            requests=self.count.requests,
+            errors=self.count.errors,
+            average_ms=round(self.count.average_ms, 3),
+            started=self.started,
+            restarts=self.restarts,
+            instances=[
+                MemberView(
+                    instance_id=member.name,
+                    state=member.state,
+                    stage=member.stage,
+                    in_flight=member.in_flight,
+                    served=member.turns,
+                    age_seconds=round(now - member.since, 3),
+                    session_id=member.key[1] if member.key is not None else None,
+                    latency_ms=member.latency_ms,
+                )
+                for member in members
+            ],
+        )
+
+
+class Door:
+    """A pool, as an attempt sees it: an instance that is always there.
+
+    ``end`` stops the pool, where it is this agent's alone.
+    """
+
+    def __init__(
+        self, pool: Pool, agent_id: str, end: Callable[[float], Awaitable[None]] | None = None
+    ) -> None:
+        self.pool = pool
+        self.handle = InstanceHandle(agent_id, pool.definition.agent_id)
+        self._end = end
+
+    def execute(self, job: Job, /) -> Turn:
+        """Perform ``job`` on an instance of the pool."""
+        return Turn(self.pool, job)
+
+    async def answer(self, question_id: str, answer: Any, /) -> None:
+        """Hand in an answer; the instance that asked knows the question."""
+        for member in list(self.pool.members.values()):
+            if member.instance is not None:
+                await member.instance.answer(question_id, answer)
+
+    async def ping(self) -> Health:
+        """Say whether the pool can take work; its instances are asked by the supervisor."""
+        return self.pool.health()
+
+    async def stop(self, grace: float, /) -> None:
+        """Stop the pool, unless other agents are behind it, too."""
+        if self._end is not None:
+            await self._end(grace)
+
+
+class Turn:
+    """One execution's time with an instance."""
+
+    __slots__ = ("_begun", "_inner", "_job", "_member", "_pool")
+
+    def __init__(self, pool: Pool, job: Job) -> None:
+        self._pool = pool
+        self._job = job
+        self._member: Member | None = None
+        self._inner: AbstractAsyncContextManager[AsyncIterator[EventData]] | None = None
+        self._begun = 0.0
+
+    async def __aenter__(self) -> AsyncIterator[EventData]:
+        pool, execution = self._pool, self._job.execution
+        key = (execution.owner, execution.session_id) if pool.bound else None
+        while True:
+            member = self._member = pool.take(key) if not pool.waiting else None
+            if member is None:
+                member = self._member = await pool.acquire(key)
+            self._begun = time.monotonic()
+            assert member.instance is not None
+            try:
+                self._inner = member.instance.execute(self._job)
+                return await self._inner.__aenter__()
+            except (CommunicationError, AgentUnavailable) as error:
+                if error.outcome != "not_started":
+                    self._over(failed=True)
+                    raise
+                # It ended a moment ago, or is about to: another one has this.
+                member.broken = True
+                self._member = None
+                pool.release(member)
+            except BaseException:
+                self._over(failed=True)
+                raise
+
+    async def __aexit__(self, kind: type[BaseException] | None, *rest: Any) -> bool | None:
+        assert self._inner is not None
+        try:
+            return await self._inner.__aexit__(kind, *rest)
+        finally:
+            self._over(failed=kind is not None)
+
+    def _over(self, *, failed: bool) -> None:
+        member, self._member = self._member, None
+        if member is not None:
+            self._pool.count.add(time.monotonic() - self._begun, failed=failed)
+            self._pool.release(member)

@@ -1,0 +1,59 @@
+"""Workers: programs whose processes stand ready, looked at, scaled, restarted."""
+
+from __future__ import annotations
+
+from retinue.domain.principal import Principal, Role
+from retinue.domain.strictjson import dumps
+from retinue.engine.pool import MemberView, PoolView
+from retinue.orchestrator.base import LOCAL_ADMIN, Desk
+
+__all__ = ["MemberView", "PoolView", "Pools"]
+
+
+class Pools(Desk):
+    """The pools of this server; those of another server are that one's."""
+
+    async def pools(self) -> list[PoolView]:
+        """List the pools."""
+        return self._engine.pools.views()
+
+    async def pool(self, name: str) -> PoolView:
+        """Return one pool.
+
+        Raises:
+            NotFound: there is none.
+        """
+        return self._engine.pools.view(name)
+
+    async def scale_pool(
+        self, name: str, most: int, least: int | None = None, principal: Principal = LOCAL_ADMIN
+    ) -> PoolView:
+        """Have at most so many processes from now on; what is too many ends once it is idle.
+
+        ``least`` of them run even when idle; unset, all.
+
+        Raises:
+            NotFound, Forbidden; InvalidInput: these are no bounds.
+        """
+        await self.require(principal, Role.OPERATOR, "worker.scale", name)
+        least = most if least is None else least
+        self._engine.pools.scale(name, least, most)
+        await self._audit(
+            principal, "worker.scale", name, detail=dumps({"least": least, "most": most})
+        )
+        return self._engine.pools.view(name)
+
+    async def restart_pool(
+        self, name: str, drain_seconds: float | None = None, principal: Principal = LOCAL_ADMIN
+    ) -> PoolView:
+        """Replace every process, one by one, its work done first; a failed pool begins anew.
+
+        What has not ended after ``drain_seconds`` (unset: as configured) is ended.
+
+        Raises:
+            NotFound, Forbidden.
+        """
+        await self.require(principal, Role.OPERATOR, "worker.restart", name)
+        self._engine.pools.renew(name, drain_seconds)
+        await self._audit(principal, "worker.restart", name)
+        return self._engine.pools.view(name)

@@ -1,0 +1,100 @@
+"""Workers: programs whose processes stand ready for tasks."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from retinue.orchestrator.pools import PoolView
+from retinue.server.routing import Call, Operation, encode
+
+MOST_PROCESSES = 1000
+
+
+class WorkerList(msgspec.Struct, frozen=True):
+    """All workers of this server."""
+
+    workers: list[PoolView]
+    total: int
+
+
+class ScaleBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How many processes; `min_processes` of them run even when idle (unset: all)."""
+
+    processes: Annotated[int, msgspec.Meta(ge=0, le=MOST_PROCESSES)]
+    min_processes: Annotated[int, msgspec.Meta(ge=0, le=MOST_PROCESSES)] | None = None
+
+
+class RestartBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long work in progress may take, in ms (unset: as configured); then it is ended."""
+
+    drain_timeout_ms: Annotated[int, msgspec.Meta(ge=0, le=86_400_000)] | None = None
+
+
+async def list_workers(call: Call) -> bytes:
+    """List the workers: programs whose processes stand ready, and perform the agents they announce.
+
+    Those of other servers of the same database are not among them.
+    """
+    found = await call.orchestrator.pools()
+    return encode(WorkerList(found, len(found)))
+
+
+async def get_worker(call: Call) -> bytes:
+    """Get one worker and its processes."""
+    return encode(await call.orchestrator.pool(call.path_params["name"]))
+
+
+async def scale_worker(call: Call) -> bytes:
+    """Have another number of processes; what is too many ends once its work is done.
+
+    It holds until the server is started again.
+    """
+    body = await call.record(ScaleBody)
+    name = call.path_params["name"]
+    return encode(
+        await call.orchestrator.scale_pool(name, body.processes, body.min_processes, call.principal)
+    )
+
+
+async def restart_worker(call: Call) -> bytes:
+    """Replace every process, one by one: another is started first, and work in progress ends first.
+
+    A worker that has failed begins anew.
+    """
+    body = await call.record(RestartBody)
+    wait = body.drain_timeout_ms
+    return encode(
+        await call.orchestrator.restart_pool(
+            call.path_params["name"], wait / 1000 if wait is not None else None, call.principal
+        )
+    )
+
+
+OPERATIONS = (
+    Operation(
+        method="GET", path="/v1/workers", endpoint=list_workers, tag="workers", gives=WorkerList
+    ),
+    Operation(
+        method="GET", path="/v1/workers/{name}", endpoint=get_worker, tag="workers", gives=PoolView
+    ),
+    Operation(
+        method="POST",
+        path="/v1/workers/{name}/scale",
+        endpoint=scale_worker,
+        tag="workers",
+        body=ScaleBody,
+        gives=PoolView,
+        errors=(507,),
+    ),
+    Operation(
+        method="POST",
+        path="/v1/workers/{name}/restart",
+        endpoint=restart_worker,
+        tag="workers",
+        body=RestartBody,
+        gives=PoolView,
+        errors=(507,),
+    ),
+)
