@@ -565,6 +565,7 @@ class Runtime:
         clean = await self.engine.drain(self.settings.grace_seconds if grace is None else grace)
         await self.engine.stop()
         await self.keeper.close()
+        await self.engine.instances.close()  # how the last ones ended
         await self.store.close()
         return clean
 

@@ -273,7 +273,6 @@ class Engine:
         await self.pools.stop(1.0)
         for entry in self.registry:
             await entry.stop(1.0)
-        await self.instances.settled()
         await self.close()
 
     async def close(self) -> None:

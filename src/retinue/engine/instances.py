@@ -24,6 +24,7 @@ from retinue.errors import Fenced, SpawnFailed
 from retinue.interfaces import Birth, Exited, Process, Store
 
 log = logging.getLogger(__name__)
+CLOSE_SECONDS = 5.0
 _PAUSABLE = frozenset({InstanceState.READY, InstanceState.BUSY, InstanceState.STARTING})
 
 
@@ -66,7 +67,7 @@ class Live:
         self._to(InstanceState.BUSY)
 
     def idle(self) -> None:
-        """Note that it works on nothing."""
+        """Note that it works on nothing; each change is written: not for every short call."""
         self.record.execution_id = self.record.attempt = None
         self._to(InstanceState.READY)
 
@@ -179,14 +180,18 @@ class Live:
             self._saving = asyncio.create_task(self._write())
 
     async def _write(self) -> None:
-        while self._dirty:
-            self._dirty = False
-            self.count()
-            answer = await self._book.write(SaveInstance(replace(self.record)))
-            if not isinstance(answer, Ok):
-                log.warning("instance %s is not ours any more: %s", self.id, answer)
-                break
-        self._saving = None
+        try:
+            while self._dirty and not self._book.closed:
+                self._dirty = False
+                self.count()
+                answer = await self._book.write(SaveInstance(replace(self.record)))
+                if not isinstance(answer, Ok):
+                    log.warning("instance %s is not ours any more: %s", self.id, answer)
+                    break
+        except Exception:
+            log.exception("instance %s: how it stands is not in the store", self.id)
+        finally:
+            self._saving = None
         if self.record.ended:
             self._book.forget(self)
 
@@ -207,6 +212,7 @@ class Instances:
         self._store = store
         self.write = write
         self.live: dict[str, Live] = {}
+        self.closed = False
         self.node = platform.node()
 
     async def begin(self, birth: Birth, stop: Stop | None = None) -> Live:
@@ -271,7 +277,12 @@ class Instances:
         """Let go of an instance that has ended: the store has its last values."""
         self.live.pop(live.id, None)
 
-    async def settled(self) -> None:
-        """Return once the store has all that was said of every instance."""
-        for live in list(self.live.values()):
-            await live.settled()
+    async def close(self) -> None:
+        """Write what is still to be said of every instance; nothing is written from then on."""
+        saving = {live._saving for live in self.live.values() if live._saving is not None}
+        left: set[asyncio.Task[None]] = set()
+        if saving:
+            _, left = await asyncio.wait(saving, timeout=CLOSE_SECONDS)
+        self.closed = True
+        for task in left:  # the store is away: the next start says what became of them
+            task.cancel()
