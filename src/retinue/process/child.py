@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 class Exit(msgspec.Struct, frozen=True):
     """How a process ended: ``code``, or the ``signal`` that ended it; neither: that is not known.
 
-    ``reason`` is ``killed``, ``limit_memory``, ``limit_cpu`` or ``limit_runtime`` when we ended it,
-    ``lost`` when its keeper died. ``cpu`` counts the CPU seconds of it and of what it waited for,
+    ``reason`` is ``killed``, ``unowned`` or the limit (``limit_memory``, …) when we ended it, ``lost``
+    when its keeper died. ``cpu`` counts the CPU seconds of it and of what it waited for,
     ``peak`` the most bytes of memory that were seen.
     """
 
@@ -54,6 +54,8 @@ class Exit(msgspec.Struct, frozen=True):
         )
 
     def __str__(self) -> str:
+        if self.reason == "unowned":
+            return "was ended because no server came for it"
         if self.reason not in {None, "killed", "lost"}:
             return f"was ended by its {self.reason}"
         if self.signal is not None:
