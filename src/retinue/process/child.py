@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 class Exit(msgspec.Struct, frozen=True):
     """How a process ended: ``code``, or the ``signal`` that ended it; neither: that is not known.
 
-    ``reason`` is ``killed``, ``unowned`` or the limit (``limit_memory``, …) when we ended it, ``lost``
-    when its keeper died. ``cpu`` counts the CPU seconds of it and of what it waited for,
+    ``reason`` is ``killed``, ``unowned`` or a limit (``limit_memory``, …) when we ended it,
+    ``lost`` when its keeper died. ``cpu`` counts the CPU seconds of it and of what it waited for,
     ``peak`` the most bytes of memory that were seen.
     """
 
