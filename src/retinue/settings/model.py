@@ -238,7 +238,8 @@ class Settings(BaseModel):
     agents: tuple[Reference, ...] = Field(
         default=(),
         description="agents to register: module:Class, {agent, arguments}, {driver: http, …},"
-        " {driver: command, …} or {driver: claude, codex, gemini, opencode or acp, …}",
+        " {driver: command, …}, {driver: stdio, …} or {driver: claude, codex, gemini, opencode or"
+        " acp, …}",
     )
     entry_points: bool = Field(
         default=True,
