@@ -24,8 +24,9 @@ from retinue.storage.tables import TABLES
 
 Sql = Callable[..., Awaitable[list[Any]]]
 TRIGGERS = {"contract_fixed": "contract", "event_fixed": "event", "audit_fixed": "audit"}
-BESIDE = {"outbox", "parked", "agent_definition"}
-"""What is still to be done and what is set up, not what was done: no part of the record. (What is
+BESIDE = {"outbox", "parked", "agent_definition", "instance"}
+"""What is still to be done, what is set up, which processes there were: not what was done, so no
+part of the record. (What is
 registered now has to fit the audit: test_roster.)"""
 TABLES_WATCHED = {
     **{table: columns for table, columns in TABLES.items() if table not in BESIDE},

@@ -136,7 +136,7 @@ def test_what_is_prefilled_is_accepted(client: httpx.Client, document: dict[str,
             jsonschema_rs.validate({**schema, **components}, content["example"])
             record(content["example"], operation.body)
             examples[operation.path] = content["example"]
-    assert len(examples) == 10
+    assert len(examples) == 12
     done = client.post("/v1/orchestrate", json=examples["/v1/orchestrate"])
     assert (done.status_code, done.json()["success"]) == (200, True)
     assert client.post("/v1/executions", json=examples["/v1/executions"]).status_code == 202

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 
@@ -22,12 +22,16 @@ class WorkerList(msgspec.Struct, frozen=True):
 class ScaleBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How many processes; `min_processes` of them run even when idle (unset: all)."""
 
+    EXAMPLE: ClassVar[dict[str, Any]] = {"processes": 4}
+
     processes: Annotated[int, msgspec.Meta(ge=0, le=MOST_PROCESSES)]
     min_processes: Annotated[int, msgspec.Meta(ge=0, le=MOST_PROCESSES)] | None = None
 
 
 class RestartBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How long work in progress may take, in ms (unset: as configured); then it is ended."""
+
+    EXAMPLE: ClassVar[dict[str, Any]] = {"drain_timeout_ms": 10_000}
 
     drain_timeout_ms: Annotated[int, msgspec.Meta(ge=0, le=86_400_000)] | None = None
 
