@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,48 @@ async def test_a_spawned_agent_is_listed_and_what_cannot_be_spawned_says_why(
         with pytest.raises(SpawnFailed, match=r"working directory .*absent does not exist"):
             await nowhere.spawn(agent("echo"))
         assert await nowhere.list_agents() == []
+
+
+class Counted(dict[str, AgentHandle]):
+    """A dictionary that counts what is done with it."""
+
+    lookups = 0
+    walks = 0
+
+    def get(self, *key: Any) -> Any:
+        self.lookups += 1
+        return super().get(*key)
+
+    def __getitem__(self, key: str) -> AgentHandle:
+        self.lookups += 1
+        return super().__getitem__(key)
+
+    def __iter__(self) -> Iterator[str]:
+        self.walks += 1
+        return super().__iter__()
+
+    def values(self) -> Any:
+        self.walks += 1
+        return super().values()
+
+    def items(self) -> Any:
+        self.walks += 1
+        return super().items()
+
+
+@pytest.mark.requirement("001.registry")
+@pytest.mark.parametrize("agents", [10, 10_000])
+async def test_one_of_many_is_found_by_one_lookup(runner: LocalProcessRunner, agents: int) -> None:
+    handle = await runner.spawn(agent("sleep"))
+    # One process stands for all: what is counted is how it is found.
+    others = {f"agent-{number}": handle for number in range(agents - 1)}
+    runner._agents = counted = Counted({**others, handle.id(): handle})
+    found = await runner.get_agent(handle.id())
+    assert (found and found.id, counted.lookups, counted.walks) == (handle.id(), 1, 0)
+    assert await runner.get_agent("unknown") is None
+    assert (counted.lookups, counted.walks) == (2, 0)
+    assert len(await runner.list_agents()) == agents
+    assert counted.walks == 1
 
 
 @pytest.mark.requirement("001.config-defaults")

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         ResourceLimits,
     )
     from retinue.process.handle import AgentHandle, GracefulShutdown, OutputLine
+    from retinue.process.pool import AgentPool, first_line
     from retinue.process.reading import Bounds
     from retinue.process.runner import LocalProcessRunner
     from retinue.process.sandbox import Sandbox
@@ -44,6 +45,7 @@ _HOME = {
     "AgentHandle": "handle",
     "AgentInfo": "config",
     "AgentMetrics": "config",
+    "AgentPool": "pool",
     "AgentSignal": "config",
     "AgentStatus": "config",
     "Backend": "config",
@@ -55,6 +57,7 @@ _HOME = {
     "ProcessRunnerConfig": "config",
     "ResourceLimits": "config",
     "Sandbox": "sandbox",
+    "first_line": "pool",
 }
 _ERRORS = {
     "AgentError": "RetinueError",
@@ -75,6 +78,7 @@ __all__ = [
     "AgentHandle",
     "AgentInfo",
     "AgentMetrics",
+    "AgentPool",
     "AgentSignal",
     "AgentStatus",
     "Backend",
@@ -94,6 +98,7 @@ __all__ = [
     "Sandbox",
     "SpawnFailed",
     "Timeout",
+    "first_line",
 ]
 
 
