@@ -107,12 +107,17 @@ ROUTING = Scenario(
 
 LOOKUP = Scenario(
     name="lookup",
-    title="find one agent by its id",
+    title="find one agent by its id: of the system's, or of a runner's processes",
     contenders=(
         Contender("10 agents", "bench.ours.routing", ("--agents", "10", "--lookup")),
         Contender("10,000 agents", "bench.ours.routing", ("--agents", "10000", "--lookup")),
+        Contender("runner, 10", "bench.ours.lookup", ("--agents", "10")),
+        Contender("runner, 10,000", "bench.ours.lookup", ("--agents", "10000")),
     ),
-    targets=(Target("10,000 agents", 0.5, of="10 agents"),),
+    targets=(
+        Target("10,000 agents", 0.5, of="10 agents"),
+        Target("runner, 10,000", 2, of="runner, 10", metric="p50_ms", at_most=True),
+    ),
     unit="lookups/s",
 )
 
@@ -288,6 +293,18 @@ EXITS = Scenario(
     unit="exits/s",
 )
 
+POOL = Scenario(
+    name="pool",
+    title="from wanting an agent (a Python program) to its first answer: started for it, or taken"
+    " from a pool of two",
+    contenders=(
+        Contender("cold", "bench.ours.pool", ("--cold",)),
+        Contender("warm", "bench.ours.pool"),
+    ),
+    targets=(Target("warm", 5, of="cold"),),
+    unit="first answers/s",
+)
+
 CALLS = Scenario(
     name="calls",
     title="1,000 agents under supervision (--quick: 200), 10 lines to each and their answers",
@@ -335,5 +352,5 @@ HOSTILE = Scenario(
     unit="trees/s",
 )
 
-AGENTS = (PROCESSES, EXITS, CALLS, FLOOD, HOSTILE, CODING, MULTIPLEX, STDIO)
+AGENTS = (PROCESSES, EXITS, POOL, CALLS, FLOOD, HOSTILE, CODING, MULTIPLEX, STDIO)
 SCENARIOS = (ECHO, POSTGRES, HTTP, SSE, STAGES, ROUTING, LOOKUP, QUEUE, *AGENTS, STORE)

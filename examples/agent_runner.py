@@ -1,4 +1,4 @@
-"""Run agents as processes: spawn, stream, talk, signal, list, shut down.
+"""Run agents as processes: spawn, stream, talk, signal, list, shut down, keep warm.
 
     python examples/agent_runner.py
 
@@ -11,6 +11,7 @@ import sys
 
 from retinue.process import (
     AgentConfig,
+    AgentPool,
     AgentSignal,
     Backend,
     GracefulShutdown,
@@ -65,6 +66,13 @@ async def main() -> None:
         # Shut one down that ignores SIGTERM: nothing of it is left.
         stopped = await GracefulShutdown(0.5).shutdown(stubborn)
         print("stubborn:", stopped.step, stopped.exit)
+
+        # Keep two warm: each serves one user, and ends.
+        config = AgentConfig("warm", "parrot", "")
+        async with AgentPool(runner, config, min_agents=2, max_agents=4) as pool:
+            async with pool.take() as warm:
+                await warm.write_stdin(b"Hello, pool!\n")
+                print("pool:", await warm.next_stdout())
 
         try:
             await runner.spawn(AgentConfig("nobody", "no-such-cli", ""))

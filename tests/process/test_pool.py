@@ -2,9 +2,12 @@
 
 import asyncio
 import os
+import re
 import signal
+import textwrap
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,7 +34,7 @@ heard=
 while read -r line; do heard="$heard $line"; echo "$heard"; done
 """
 CONFIG = AgentConfig("warm", "remembers", "")
-QUICK = RestartPolicy(most=2, within_seconds=0.5, first_wait_ms=50, most_wait_ms=50)
+QUICK = RestartPolicy(most=2, within_seconds=1.0, first_wait_ms=50, most_wait_ms=50)
 
 
 def program(*command: str) -> Backend:
@@ -172,7 +175,7 @@ async def test_callers_of_one_that_keeps_failing_hear_why_until_it_is_tried_agai
 ) -> None:
     async with pool_of(runner, "fails", min_agents=0, restart=QUICK) as pool:
         assert pool.size == 0
-        with pytest.raises(SpawnFailed, match=r"ended 3 times within 0\.5 s, the last time: "):
+        with pytest.raises(SpawnFailed, match=r"ended 3 times within 1 s, the last time: "):
             await asyncio.wait_for(use(pool, "never"), 10)
         begun = asyncio.get_running_loop().time()
         with pytest.raises(SpawnFailed, match="3 times"):
@@ -240,6 +243,19 @@ def test_a_pool_that_could_never_be_full_is_refused() -> None:
         pool_of(runner, max_agents=3)
     with pytest.raises(SpawnFailed, match="do not fit this machine"):
         pool_of(LocalProcessRunner(), max_agents=10**9)
+
+
+async def test_the_guide_runs_as_it_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "guide-commands.md").read_text()
+    section = text.partition("## From a program of your own")[2]
+    blocks = re.findall(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    assert ["AgentPool" in block for block in blocks] == [False, True]
+    for block in blocks:
+        space: dict[str, Any] = {}
+        exec("async def main():\n" + textwrap.indent(block, "    "), space)
+        await space["main"]()
+    printed = capsys.readouterr().out.splitlines()
+    assert [printed[0], printed[-1]] == [r"b'4\n'", r"b'the task\n'"]
 
 
 def test_demand_is_held_for_a_while_after_it_has_fallen() -> None:

@@ -591,6 +591,7 @@ async def test_the_example_runs_with_no_cli_installed() -> None:
         "parrot: terminated",
         "stubborn: running",
         "stubborn: kill was ended by SIGKILL",
+        "pool: b'heard Hello, pool!\\n'",
         "nobody: there is no backend 'no-such-cli' in the catalogue;"
         " it has: parrot, researcher, stubborn",
     ]
