@@ -564,7 +564,8 @@ async def test_a_thousand_rounds_leave_no_zombie_and_no_descriptor() -> None:
                     await GracefulShutdown(5).shutdown(handle)
 
         await asyncio.gather(*(once(n) for n in range(1_000)))
-        await until(lambda: len(os.listdir("/proc/self/fd")) == before)
+        # Fewer, too: what other tests left to the collector goes when it will.
+        await until(lambda: len(os.listdir("/proc/self/fd")) <= before)
         assert len(await runner.list_agents()) <= 1_040
 
 
