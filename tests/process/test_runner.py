@@ -16,7 +16,14 @@ from tests.process.rig import alive, until
 
 import retinue.process as public
 from retinue.domain.ids import now_us
-from retinue.errors import CommunicationError, InvalidContext, NotFound, SpawnFailed, Timeout
+from retinue.errors import (
+    CommunicationError,
+    InvalidContext,
+    IoError,
+    NotFound,
+    SpawnFailed,
+    Timeout,
+)
 from retinue.process import (
     AgentConfig,
     AgentHandle,
@@ -157,6 +164,16 @@ async def test_one_of_many_is_found_by_one_lookup(runner: LocalProcessRunner, ag
     assert (counted.lookups, counted.walks) == (2, 0)
     assert len(await runner.list_agents()) == agents
     assert counted.walks == 1
+
+
+async def test_a_log_that_cannot_be_kept_is_said_before_the_agent_runs(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    async with configured(log_dir=tmp_path / "file" / "logs") as runner:
+        with pytest.raises(IoError, match="cannot be made: Not a directory") as caught:
+            await runner.spawn(agent("sleep"))
+        assert isinstance(caught.value.__cause__, NotADirectoryError)
+        assert (caught.value.code, caught.value.retryable) == ("E_STREAM_BROKEN", True)
+        assert await runner.list_agents() == []
 
 
 @pytest.mark.requirement("001.config-defaults")

@@ -22,7 +22,7 @@ from types import TracebackType
 import msgspec
 
 from retinue.domain.ids import now_us, ulid
-from retinue.errors import InvalidContext, NotFound, RetinueError, SpawnFailed
+from retinue.errors import InvalidContext, IoError, NotFound, RetinueError, SpawnFailed
 from retinue.process.capacity import MEMORY_EACH, Host, refusal
 from retinue.process.child import Streams
 from retinue.process.config import (
@@ -109,6 +109,7 @@ class LocalProcessRunner:
             SpawnFailed: its backend is not in the catalogue, its program or working directory is
                 not there or cannot be used, or ``max_concurrent_agents`` run already.
             InvalidContext: a text holds a NUL, or is too large.
+            IoError: the directory of its log cannot be made.
         """
         check(config)
         backend = self._backend(config.model_backend)
@@ -137,6 +138,14 @@ class LocalProcessRunner:
         log_dir = self.config.log_dir / name if self.config.log_dir is not None else None
         log = None
         if log_dir is not None:
+            try:
+                log_dir.mkdir(mode=0o700, parents=True)
+            except OSError as error:
+                raise IoError(
+                    f"the log directory {log_dir} cannot be made: {error.strerror}",
+                    details={"errno": error.errno},
+                    outcome="not_started",
+                ) from error
             log = InstanceLog(self._link.logs, log_dir, self.config.log_bytes)
         standing = Standing(now_us())
         parses = self.config.enable_json_streaming
