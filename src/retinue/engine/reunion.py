@@ -84,8 +84,9 @@ class Reunion:
         await self._instances.bury(record)
         if here:
             self.gone.append(record)
-            what = (record.instance_id, record.agent_id, record.execution_id)
-            log.warning("gone with its server: instance %s of agent %s, execution %s", *what)
+            work = f", execution {record.execution_id}" if record.execution_id else ""
+            what = (record.instance_id, record.agent_id, work)
+            log.warning("gone with its server: instance %s of agent %s%s", *what)
 
     async def _reattach(self, record: InstanceRecord) -> bool:
         driver = self._drivers.get(record.driver)
@@ -135,7 +136,7 @@ class Reunion:
         self._attempts.start(adopted.execution, body or b"{}", entry, call, resumed)
         what = (record.instance_id, record.agent_id, process.pid, execution.id)
         log.warning(
-            "re-attached: instance %s of agent %s, process %d, execution %s, behind %s",
+            "re-attached: instance %s of agent %s, process %d, execution %s, after %s",
             *what,
             execution.cursor or "its beginning",
         )
