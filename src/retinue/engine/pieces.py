@@ -51,8 +51,13 @@ class Results:
         ending = self._ending.get(key)
         if ending is None:
             ending = self._ending[key] = asyncio.create_task(self._end(event))
-            ending.add_done_callback(lambda _: self._ending.pop(key))
+            ending.add_done_callback(lambda read: self._ended(key, read))
         return await asyncio.shield(ending)
+
+    def _ended(self, key: tuple[str, bytes], read: asyncio.Task[Piece | None]) -> None:
+        del self._ending[key]
+        if not read.cancelled():
+            read.exception()  # heard, though every reader may have left
 
     async def _end(self, event: Event) -> Piece | None:
         execution = await self.store.execution(event.execution_id, None)
