@@ -293,6 +293,7 @@ def _cli(found: Look, given: CodingReference | None) -> Finding:
     name = found.kind if given is None or given.agent_id == found.kind else given.agent_id
     text = f"{name}: " if name != found.kind else ""
     if found.path is None:
+        text += "no agent needs it; " if given is None else ""
         text += found.missing or "not found"
         return Finding("fail" if given is not None else "ok", found.kind, text, found.install)
     text += f"{found.version or 'no version'} at {found.path}, "
