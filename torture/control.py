@@ -12,7 +12,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from retinue.domain.intent import Intent, Result
+from retinue.domain.intent import Intent
+from retinue.domain.result import Result
 from retinue.storage import program
 from retinue.storage.sqlite import SqliteStore
 from retinue.storage.writer import Waiting

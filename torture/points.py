@@ -25,7 +25,8 @@ from typing import Any, ClassVar
 
 from retinue.domain.agent import AgentDefinition
 from retinue.domain.event import Event, EventData, EventType
-from retinue.domain.intent import Intent, Result
+from retinue.domain.intent import Intent
+from retinue.domain.result import Result
 from retinue.drivers.python import PythonDriver
 from retinue.engine.journal import Journal
 from retinue.interfaces import DriverContext, Features, Health, Instance, Job, Store

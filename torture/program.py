@@ -14,13 +14,14 @@ from typing import Any
 
 import msgspec
 
-from retinue.domain import intent
+from retinue.domain import intent, result
 from retinue.domain.contract import ContractStatus, ContractType, Draft
 from retinue.domain.event import EventData, EventType
 from retinue.domain.execution import EDGES, Execution, State
 from retinue.domain.ids import now_us
-from retinue.domain.intent import Fence, Idempotency, Result, Want
+from retinue.domain.intent import Fence, Idempotency, Want
 from retinue.domain.policy import rank_of
+from retinue.domain.result import Result
 from retinue.engine.ledger import Verification
 from retinue.interfaces import ExecutionFilter, Page, Store
 from retinue.testing.store_samples import execution as sample
@@ -234,20 +235,20 @@ class Performer:
 
     # -- results become answers ----------------------------------------------------------------
 
-    def _said(self, result: Result) -> Said:
-        match result:
-            case intent.Submitted(execution_id=made, leased=leased, joined=joined):
+    def _said(self, said: Result) -> Said:
+        match said:
+            case result.Submitted(execution_id=made, leased=leased, joined=joined):
                 return ("submitted", Ids.number(made), leased, joined)
-            case intent.Appended(first_seq=first):
+            case result.Appended(first_seq=first):
                 return ("appended", first)
-            case intent.Cancelling(state=state, worker=worker):
+            case result.Cancelling(state=state, worker=worker):
                 return ("cancelling", state.value, self._epoch(worker))
-            case intent.Leased(work=work):
+            case result.Leased(work=work):
                 assert all(item.body == b'{"parameters":{}}' for item in work)
                 return ("leased", tuple(Ids.number(item.execution.id) for item in work))
-            case intent.Conflict(reason=reason):
+            case result.Conflict(reason=reason):
                 return ("conflict", reason)
-            case intent.Rejected(reason=reason):
+            case result.Rejected(reason=reason):
                 return ("rejected", reason)
         return ("ok",)
 

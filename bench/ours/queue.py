@@ -24,7 +24,8 @@ import asyncpg
 from bench.load import Load, Run, arguments, closed_loop, expect, report, scratch
 from retinue.domain.execution import Execution, Hold, State
 from retinue.domain.ids import now_us
-from retinue.domain.intent import Lease, Leased, Want
+from retinue.domain.intent import Lease, Want
+from retinue.domain.result import Leased
 from retinue.interfaces import Store
 from retinue.storage.postgres import PostgresStore
 from retinue.storage.sql import insert

@@ -14,8 +14,9 @@ from collections import deque
 
 from bench.load import Load, Run, arguments, peak_mb, report
 from retinue.domain.agent import AgentDefinition, Capability
+from retinue.engine.entry import Entry
 from retinue.engine.guard import Circuit
-from retinue.engine.registry import Entry, Registry
+from retinue.engine.registry import Registry
 from retinue.interfaces import Instance
 
 OCCUPIED = 64
@@ -53,11 +54,11 @@ def measure(run: Run, made: Registry) -> Load:
     while (start := clock()) < end:
         entry = made.route(WORK, None).entry
         assert entry is not None
-        made.take(entry)
+        made.slots.take(entry)
         done = clock()
         held.append(entry)
         if len(held) > OCCUPIED:
-            made.give(held.popleft())
+            made.slots.give(held.popleft())
         load.total += 1
         if start >= begin:
             cpu = cpu or time.process_time()

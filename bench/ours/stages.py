@@ -20,7 +20,8 @@ from bench.load import TEXT, Load, Run, arguments, expect, report, scratch
 from bench.ours.agent import echo
 from bench.ours.echo import settings
 from retinue import Orchestrator, Runtime
-from retinue.domain.intent import Finish, Intent, Result, Submit
+from retinue.domain.intent import Finish, Intent, Submit
+from retinue.domain.result import Result
 from retinue.integrations.trace import Trace
 from retinue.storage.sqlite import SqliteStore
 from retinue.testing.peers import FakeTrace

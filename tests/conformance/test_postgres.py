@@ -13,22 +13,9 @@ from retinue.domain.contract import ContractType
 from retinue.domain.execution import Execution, State
 from retinue.domain.holder import Holder
 from retinue.domain.ids import now_us
-from retinue.domain.intent import (
-    Append,
-    Appended,
-    Audit,
-    Claimed,
-    ClaimLanes,
-    Conflict,
-    Intent,
-    Lease,
-    Leased,
-    Ok,
-    Release,
-    Requeue,
-    Submitted,
-)
+from retinue.domain.intent import Append, Audit, ClaimLanes, Intent, Lease, Release, Requeue
 from retinue.domain.policy import BusyPolicy
+from retinue.domain.result import Appended, Claimed, Conflict, Leased, Ok, Submitted
 from retinue.errors import StoreUnavailable, WorkerLost
 from retinue.storage.holders import read_workers
 from retinue.storage.migrate import migrations

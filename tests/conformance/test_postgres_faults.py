@@ -12,7 +12,8 @@ import pytest
 
 from retinue.domain.execution import Execution, State
 from retinue.domain.ids import now_us
-from retinue.domain.intent import Append, Appended, Intent
+from retinue.domain.intent import Append, Intent
+from retinue.domain.result import Appended
 from retinue.errors import InvalidInput, StoreUnavailable, Unavailable, WorkerLost
 from retinue.interfaces import ExecutionFilter, Page
 from retinue.storage.postgres import PostgresStore

@@ -13,7 +13,8 @@ from retinue import Runtime, Settings
 from retinue.domain.agent import AgentDefinition, Capability
 from retinue.domain.execution import State, Task
 from retinue.domain.policy import RatePolicy
-from retinue.engine.registry import Entry, Registry
+from retinue.engine.entry import Entry
+from retinue.engine.registry import Registry
 from retinue.errors import SettingsError
 from retinue.interfaces import Instance
 from retinue.settings import CommandReference
@@ -124,19 +125,19 @@ def test_one_that_fits_is_taken_before_one_that_does_not() -> None:
         return registry.add(definition, never)
 
     large, small = add("large", 70), add("small", 20)
-    registry.take(large)
-    registry.take(small)  # as loaded as the other one, and after it
+    registry.slots.take(large)
+    registry.slots.take(small)  # as loaded as the other one, and after it
     route = registry.route("work", None)
     assert route.entry is None
-    registry.give(small)
-    registry.take(small)
-    assert registry.room_for(small) == 0
-    registry.give(large)
-    assert registry.room_for(large) == 1
-    registry.take(large)
-    registry.give(small)
+    registry.slots.give(small)
+    registry.slots.take(small)
+    assert registry.slots.room_for(small) == 0
+    registry.slots.give(large)
+    assert registry.slots.room_for(large) == 1
+    registry.slots.take(large)
+    registry.slots.give(small)
     assert registry.route("work", None).entry is small
-    registry.take(small)
+    registry.slots.take(small)
     registry.set_health(small, "gone")
     registry.set_health(large, "gone, too")
     assert registry.why("cap:work") == "no agent for it is healthy: large: gone, too"
@@ -157,5 +158,5 @@ def test_a_rate_and_a_circuit_are_reasons_too() -> None:
     why = registry.why("cap:work") or ""
     assert why.startswith("its agents may be called again in ")
     assert why == registry.why("agent:it")
-    registry.take(entry)
+    registry.slots.take(entry)
     assert (registry.why("agent:it") or "").startswith("1 executions of its agents run")

@@ -15,7 +15,8 @@ from retinue.domain.agent import AgentDefinition, Capability
 from retinue.domain.event import EventData, EventType
 from retinue.domain.execution import State, Task
 from retinue.domain.ids import ulid
-from retinue.domain.intent import Intent, PutInstance, Result
+from retinue.domain.intent import Intent, PutInstance
+from retinue.domain.result import Result
 from retinue.engine.retention import Policy
 from retinue.interfaces import (
     Birth,

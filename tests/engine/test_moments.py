@@ -9,7 +9,8 @@ import pytest
 from retinue import Options, Orchestrator, Runtime, Settings, capability
 from retinue.domain.execution import State, Task
 from retinue.domain.ids import now_us
-from retinue.domain.intent import Intent, Requeue, Result
+from retinue.domain.intent import Intent, Requeue
+from retinue.domain.result import Result
 from retinue.engine import scheduler
 from retinue.storage.sqlite import SqliteStore
 

@@ -12,9 +12,9 @@ from retinue.domain.event import EventData
 from retinue.domain.execution import Execution
 from retinue.domain.ids import now_us
 from retinue.domain.intent import Fence
+from retinue.engine.entry import Entry
 from retinue.engine.outcome import Reply
 from retinue.engine.pen import Pen
-from retinue.engine.registry import Entry
 from retinue.errors import BudgetExceeded, InvalidResult, Outcome, RetinueError, Timeout
 from retinue.interfaces import Process, Supervised
 

@@ -19,16 +19,12 @@ from retinue.domain.budget import Budget, Limit, Usage
 from retinue.domain.event import EventData, EventType
 from retinue.domain.execution import DEAD_LETTER, Execution
 from retinue.domain.ids import now_us
-from retinue.domain.intent import (
-    Append,
-    Appended,
-    Conflict,
-    Finish,
-    Requeue,
-)
+from retinue.domain.intent import Append, Finish, Requeue
 from retinue.domain.policy import Delivery, repeatable
+from retinue.domain.result import Appended, Conflict
 from retinue.domain.strictjson import NotJson, TooMuch, encode, loads
 from retinue.engine.attempt import Attempt, Resumed
+from retinue.engine.entry import Entry
 from retinue.engine.guard import Cache, cache_key
 from retinue.engine.journal import Journal
 from retinue.engine.outcome import (
@@ -44,7 +40,7 @@ from retinue.engine.outcome import (
 )
 from retinue.engine.pen import PATIENCE, Pen, publish
 from retinue.engine.questions import Questions
-from retinue.engine.registry import Entry, Registry
+from retinue.engine.registry import Registry
 from retinue.errors import (
     AgentFailed,
     BudgetExceeded,
@@ -167,7 +163,7 @@ class Attempts:
             self.questions.ended(attempt)
             attempt.tell(answer)
             if not attempt.lent:
-                self._registry.give(entry)
+                self._registry.slots.give(entry)
                 self._on_free(entry)
 
     def _pen(self, attempt: Attempt) -> Pen:

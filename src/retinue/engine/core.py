@@ -15,13 +15,15 @@ from retinue.domain.audit import AuditDraft
 from retinue.domain.budget import tightest
 from retinue.domain.execution import Execution, Hold, Task
 from retinue.domain.ids import now_us
-from retinue.domain.intent import Answer, Cancel, Cancelling, Conflict, Prioritize, Rejected
+from retinue.domain.intent import Answer, Cancel, Prioritize
 from retinue.domain.policy import RatePolicy
 from retinue.domain.principal import Authority
+from retinue.domain.result import Cancelling, Conflict, Rejected
 from retinue.domain.strictjson import dumps, loads
 from retinue.engine.attempt import Attempt
 from retinue.engine.attempts import Attempts
 from retinue.engine.delays import Delays
+from retinue.engine.entry import Entry
 from retinue.engine.heartbeat import Heartbeat
 from retinue.engine.instances import Instances
 from retinue.engine.intake import Accepted, Intake
@@ -30,7 +32,7 @@ from retinue.engine.outbox import Grown, Outbox
 from retinue.engine.outcome import Reply, failed, response, result_of
 from retinue.engine.pools import Pools
 from retinue.engine.queue import Queue
-from retinue.engine.registry import Entry, Registry
+from retinue.engine.registry import Registry
 from retinue.engine.retention import Policy, Retention
 from retinue.engine.reunion import Reunion
 from retinue.engine.roster import Roster
@@ -415,7 +417,7 @@ class Engine:
         parent.calls += 1
         if parent.calls == 1 and not parent.lent and not parent.released:
             parent.lent = True
-            self.registry.give(parent.entry)
+            self.registry.slots.give(parent.entry)
             self.queue.freed(parent.entry)
 
     async def _take_back(self, parent: Attempt) -> None:
@@ -424,11 +426,11 @@ class Engine:
         if parent.calls or self._ended(parent):
             return
         try:
-            await self.registry.regain(parent.entry)
+            await self.registry.slots.regain(parent.entry)
         finally:
             parent.lent = False
             if self._ended(parent):  # while this waited
-                self.registry.give(parent.entry)
+                self.registry.slots.give(parent.entry)
                 self.queue.freed(parent.entry)
 
     @staticmethod

@@ -13,7 +13,8 @@ from collections.abc import Callable
 
 from retinue.domain.execution import Execution, Hold, State
 from retinue.domain.ids import now_us
-from retinue.domain.intent import Promote, Promoted
+from retinue.domain.intent import Promote
+from retinue.domain.result import Promoted
 from retinue.engine.journal import Journal
 from retinue.engine.outcome import failed, response
 from retinue.errors import RetinueError, SessionBusy

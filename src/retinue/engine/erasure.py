@@ -11,8 +11,9 @@ import msgspec
 
 from retinue.domain.execution import Execution
 from retinue.domain.ids import now_us
-from retinue.domain.intent import Erase, Erased
+from retinue.domain.intent import Erase
 from retinue.domain.principal import Principal
+from retinue.domain.result import Erased
 from retinue.engine.retention import Retention
 from retinue.errors import Conflict
 from retinue.interfaces import Store

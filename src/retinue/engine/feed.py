@@ -22,8 +22,9 @@ import msgspec
 
 from retinue.domain.contract import Contract
 from retinue.domain.ids import now_us
-from retinue.domain.intent import Claimed, ClaimLanes, SettleLane, Unpark, WakeLanes
+from retinue.domain.intent import ClaimLanes, SettleLane, Unpark, WakeLanes
 from retinue.domain.outbox import Lane, Parked
+from retinue.domain.result import Claimed
 from retinue.engine.watch import Watch
 from retinue.errors import PeerRefused, PeerUnavailable, RetinueError
 from retinue.interfaces import Health, Page, Sink, Store

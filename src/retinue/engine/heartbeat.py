@@ -16,7 +16,8 @@ from retinue.domain.audit import AuditDraft
 from retinue.domain.ids import now_us
 from retinue.domain.intent import Audit
 from retinue.domain.strictjson import dumps
-from retinue.engine.registry import Entry, Registry
+from retinue.engine.entry import Entry
+from retinue.engine.registry import Registry
 from retinue.errors import RetinueError, said
 from retinue.interfaces import Features, Health, Store
 

@@ -19,7 +19,8 @@ from msgspec.structs import replace
 from retinue.domain.execution import Execution
 from retinue.domain.ids import now_us, ulid
 from retinue.domain.instance import InstanceRecord, InstanceState
-from retinue.domain.intent import Ok, PutInstance, SaveInstance
+from retinue.domain.intent import PutInstance, SaveInstance
+from retinue.domain.result import Ok
 from retinue.errors import Fenced, SpawnFailed
 from retinue.interfaces import Birth, Exited, Process, Store
 

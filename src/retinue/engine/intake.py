@@ -21,17 +21,7 @@ from retinue.domain.contract import GENESIS, ContractStatus, ContractType, Draft
 from retinue.domain.event import EventType
 from retinue.domain.execution import Execution, State, Task
 from retinue.domain.ids import now_us, ulid
-from retinue.domain.intent import (
-    Conflict as Conflicted,
-)
-from retinue.domain.intent import (
-    Idempotency,
-    Refuse,
-    Rejected,
-    Result,
-    Submit,
-    Submitted,
-)
+from retinue.domain.intent import Idempotency, Refuse, Submit
 from retinue.domain.policy import (
     MOST_DELAY_US,
     MOST_PRIORITY,
@@ -41,14 +31,17 @@ from retinue.domain.policy import (
 )
 from retinue.domain.principal import Authority
 from retinue.domain.question import Question, QuestionState
+from retinue.domain.result import Conflict as Conflicted
+from retinue.domain.result import Rejected, Result, Submitted
 from retinue.domain.session import check_session_id
 from retinue.domain.strictjson import dumps, loads
 from retinue.engine.attempt import Attempt
 from retinue.engine.attempts import Attempts
+from retinue.engine.entry import Entry
 from retinue.engine.guard import Callers
 from retinue.engine.journal import Journal
 from retinue.engine.outcome import Reply, pending, reply_of
-from retinue.engine.registry import Entry, Registry, Route
+from retinue.engine.registry import Registry, Route
 from retinue.errors import (
     AgentNotFound,
     Conflict,
@@ -243,7 +236,7 @@ class Intake:
         entry = route.entry if execution.run_at <= execution.created_at else None
         call = 0
         if entry is not None:
-            self._registry.take(entry)
+            self._registry.slots.take(entry)
             call = entry.admit(time.monotonic())
         try:
             result = await self._write(
@@ -311,7 +304,7 @@ class Intake:
     def _put_back(self, entry: Entry | None, call: int) -> None:
         if entry is not None:
             entry.unused(call)
-            self._registry.give(entry)
+            self._registry.slots.give(entry)
 
     def _record(
         self, task: Task, authority: Authority, route: Route, capability: str, body: bytes

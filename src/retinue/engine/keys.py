@@ -13,8 +13,9 @@ import time
 
 from retinue.domain.audit import AuditDraft
 from retinue.domain.ids import now_us, ulid
-from retinue.domain.intent import PutKey, Rejected, RevokeKey
+from retinue.domain.intent import PutKey, RevokeKey
 from retinue.domain.principal import ApiKey, Principal, Role
+from retinue.domain.result import Rejected
 from retinue.domain.strictjson import dumps
 from retinue.engine.witness import KEY_CREATE, KEY_REVOKE, key_detail
 from retinue.errors import InvalidInput, NotFound, Unauthenticated

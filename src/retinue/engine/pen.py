@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 from retinue.domain.event import Event, EventData, EventType
 from retinue.domain.ids import now_us
-from retinue.domain.intent import Append, Appended, Conflict, Fence
+from retinue.domain.intent import Append, Fence
+from retinue.domain.result import Appended, Conflict
 from retinue.domain.strictjson import NotJson, check, dumps
 from retinue.engine.journal import Journal
 from retinue.errors import InvalidResult, StoreBroken, Unavailable, WorkerLost

@@ -22,9 +22,10 @@ from retinue.domain.ids import now_us
 from retinue.domain.intent import Audit
 from retinue.domain.principal import LOCAL
 from retinue.domain.strictjson import dumps
+from retinue.engine.entry import Entry
 from retinue.engine.pool import Door, PoolView
 from retinue.engine.pulse import MOST_FAILURES
-from retinue.engine.registry import Entry, Registry
+from retinue.engine.registry import Registry
 from retinue.engine.schema import parameters_schema
 from retinue.engine.supervisor import Supervisor
 from retinue.errors import Conflict, InvalidInput, NotFound, RetinueError

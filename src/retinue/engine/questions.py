@@ -17,10 +17,11 @@ from typing import Any
 from retinue.domain.event import EventData, EventType
 from retinue.domain.execution import Execution
 from retinue.domain.ids import now_us
-from retinue.domain.intent import Append, Appended, Ask, CloseQuestion, Conflict, Intent, Ok
+from retinue.domain.intent import Append, Ask, CloseQuestion, Intent
 from retinue.domain.policy import MOST_DELAY_US
 from retinue.domain.principal import Role
 from retinue.domain.question import QuestionKind, QuestionState
+from retinue.domain.result import Appended, Conflict, Ok
 from retinue.domain.strictjson import NotJson, check, dumps, loads
 from retinue.engine.attempt import Attempt
 from retinue.engine.journal import Journal

@@ -18,10 +18,12 @@ from collections.abc import Iterable
 
 from retinue.domain.execution import Execution
 from retinue.domain.ids import now_us
-from retinue.domain.intent import Lease, Leased, Want
+from retinue.domain.intent import Lease, Want
+from retinue.domain.result import Leased
 from retinue.engine.attempts import Attempts
+from retinue.engine.entry import Entry
 from retinue.engine.guard import Circuit
-from retinue.engine.registry import Entry, Registry
+from retinue.engine.registry import Registry
 from retinue.errors import RetinueError
 from retinue.interfaces import Store
 
@@ -60,7 +62,7 @@ class Queue:
     def freed(self, entry: Entry) -> None:
         """Take in that a slot of ``entry`` is free."""
         if self._backlog and (
-            self._registry.bounded or any(key in self._backlog for key in entry.keys)
+            self._registry.slots.bounded or any(key in self._backlog for key in entry.keys)
         ):
             self._nudge()
 
@@ -107,7 +109,7 @@ class Queue:
         wants: list[tuple[Want, Entry, int]] = []
         now = time.monotonic()
         skipped = False
-        share = min(_PER_LEASE, max(self._registry.room // max(len(self._backlog), 1), 1))
+        share = min(_PER_LEASE, max(self._registry.slots.room // max(len(self._backlog), 1), 1))
         for key in list(self._backlog):
             entry = self._registry.free_for(key, now)
             if entry is None:
@@ -115,9 +117,9 @@ class Queue:
                 self._wake_when_rested(key, now)
                 continue
             probing = entry.breaker.circuit is not Circuit.CLOSED
-            most = min(share, self._registry.room_for(entry))
+            most = min(share, self._registry.slots.room_for(entry))
             count = 1 if probing else min(entry.at_once(now), most)
-            self._registry.take(entry, count)
+            self._registry.slots.take(entry, count)
             call = entry.admit(now, count)
             wants.append((Want(key, entry.agent_id, count), entry, call))
         if not wants:
@@ -151,6 +153,6 @@ class Queue:
                 if want.count > count:
                     entry.unused(call, want.count - count, all_of_them=count == 0)
                     unused += want.count - count
-                    self._registry.give(entry, want.count - count)
+                    self._registry.slots.give(entry, want.count - count)
         # A slot that came back may be what a skipped key waits for.
         return bool(started) or (skipped and unused > 0)

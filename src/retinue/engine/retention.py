@@ -18,7 +18,8 @@ import msgspec
 
 from retinue.archive import Beginning
 from retinue.domain.ids import now_us, ulid_after
-from retinue.domain.intent import CutChain, ForgetInstances, Retire, Retired, Sweep, Swept
+from retinue.domain.intent import CutChain, ForgetInstances, Retire, Sweep
+from retinue.domain.result import Retired, Swept
 from retinue.domain.retention import Bounds
 from retinue.interfaces import Store
 

@@ -16,7 +16,8 @@ from typing import cast
 from retinue.domain.execution import Execution, State
 from retinue.domain.ids import now_us
 from retinue.domain.instance import InstanceRecord, InstanceState
-from retinue.domain.intent import Adopted, AdoptInstance, Fence
+from retinue.domain.intent import AdoptInstance, Fence
+from retinue.domain.result import Adopted
 from retinue.engine.attempt import Resumed
 from retinue.engine.attempts import Attempts
 from retinue.engine.instances import Instances
@@ -130,7 +131,7 @@ class Reunion:
             return False
         body, _ = await self._store.bodies(adopted.execution)
         live = self._instances.take_over(adopted.instance, process)
-        self._registry.take(entry)
+        self._registry.slots.take(entry)
         call = entry.admit(time.monotonic())
         resumed = Resumed(live, process)
         self._attempts.start(adopted.execution, body or b"{}", entry, call, resumed)

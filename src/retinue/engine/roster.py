@@ -22,12 +22,14 @@ from retinue.domain.agent import (
 )
 from retinue.domain.audit import AuditDraft
 from retinue.domain.ids import now_us, ulid
-from retinue.domain.intent import Conflict as Conflicted
-from retinue.domain.intent import PutAgent, Rejected, RemoveAgent
+from retinue.domain.intent import PutAgent, RemoveAgent
 from retinue.domain.principal import Principal, Role
+from retinue.domain.result import Conflict as Conflicted
+from retinue.domain.result import Rejected
 from retinue.domain.signing import derive, fingerprint
 from retinue.domain.strictjson import dumps
-from retinue.engine.registry import Entry, Registry
+from retinue.engine.entry import Entry
+from retinue.engine.registry import Registry
 from retinue.engine.schema import Validator, parameters_schema
 from retinue.engine.witness import AGENT_REGISTER, AGENT_REMOVE, agent_detail
 from retinue.errors import (

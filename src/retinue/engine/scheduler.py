@@ -14,9 +14,10 @@ from contextlib import suppress
 from retinue.domain.audit import ANCHOR, AuditDraft
 from retinue.domain.execution import DEAD_LETTER, Execution, State
 from retinue.domain.ids import follow_clock, now_us
-from retinue.domain.intent import Audit, Conflict, Expire, Fence, Finish, Ok, Requeue
+from retinue.domain.intent import Audit, Expire, Fence, Finish, Requeue
 from retinue.domain.policy import Delivery
 from retinue.domain.question import QuestionState
+from retinue.domain.result import Conflict, Ok
 from retinue.domain.strictjson import dumps, loads
 from retinue.engine.attempts import Attempts
 from retinue.engine.delays import Delays

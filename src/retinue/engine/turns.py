@@ -15,8 +15,9 @@ from typing import Any
 
 from retinue.domain.execution import Execution
 from retinue.domain.ids import now_us
-from retinue.domain.intent import Release, Released
+from retinue.domain.intent import Release
 from retinue.domain.policy import BusyPolicy
+from retinue.domain.result import Released
 from retinue.errors import NotFound, RetinueError
 from retinue.interfaces import Store
 

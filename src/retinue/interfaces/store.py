@@ -12,10 +12,11 @@ from retinue.domain.contract import Contract
 from retinue.domain.event import Event
 from retinue.domain.execution import Execution
 from retinue.domain.instance import InstanceRecord
-from retinue.domain.intent import Fence, Intent, Result
+from retinue.domain.intent import Fence, Intent
 from retinue.domain.outbox import Parked
 from retinue.domain.principal import ApiKey
 from retinue.domain.question import Question
+from retinue.domain.result import Result
 from retinue.domain.session import Session
 from retinue.interfaces.listings import (
     PAGE_BYTES,

@@ -19,7 +19,7 @@ from retinue.domain.ids import iso, now_us
 from retinue.domain.principal import Principal, Role
 from retinue.engine.core import Engine
 from retinue.engine.definition import definition_of
-from retinue.engine.registry import Entry, describe
+from retinue.engine.entry import Entry, describe
 from retinue.errors import Forbidden
 from retinue.orchestrator.base import LOCAL_ADMIN, Desk, T
 

@@ -14,17 +14,9 @@ import msgspec
 from retinue.domain.event import EventData, EventType
 from retinue.domain.execution import Execution, Hold, State, advance
 from retinue.domain.ids import now_us
-from retinue.domain.intent import (
-    Conflict,
-    Lease,
-    Leased,
-    Rejected,
-    Result,
-    Submit,
-    Submitted,
-    Work,
-)
+from retinue.domain.intent import Lease, Submit
 from retinue.domain.policy import BusyPolicy
+from retinue.domain.result import Conflict, Leased, Rejected, Result, Submitted, Work
 from retinue.storage.decisions import Batch, Placed
 from retinue.storage.statements import Change, Query, Steps
 from retinue.storage.tables import record_of

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from retinue.domain.agent import StoredAgent
-from retinue.domain.intent import Conflict, Ok, PutAgent, Rejected, RemoveAgent, Result
+from retinue.domain.intent import PutAgent, RemoveAgent
+from retinue.domain.result import Conflict, Ok, Rejected, Result
 from retinue.storage.decisions import Batch
 from retinue.storage.sql import PUT_AGENT
 from retinue.storage.statements import Query, Steps

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from retinue.domain.execution import Execution
-from retinue.domain.intent import Intent, Result
+from retinue.domain.intent import Intent
+from retinue.domain.result import Result
 from retinue.domain.session import Session
 from retinue.storage import program
 from retinue.storage.link import Connection

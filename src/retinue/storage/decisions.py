@@ -25,26 +25,21 @@ from retinue.domain.execution import ACTIVE, TERMINAL, Execution, Hold, State, a
 from retinue.domain.intent import (
     Answer,
     Append,
-    Appended,
     Ask,
     Audit,
     Cancel,
-    Cancelling,
     CloseQuestion,
-    Conflict,
     Expire,
     Fence,
     Finish,
-    Ok,
     Prioritize,
     PutKey,
     Refuse,
-    Rejected,
     Requeue,
-    Result,
 )
 from retinue.domain.policy import rank_of
 from retinue.domain.question import Question, QuestionState
+from retinue.domain.result import Appended, Cancelling, Conflict, Ok, Rejected, Result
 from retinue.domain.session import Session
 from retinue.domain.strictjson import dumps
 from retinue.storage.statements import Change

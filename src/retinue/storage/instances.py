@@ -12,19 +12,8 @@ from typing import Any
 
 from retinue.domain.execution import Execution, State
 from retinue.domain.instance import EDGES, InstanceRecord
-from retinue.domain.intent import (
-    Adopted,
-    AdoptInstance,
-    Conflict,
-    ForgetInstances,
-    Intent,
-    Ok,
-    PutInstance,
-    Rejected,
-    Result,
-    SaveInstance,
-    Swept,
-)
+from retinue.domain.intent import AdoptInstance, ForgetInstances, Intent, PutInstance, SaveInstance
+from retinue.domain.result import Adopted, Conflict, Ok, Rejected, Result, Swept
 from retinue.interfaces import InstanceFilter, Listing, Page
 from retinue.storage.decisions import Batch, fenced
 from retinue.storage.pages import Where, columns, decode_cursor, listing

@@ -10,18 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from retinue.domain.contract import Contract
-from retinue.domain.intent import (
-    Claimed,
-    ClaimLanes,
-    Conflict,
-    Intent,
-    Ok,
-    Result,
-    SettleLane,
-    Unpark,
-    WakeLanes,
-)
+from retinue.domain.intent import ClaimLanes, Intent, SettleLane, Unpark, WakeLanes
 from retinue.domain.outbox import Lane
+from retinue.domain.result import Claimed, Conflict, Ok, Result
 from retinue.storage.statements import Change, Insert, Query, Steps
 from retinue.storage.tables import record_of, row_of
 

@@ -28,7 +28,8 @@ import msgspec
 from retinue.domain.execution import Execution
 from retinue.domain.ids import ulid
 from retinue.domain.instance import InstanceRecord
-from retinue.domain.intent import ClaimLanes, Intent, Lease, Result, Submit
+from retinue.domain.intent import ClaimLanes, Intent, Lease, Submit
+from retinue.domain.result import Result
 from retinue.errors import StoreUnavailable, WorkerLost
 from retinue.storage.carrier import Carrier
 from retinue.storage.lease import LeaseKeeper

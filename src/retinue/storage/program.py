@@ -36,21 +36,19 @@ from retinue.domain.intent import (
     Finish,
     Intent,
     Lease,
-    Ok,
     Prioritize,
     Promote,
     PutAgent,
-    Rejected,
     Release,
     RemoveAgent,
     Requeue,
-    Result,
     Retire,
     RevokeKey,
     Submit,
     Sweep,
 )
 from retinue.domain.question import Question
+from retinue.domain.result import Ok, Rejected, Result
 from retinue.domain.seal import seal, seal_request
 from retinue.domain.session import Session
 from retinue.storage.admission import asking, claim, lease, submit

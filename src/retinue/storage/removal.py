@@ -14,18 +14,9 @@ from typing import Any
 from retinue.domain.audit import AuditDraft
 from retinue.domain.event import hash_data
 from retinue.domain.execution import TERMINAL, State
-from retinue.domain.intent import (
-    CutChain,
-    Erase,
-    Erased,
-    Intent,
-    Result,
-    Retire,
-    Retired,
-    Sweep,
-    Swept,
-)
+from retinue.domain.intent import CutChain, Erase, Intent, Retire, Sweep
 from retinue.domain.question import Question
+from retinue.domain.result import Erased, Result, Retired, Swept
 from retinue.domain.retention import (
     CUT,
     GONE_ERASED,

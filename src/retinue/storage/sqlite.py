@@ -25,7 +25,8 @@ from typing import Any
 
 from retinue.domain.execution import ACTIVE, Execution
 from retinue.domain.ids import now_us, ulid
-from retinue.domain.intent import Intent, Lease, PutKey, Refuse, Result, Submit
+from retinue.domain.intent import Intent, Lease, PutKey, Refuse, Submit
+from retinue.domain.result import Result
 from retinue.domain.session import Session
 from retinue.domain.strictjson import dumps
 from retinue.errors import RetinueError, StoreBroken, StoreFull, StoreUnavailable

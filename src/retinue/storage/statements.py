@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from retinue.domain.execution import Execution
-from retinue.domain.intent import Result
+from retinue.domain.result import Result
 from retinue.domain.session import Session
 
 T = TypeVar("T")

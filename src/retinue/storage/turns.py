@@ -14,8 +14,9 @@ whoever holds it is about to change it, and the scheduler asks again.
 from __future__ import annotations
 
 from retinue.domain.execution import TERMINAL, Execution, Hold, State, advance
-from retinue.domain.intent import Conflict, Promote, Promoted, Rejected, Release, Released, Result
+from retinue.domain.intent import Promote, Release
 from retinue.domain.policy import BusyPolicy
+from retinue.domain.result import Conflict, Promoted, Rejected, Released, Result
 from retinue.storage.decisions import Batch, Locked
 from retinue.storage.statements import Heads, Query, Steps
 from retinue.storage.tables import record_of

@@ -26,9 +26,9 @@ from retinue.domain.intent import (
     Prioritize,
     Promote,
     Requeue,
-    Result,
     Submit,
 )
+from retinue.domain.result import Result
 
 MOST = 512
 MOST_BYTES = 8 << 20

@@ -13,7 +13,8 @@ import msgspec
 from retinue.domain.agent import StoredAgent
 from retinue.domain.audit import AuditDraft
 from retinue.domain.ids import now_us, ulid
-from retinue.domain.intent import Conflict, Ok, PutAgent, Rejected, RemoveAgent
+from retinue.domain.intent import PutAgent, RemoveAgent
+from retinue.domain.result import Conflict, Ok, Rejected
 from retinue.interfaces import Page, Store
 from retinue.testing.store_records import verify_audit
 

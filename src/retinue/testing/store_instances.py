@@ -17,19 +17,14 @@ from retinue.domain.execution import Execution, State
 from retinue.domain.ids import now_us, ulid
 from retinue.domain.instance import InstanceRecord, InstanceState
 from retinue.domain.intent import (
-    Adopted,
     AdoptInstance,
     Append,
-    Appended,
-    Conflict,
     Fence,
     ForgetInstances,
-    Ok,
     PutInstance,
-    Rejected,
     SaveInstance,
-    Swept,
 )
+from retinue.domain.result import Adopted, Appended, Conflict, Ok, Rejected, Swept
 from retinue.errors import InvalidInput
 from retinue.interfaces import InstanceFilter, Page, Store
 from retinue.testing.store_samples import execution, fence, finish, load, run, text

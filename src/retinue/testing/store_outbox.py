@@ -9,18 +9,9 @@ from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
 from retinue.domain.ids import now_us, ulid
-from retinue.domain.intent import (
-    Appended,
-    Claimed,
-    ClaimLanes,
-    Conflict,
-    Ok,
-    Refuse,
-    SettleLane,
-    Unpark,
-    WakeLanes,
-)
+from retinue.domain.intent import ClaimLanes, Refuse, SettleLane, Unpark, WakeLanes
 from retinue.domain.outbox import Lane, Parked
+from retinue.domain.result import Appended, Claimed, Conflict, Ok
 from retinue.interfaces import Backlog, Page, Store
 from retinue.testing.store_samples import (
     SECOND,

@@ -13,19 +13,9 @@ from retinue.domain.contract import ContractType
 from retinue.domain.event import EventType
 from retinue.domain.execution import Hold, State
 from retinue.domain.ids import now_us
-from retinue.domain.intent import (
-    Cancelling,
-    Conflict,
-    Lease,
-    Leased,
-    Ok,
-    Promoted,
-    Rejected,
-    Requeue,
-    Submitted,
-    Want,
-)
+from retinue.domain.intent import Lease, Requeue, Want
 from retinue.domain.policy import Delivery
+from retinue.domain.result import Cancelling, Conflict, Leased, Ok, Promoted, Rejected, Submitted
 from retinue.interfaces import Store
 from retinue.testing.store_samples import (
     SECOND,

@@ -15,8 +15,9 @@ from retinue.domain.audit import AuditDraft, audit_hash
 from retinue.domain.contract import GENESIS, ContractStatus, ContractType, Draft
 from retinue.domain.execution import State
 from retinue.domain.ids import now_us, ulid
-from retinue.domain.intent import Append, Audit, Ok, PutKey, Refuse, Rejected, RevokeKey
+from retinue.domain.intent import Append, Audit, PutKey, Refuse, RevokeKey
 from retinue.domain.principal import ApiKey, Role
+from retinue.domain.result import Ok, Rejected
 from retinue.domain.seal import seal
 from retinue.interfaces import ContractFilter, Page, Store
 from retinue.testing.store_samples import (

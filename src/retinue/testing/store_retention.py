@@ -12,21 +12,8 @@ from retinue.domain.contract import ContractStatus, ContractType
 from retinue.domain.event import ERASED, hash_data
 from retinue.domain.execution import Execution, State
 from retinue.domain.ids import now_us
-from retinue.domain.intent import (
-    Append,
-    Claimed,
-    ClaimLanes,
-    CutChain,
-    Erase,
-    Erased,
-    Ok,
-    Retire,
-    Retired,
-    SettleLane,
-    Submitted,
-    Sweep,
-    Swept,
-)
+from retinue.domain.intent import Append, ClaimLanes, CutChain, Erase, Retire, SettleLane, Sweep
+from retinue.domain.result import Claimed, Erased, Ok, Retired, Submitted, Swept
 from retinue.domain.retention import CUT, ERASE, GONE_ERASED, REMOVED, RETIRE, Bounds
 from retinue.domain.strictjson import loads
 from retinue.interfaces import ContractFilter, Page, Store

@@ -14,21 +14,10 @@ from retinue.domain.contract import ContractStatus
 from retinue.domain.event import EventData, EventType
 from retinue.domain.execution import Execution, State
 from retinue.domain.ids import now_us, ulid
-from retinue.domain.intent import (
-    Answer,
-    Append,
-    Appended,
-    Ask,
-    Cancelling,
-    CloseQuestion,
-    Conflict,
-    Fence,
-    Ok,
-    Rejected,
-    Requeue,
-)
+from retinue.domain.intent import Answer, Append, Ask, CloseQuestion, Fence, Requeue
 from retinue.domain.principal import Role
 from retinue.domain.question import Question, QuestionKind, QuestionState
+from retinue.domain.result import Appended, Cancelling, Conflict, Ok, Rejected
 from retinue.domain.seal import seal, seal_request
 from retinue.errors import IllegalTransition
 from retinue.interfaces import AgentTally, Page, Store

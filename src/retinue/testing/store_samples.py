@@ -27,14 +27,13 @@ from retinue.domain.intent import (
     Finish,
     Idempotency,
     Lease,
-    Leased,
     Promote,
     Submit,
-    Submitted,
     Want,
 )
 from retinue.domain.policy import BusyPolicy, Delivery, rank_of
 from retinue.domain.question import Question
+from retinue.domain.result import Leased, Submitted
 from retinue.interfaces import Store
 
 T = TypeVar("T")

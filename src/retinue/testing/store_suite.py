@@ -26,17 +26,10 @@ import pytest
 from retinue.domain.event import EventType
 from retinue.domain.execution import State
 from retinue.domain.ids import now_us
-from retinue.domain.intent import (
-    Append,
-    Appended,
-    Audit,
-    Conflict,
-    Ok,
-    Requeue,
-    Submitted,
-)
+from retinue.domain.intent import Append, Audit, Requeue
 from retinue.domain.policy import BusyPolicy
 from retinue.domain.question import QuestionState
+from retinue.domain.result import Appended, Conflict, Ok, Submitted
 from retinue.errors import StoreUnavailable
 from retinue.interfaces import Store
 from retinue.testing.store_agents import AgentRules

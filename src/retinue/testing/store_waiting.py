@@ -11,19 +11,9 @@ import pytest
 from retinue.domain.audit import AuditDraft
 from retinue.domain.execution import Execution, Hold, State
 from retinue.domain.ids import now_us, ulid
-from retinue.domain.intent import (
-    Cancelling,
-    Conflict,
-    Ok,
-    Prioritize,
-    Promoted,
-    Rejected,
-    Release,
-    Released,
-    Requeue,
-    Submitted,
-)
+from retinue.domain.intent import Prioritize, Release, Requeue
 from retinue.domain.policy import BusyPolicy
+from retinue.domain.result import Cancelling, Conflict, Ok, Promoted, Rejected, Released, Submitted
 from retinue.interfaces import QueueDepth, Store
 from retinue.testing.store_records import verify_audit
 from retinue.testing.store_samples import (

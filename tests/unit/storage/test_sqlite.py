@@ -13,7 +13,8 @@ import pytest
 
 from retinue.domain.holder import Holder
 from retinue.domain.ids import now_us
-from retinue.domain.intent import Ok, Requeue
+from retinue.domain.intent import Requeue
+from retinue.domain.result import Ok
 from retinue.errors import StoreDamaged, StoreFull, StoreLocked, StoreUnavailable
 from retinue.storage.lockfile import LockFile, read_holder
 from retinue.storage.migrate import migrations, missing

@@ -5,7 +5,8 @@ from collections import deque
 
 from retinue.domain.event import EventData, EventType
 from retinue.domain.ids import now_us
-from retinue.domain.intent import Append, Fence, Intent, Ok, Result
+from retinue.domain.intent import Append, Fence, Intent
+from retinue.domain.result import Ok, Result
 from retinue.storage.writer import Waiting, settle, take
 from retinue.testing.store_samples import execution, submit
 
