@@ -40,6 +40,25 @@ print(f"done {given}", file=sys.stderr)
 if kind == "lines":
     os.write(1, json.dumps({"type": "result", "result": [os.getpid(), given]}).encode() + b"\\n")
 """
+MANY = 120_000
+BURST = """
+import os, sys
+said = b"".join(
+    b'{"type": "output", "content": "%d\\\\n"}\\n' % n for n in range(int(sys.argv[1]))
+) + b'{"type": "result", "result": "done"}\\n'
+while said:
+    said = said[os.write(1, said):]
+"""
+LARGE = 3 << 20
+SAY_MUCH = """
+import os, sys, time
+said = b"x" * int(sys.argv[1])
+while said:
+    said = said[os.write(1, said):]
+while not os.path.exists(sys.argv[2]):
+    time.sleep(0.01)
+os.write(1, b"end")
+"""
 PYTHON = (sys.executable, "-I", "-S", "-u", "-c", COUNT)
 
 
@@ -63,6 +82,13 @@ class Place:
                 "output": "json-lines",
             },
             {**kept, "agent_id": "short", "command": [*PYTHON, "text", "50", "0.01", end]},
+            {
+                **kept,
+                "agent_id": "burst",
+                "command": [*PYTHON[:-1], BURST, str(MANY)],
+                "output": "json-lines",
+            },
+            {**kept, "agent_id": "large", "command": [*PYTHON[:-1], SAY_MUCH, str(LARGE), end]},
             {**kept, "agent_id": "long", "command": ["sleep", "1000"], "stop_seconds": 0.3},
             {
                 "driver": "command",
@@ -276,6 +302,61 @@ async def test_what_ended_while_no_server_was_there_is_taken_as_it_ended(place: 
     await client.aclose()
 
 
+@pytest.mark.requirement("001.recover")
+@pytest.mark.parametrize("way", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
+async def test_what_one_that_has_ended_said_is_read_on_by_the_next_server(
+    place: Place, way: signal.Signals
+) -> None:
+    """Its process is gone, its result is on disk: only the reading was cut short."""
+    client = await place.start()
+    execution_id = await submit(client, "burst")
+    (found,) = await eventually(
+        lambda: instances(client, execution_id=execution_id), lambda f: f and f[0]["ended_at"]
+    )
+    assert found["exit_code"] == 0
+    await client.aclose()
+    assert place.server is not None
+    await place.server.end(way)
+    client = await place.start()
+    end = await ended(client, execution_id)
+    assert (end["state"], end["result"]) == ("completed", "done"), end["error"]
+    assert end["attempt"] == 1
+    assert place.reattached(1), "it had been read before the server went: write more"
+    said = "".join(e.get("content", "") for e in await events(client, execution_id))
+    assert said == "".join(f"{n}\n" for n in range(MANY))
+    await client.aclose()
+
+
+@pytest.mark.requirement("001.recover")
+async def test_a_second_server_in_the_same_place_leaves_its_output_alone(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    place = Place(tmp_path, postgres_url)
+    first = await place.start()
+    running = place.server
+    assert running is not None
+    long = await submit(first, "large")
+    spool = tmp_path / ".retinue/processes/agent-large/logs" / f"{long}-1" / "stdout"
+    await until(lambda: spool.exists() and spool.stat().st_size >= LARGE, 10)
+    before = spool.stat().st_ino
+    second = await place.start()
+    try:
+        other = await submit(second, "large")
+        await until((spool.parents[1] / f"{other}-1" / "stdout").exists, 10)
+        assert (spool.stat().st_ino, spool.stat().st_size) == (before, LARGE)
+        place.end()
+        for client, execution_id in ((second, other), (first, long)):
+            end = await ended(client, execution_id)
+            assert (end["state"], len(end["result"])) == ("completed", LARGE + len("end"))
+        await until(lambda: spool.stat().st_size == 1 << 20, 10)  # it is a log now
+    finally:
+        for each in (running, place.server):
+            assert each is not None
+            await each.end(signal.SIGTERM)
+        await first.aclose()
+        await second.aclose()
+
+
 async def test_a_server_that_is_stopped_leaves_it_too_and_the_next_one_can_end_it(
     place: Place,
 ) -> None:
@@ -306,7 +387,8 @@ async def test_a_server_that_is_stopped_leaves_it_too_and_the_next_one_can_end_i
 
 
 async def test_a_deadline_that_passed_meanwhile_ends_it(place: Place) -> None:
-    place.agents[3]["timeout"] = 1.5
+    (long,) = (agent for agent in place.agents if agent["agent_id"] == "long")
+    long["timeout"] = 1.5
     place.configure()
     client = await place.start()
     execution_id = await submit(client, "long")

@@ -377,7 +377,8 @@ class AdoptInstance(msgspec.Struct, frozen=True):
 
     ``instance`` is as it was read; ``fence`` is the attempt's, None where it works on nothing. The
     attempt goes on: its number stays. Answers ``Adopted``; ``Conflict`` when somebody else has the
-    instance or the execution, or either has ended.
+    instance or the execution, or the execution has ended; without an attempt also when the instance
+    has: what one leaves that ends may still be wanted.
     """
 
     instance: InstanceRecord

@@ -88,6 +88,7 @@ class Attempts:
         on_free: Callable[[Entry], None],
         on_later: Callable[[Execution, int], None],
         on_ended: Callable[[str, str], None],
+        keeps: Callable[[Entry], bool],
         grown: set[tuple[str, str]],
     ) -> None:
         self._store = store
@@ -97,6 +98,7 @@ class Attempts:
         self._on_free = on_free
         self._on_later = on_later
         self._on_ended = on_ended
+        self.keeps = keeps
         self._grown = grown
         self.running: dict[str, Attempt] = {}
         self.superseded: set[asyncio.Task[None]] = set()
@@ -150,9 +152,11 @@ class Attempts:
         try:
             end = await self._perform(attempt)
             self._judge(attempt, end)
-            if end.error is not None and not isinstance(end.error, Cancelled):
+            if end.error is not None and not isinstance(end.error, Cancelled | Fenced):
                 report(attempt.execution, end.error)
             answer = await self._conclude(attempt, end, await self._rest(attempt))
+            if answer is not None and entry.instance is not None and self.keeps(entry):
+                cast(Keeping, entry.instance).over(attempt.execution.id)
         except BaseException:
             # A fault of ours: the execution stays leased, and the next start takes it over.
             self.broken.add(attempt.execution.id)
@@ -310,7 +314,7 @@ class Attempts:
     ) -> Reply | None:
         execution = attempt.execution
         if isinstance(end.error, Fenced | WorkerLost):
-            log.warning("fenced", extra=ids_of(execution))
+            log.warning("not ended here: %s", end.error.message, extra=ids_of(execution))
             return None
         error = end.error
         reason = None

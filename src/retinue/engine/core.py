@@ -121,6 +121,7 @@ class Engine:
             on_free=self.queue.freed,
             on_later=self._later,
             on_ended=self.turns.ended,
+            keeps=lambda entry: self.features(entry).keeps,
             grown=grown,
         )
         self.queue.attempts = self.attempts

@@ -4,6 +4,9 @@ An agent never works unowned. What a dead worker supervised on this node has die
 was to be kept: that is found, its row and its attempt become ours in one commit, and its output is
 read on behind the last event that was journaled. What cannot be found has ended, and its execution
 ends by its delivery policy (``scheduler``). What is found and wanted by nobody is ended.
+
+One that was to be kept and has ended by itself may have said more than its server took in: as long
+as its attempt has not ended, its output is read on like that of one that lives.
 """
 
 from __future__ import annotations
@@ -65,14 +68,27 @@ class Reunion:
     async def awaited(self, execution: Execution) -> bool:
         """Say whether somebody may still go on with an execution whose worker is dead.
 
-        Another node, or this one: its worker may have died since ``run`` looked.
+        Another node, or this one: its worker may have died since ``run`` looked. What one has left
+        that ended while its server was still reading is taken up here.
         """
-        where = InstanceFilter(execution_id=execution.id, live=True)
+        where = InstanceFilter(execution_id=execution.id)
         for record in (await self._store.instances(where, Page())).items:
-            away = now_us() - record.state_at if record.state is InstanceState.LOST else 0
-            if record.kept and away < AWAY_SECONDS * 1_000_000:
+            if record.kept and await self._may_go_on(record, execution):
                 return True
         return False
+
+    async def _may_go_on(self, record: InstanceRecord, execution: Execution) -> bool:
+        if not record.ended:
+            away = now_us() - record.state_at if record.state is InstanceState.LOST else 0
+            return away < AWAY_SECONDS * 1_000_000
+        if (record.worker, record.attempt) != (execution.worker, execution.attempt):
+            return False  # of an earlier attempt
+        if record.node != self._instances.node:
+            return now_us() - record.state_at < AWAY_SECONDS * 1_000_000
+        if not await self._reattach(record):
+            return False
+        self.reattached.append(record)
+        return True
 
     def _keeping(self) -> list[KeepingDriver]:
         return [cast(KeepingDriver, d) for d in self._drivers.values() if d.features.keeps]
@@ -135,10 +151,12 @@ class Reunion:
         call = entry.admit(time.monotonic())
         resumed = Resumed(live, process)
         self._attempts.start(adopted.execution, body or b"{}", entry, call, resumed)
-        what = (record.instance_id, record.agent_id, process.pid, execution.id)
         log.warning(
-            "re-attached: instance %s of agent %s, process %d, execution %s, after %s",
-            *what,
+            "re-attached: instance %s of agent %s, %s, execution %s, after %s",
+            record.instance_id,
+            record.agent_id,
+            f"process {process.pid}" if process.pid else "which has ended meanwhile",
+            execution.id,
             execution.cursor or "its beginning",
         )
         return True

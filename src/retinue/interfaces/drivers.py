@@ -336,6 +336,13 @@ class Keeping(Instance, Protocol):
         """
         ...
 
+    def over(self, execution_id: str, /) -> None:
+        """Note that how an attempt at an execution ended is in the store.
+
+        Until then what its process wrote is needed whole: the next server may read it again.
+        """
+        ...
+
 
 class KeepingDriver(Driver, Protocol):
     """A driver that ``keeps``."""

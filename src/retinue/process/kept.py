@@ -111,7 +111,7 @@ class Kept:
         known of it.
         """
         assert streams.spool is not None
-        return await self._alive(where, name, streams) or self._ended(name, streams)
+        return await self._alive(where, name, streams) or self.ended(name, streams)
 
     async def _alive(self, where: str, name: str, streams: Streams) -> Child | None:
         joining = self._joining.get(where)
@@ -128,7 +128,8 @@ class Kept:
         self._link.joined.append(link)
         return link
 
-    def _ended(self, name: str, streams: Streams) -> Child | None:
+    def ended(self, name: str, streams: Streams) -> Child | None:
+        """Return an agent that has ended, if its keeper wrote down how."""
         assert streams.spool is not None
         status = read_exit(str(streams.spool))
         if status is None:

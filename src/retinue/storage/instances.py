@@ -82,8 +82,8 @@ def _adopt(
     had = stored.get(intent.instance.instance_id)
     if had is None or not intent.worker or had.worker != intent.instance.worker:
         return Conflict("fenced")
-    if had.ended:
-        return Conflict("ended")
+    if had.ended and intent.fence is None:
+        return Conflict("ended")  # with an attempt that has not ended its output is still wanted
     execution: Execution | None = None
     if intent.fence is not None:
         held = fenced(locked, intent.fence)

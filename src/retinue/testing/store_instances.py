@@ -205,6 +205,21 @@ class AdoptRules:
         assert await again.write(finish(mine)) == Appended(2)
         assert (await load(again, e)).state is State.COMPLETED
 
+    async def test_one_that_has_ended_is_taken_over_with_an_attempt_that_has_not(
+        self, store: Store, reopen: Reopen
+    ) -> None:
+        made, idle = await begin(store, e := await run(store)), await begin(store)
+        for each in (made, idle):
+            each.to(InstanceState.STOPPED, 1)
+            await save(store, each)
+        again = await reopen()
+        adopted = await again.write(AdoptInstance(made, fence(e), again.worker, now_us()))
+        assert isinstance(adopted, Adopted)
+        assert adopted.execution is not None
+        assert adopted.execution.worker == adopted.instance.worker == again.worker
+        nothing = AdoptInstance(idle, None, again.worker, now_us())
+        assert await again.write(nothing) == Conflict("ended")
+
     async def test_one_that_works_on_nothing_is_taken_over_too(
         self, store: Store, reopen: Reopen
     ) -> None:

@@ -8,8 +8,6 @@ that goes with it.
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
 from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,8 +19,9 @@ from retinue.domain.ids import ulid
 from retinue.domain.instance import InstanceRecord
 from retinue.drivers.command.config import CommandConfig
 from retinue.drivers.command.dialect import DIALECTS
-from retinue.drivers.command.kept import Place, shorten, streams_of
+from retinue.drivers.command.kept import Place, streams_of
 from retinue.drivers.command.performance import Performance
+from retinue.drivers.command.traces import clear, settle
 from retinue.errors import NotSupported, SpawnFailed
 from retinue.interfaces import (
     DriverContext,
@@ -39,9 +38,6 @@ from retinue.process.kept import Kept
 from retinue.process.link import Command, KeeperLink
 from retinue.process.log import LEAST_SECRET
 from retinue.process.sandbox import Bubblewrap, boxed
-
-MOST_LOGS = 100
-"""How many executions' logs are kept per agent; the oldest are removed."""
 
 
 class CommandDriver:
@@ -92,6 +88,8 @@ class CommandDriver:
         at = Place.read(cursor, record.instance_id)
         streams = streams_of(Path(directory), lines=lines, seam=at.offset)
         try:
+            if record.ended:
+                return self.kept.ended(record.instance_id, streams)
             return await self.kept.find(handle["keeper"], record.instance_id, streams)
         except OSError:
             return None  # its files are gone
@@ -126,6 +124,8 @@ class CommandInstance:
         self.logs = self.root / "logs"
         self.path = ""
         self.running: set[Performance] = set()
+        self.read: dict[str, Path] = {}
+        """By execution, the logs of those that are kept, were read to their end and stopped."""
         self._ending: set[asyncio.Task[None]] = set()
         self._driver = driver
         self._inherited = driver.environment
@@ -184,6 +184,12 @@ class CommandInstance:
         """Let what performs an execution go on without us, if it can; say whether it does."""
         return any(p.let_go() for p in tuple(self.running) if p.execution_id == execution_id)
 
+    def over(self, execution_id: str, /) -> None:
+        """Keep of an execution's output what a log keeps; see ``Keeping``."""
+        logs = self.read.pop(execution_id, None)
+        if logs is not None:
+            self.aside(asyncio.to_thread(settle, logs, self.config.log_bytes))
+
     async def answer(self, question_id: str, answer: Any, /) -> None:
         """Refuse: a command asks nothing."""
         raise NotSupported("a command does not ask questions")
@@ -215,12 +221,5 @@ class CommandInstance:
         name = f"{execution_id}-{attempt}"
         tmp = self.root / "tmp" / name
         tmp.mkdir(mode=0o700, parents=True, exist_ok=True)
-        working = {p.name for p in tuple(self.running)}
-        names = sorted(os.listdir(self.logs))
-        for old in names[: -(MOST_LOGS - 1)]:
-            if old not in working:
-                shutil.rmtree(self.logs / old, ignore_errors=True)
-        for old in names:
-            if self.config.keep_running and old not in working:
-                shorten(self.logs / old, self.config.log_bytes)
+        clear(self.logs, self.root / "tmp", self.config.log_bytes)
         return tmp, self.logs / name

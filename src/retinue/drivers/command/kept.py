@@ -75,21 +75,3 @@ def prepare(directory: Path, given: bytes | None) -> None:
         (directory / old).unlink(missing_ok=True)
     if given is not None:
         (directory / "stdin").write_bytes(given)
-
-
-def shorten(directory: Path, most: int) -> None:
-    """Leave of each stream's file the last ``most`` bytes: its execution is over."""
-    for name in ("stdout", "stderr"):
-        path = directory / name
-        try:
-            size = path.stat().st_size
-            if size <= most:
-                continue
-            with path.open("rb") as file:
-                file.seek(size - most)
-                end = file.read(most)
-            new = directory / f"{name}.new"
-            new.write_bytes(end)
-            new.replace(path)
-        except OSError:
-            continue

@@ -19,6 +19,7 @@ from retinue.domain.event import EventData, EventType
 from retinue.drivers.command.config import arguments, stdin_of
 from retinue.drivers.command.dialect import DIALECTS
 from retinue.drivers.command.kept import Place, Progress, prepare, streams_of
+from retinue.drivers.command.traces import mark_over
 from retinue.errors import CommunicationError, ExecutionError, RetinueError, SpawnFailed
 from retinue.interfaces import Birth, Job, Supervised
 from retinue.process.child import Child, Exit, Streams
@@ -242,9 +243,18 @@ class Performance:
             self._child.close()
         elif record is not None:
             record.failed("it was not started")
-        if self._tmp is not None:
-            await asyncio.to_thread(shutil.rmtree, self._tmp, ignore_errors=True)
+        await asyncio.to_thread(self._clear)
         self._instance.running.discard(self)
+
+    def _clear(self) -> None:
+        if self._tmp is None:
+            return
+        shutil.rmtree(self._tmp, ignore_errors=True)
+        logs = self._instance.logs / self.name
+        if self._progress is None:
+            mark_over(logs)
+        else:  # it is read again should we be killed before the end is in the store
+            self._instance.read[self.execution_id] = logs
 
     @staticmethod
     async def _finished(child: Child) -> None:
