@@ -107,6 +107,23 @@ async def test_only_pieces_of_one_node_are_merged_and_none_across_a_reset(
     ]
 
 
+async def test_merged_text_has_a_bound_and_keeps_every_piece(orchestrator: Orchestrator) -> None:
+    pieces = [f"{n:0100}" for n in range(5000)]
+
+    @capability()
+    async def torrent(context: Context) -> None:
+        for piece in pieces:
+            context.text(piece)
+
+    orchestrator.register_agent(torrent)
+    accepted = await orchestrator.submit(Task(session_id="s", capability="torrent", parameters={}))
+    told = await follow(orchestrator, accepted.execution_id)
+    said = [loads(e.data)["content"] for e in told[:-1]]
+    assert "".join(said) == "".join(pieces)
+    assert max(map(len, said)) <= 64 * 1024
+    assert len(said) < 200
+
+
 async def test_a_reader_that_lags_behind_reads_on_from_the_store(
     orchestrator: Orchestrator,
 ) -> None:

@@ -49,6 +49,28 @@ def test_lines_are_what_they_were_however_they_are_cut(
     assert (counts.oversize_lines, counts.oversize_bytes) == (len(refused), sum(map(len, refused)))
 
 
+async def test_one_that_writes_fast_leaves_others_their_turn(python: Start) -> None:
+    child = await python(
+        "print('x' * 99 + '\\n', end='', flush=True)\nprint(('y' * 9 + '\\n') * 9000)"
+    )
+    await child.stdout.next()
+    await until(lambda: child.stdout.counts.bytes > 60_000, 10)
+    turns = lines = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count())
+    while await child.stdout.next() is not None:
+        lines += 1
+    counting.cancel()
+    assert lines == 9001
+    assert turns >= lines // 64
+
+
 async def test_bytes_that_are_no_text_and_a_last_line_without_newline_come_through(
     python: Start,
 ) -> None:

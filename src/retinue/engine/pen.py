@@ -21,6 +21,7 @@ from retinue.interfaces import Store
 
 MERGE_SECONDS = 0.05
 MERGE_BYTES = 4096
+MOST_MERGED = 64 * 1024
 MOST_WAITING = 256 * 1024
 MOST_EVENT = 1 << 20
 PATIENCE = 0.2
@@ -37,6 +38,9 @@ class Pen:
         self._fence = fence
         self._on_fenced = on_fenced
         self._waiting: list[EventData] = []
+        self._text: EventData | None = None  # comes after those, with ``_parts`` as its content
+        self._parts: list[str] = []
+        self._length = 0
         self._bytes = 0
         self._merged = 0
         self._streamed = False
@@ -58,9 +62,11 @@ class Pen:
         if event.type is EventType.CONTENT_CHUNK:
             urgent = not self._streamed
             self._streamed = True
-            event = self._merge(event)
-        self._waiting.append(event)
-        self._bytes += len(dumps(event.data))
+            self._merge(event)
+        else:
+            self._end_text()
+            self._waiting.append(event)
+            self._bytes += len(dumps(event.data))
         if urgent or self._merged >= MERGE_BYTES:
             self._push()
         elif self._task is None:
@@ -69,22 +75,38 @@ class Pen:
             self._push()
             await asyncio.wait({self._task})
 
-    def _merge(self, event: EventData) -> EventData:
-        """Join a piece of text to one that waits, if the same node said it and both count."""
+    def _merge(self, event: EventData) -> None:
+        """Join a piece of text to what waits last, if the same node said it and both count.
+
+        What is joined is kept in parts: a stream of short lines must not be copied line by line.
+        """
         content = event.data.get("content", "")
-        self._merged += len(content)
-        if not self._waiting or event.data.get("is_reset"):
-            return event
-        last = self._waiting[-1]
-        if last.type is not EventType.CONTENT_CHUNK or last.data.get("node_name") != event.data.get(
-            "node_name"
+        size = len(content)
+        self._merged += size
+        self._bytes += size
+        last = self._text
+        if (
+            last is None
+            or event.data.get("is_reset")
+            or last.data.get("node_name") != event.data.get("node_name")
+            or self._length + size > MOST_MERGED
         ):
-            return event
-        self._waiting.pop()
-        self._bytes -= len(dumps(last.data))
-        return EventData(
-            event.type, {**last.data, "content": last.data["content"] + content}, event.cursor
-        )
+            self._end_text()
+            self._text = event
+        else:
+            self._text = EventData(last.type, last.data, event.cursor)
+        self._parts.append(content)
+        self._length += size
+
+    def _end_text(self) -> None:
+        """Have what was joined wait like any other event."""
+        text = self._text
+        if text is not None:
+            data = {**text.data, "content": "".join(self._parts)}
+            self._waiting.append(EventData(text.type, data, text.cursor))
+            self._text = None
+            self._parts.clear()
+            self._length = 0
 
     def _push(self) -> None:
         if self._task is None:
@@ -95,7 +117,7 @@ class Pen:
     async def _flush(self, delay: float) -> None:
         """Commit what waits until nothing does; one task per pen at a time."""
         try:
-            while self._waiting and not self._ending:
+            while (self._waiting or self._text is not None) and not self._ending:
                 if delay:
                     self._hurry = asyncio.Event()
                     try:
@@ -110,6 +132,7 @@ class Pen:
             self._task = None
 
     def _take(self) -> tuple[EventData, ...]:
+        self._end_text()
         events = tuple(self._waiting)
         self._waiting = []
         self._bytes = self._merged = 0

@@ -20,6 +20,8 @@ import msgspec
 CHUNK = 64 * 1024
 MOST_PIPE = 1 << 20
 TAIL_BYTES = 4096
+BREATH = 64
+"""After how many items that were there already others have their turn."""
 
 
 class Bounds(msgspec.Struct, frozen=True):
@@ -110,6 +112,7 @@ class Reader:
         self._tail_size = 0
         self._news = asyncio.Event()
         self._reading = False
+        self._turns = 0
         self._read_on()
 
     # -- from the pipe -------------------------------------------------------------------------
@@ -245,6 +248,9 @@ class Reader:
 
     async def next(self) -> bytes | None:
         """Return the next item once there is one; None at the end of the output."""
+        self._turns += 1
+        if self._turns % BREATH == 0:
+            await asyncio.sleep(0)
         while (item := self.take()) is None:
             if self.ended:
                 return None

@@ -13,12 +13,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
-from retinue.process.reading import CHUNK, TAIL_BYTES, Bounds, Counts, Splitter
+from retinue.process.reading import BREATH, CHUNK, TAIL_BYTES, Bounds, Counts, Splitter
 
 _FIRST_PAUSE = 0.005
 _LONGEST_PAUSE = 0.05
-_BREATH = 64
-"""After how many pieces others have their turn."""
 
 
 class SpoolReader:
@@ -89,7 +87,7 @@ class SpoolReader:
         """Return the next item once there is one; None at the end of the output."""
         pause = _FIRST_PAUSE
         self._turns += 1
-        if self._turns % _BREATH == 0:
+        if self._turns % BREATH == 0:
             await asyncio.sleep(0)
         while (item := self.take()) is None:
             if self.ended:
