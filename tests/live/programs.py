@@ -1,19 +1,29 @@
 """The real coding CLIs, at the versions that the drivers are tested with: ``make test-cli``.
 
 They come from npm into ``.clis`` of this checkout, one directory per CLI; what is there already is
-not fetched again. ``python -m tests.live.programs codex gemini`` or ``… all``.
+not fetched again. ``python -m tests.live.programs codex gemini`` or ``… all``. It fails with 69
+(``EX_UNAVAILABLE``) where npm is not there or does not reach its registry, which is this machine's
+fault, and with 1 for anything else, which is ours: a version that does not exist, say.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 HERE = Path(__file__).parents[2] / ".clis"
 SECONDS = 600
+_AWAY = re.compile(
+    r"npm (?:error|ERR!) code (?:E(?:NOTFOUND|AI_AGAIN|CONN\w+|NETUNREACH|HOSTUNREACH|HOSTDOWN"
+    r"|TIMEDOUT|PROTO|PIPE|NEEDAUTH|40[137]|429|5\d\d)|\w*SOCKET_TIMEOUT"
+    r"|\w*CERT\w*|\w*SSL\w*|UNABLE_\w+)"
+)
+"""How npm says that it cannot reach its registry, or that this one does not let it in."""
 
 
 class Package(NamedTuple):
@@ -55,7 +65,7 @@ def fetch(kind: str) -> None:
         return
     npm = shutil.which("npm")
     if npm is None:
-        sys.exit("make test-cli: npm is not installed; the coding CLIs come from it (Node.js 20)")
+        _fail("npm is not installed; the coding CLIs come from it (Node.js 20)", os.EX_UNAVAILABLE)
     shutil.rmtree(HERE / kind, ignore_errors=True)
     (HERE / kind).mkdir(parents=True)
     what = f"{package.name}@{package.version}"
@@ -73,12 +83,21 @@ def fetch(kind: str) -> None:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        sys.exit(f"make test-cli: npm did not install {what} within {SECONDS} s")
+        _fail(f"npm did not install {what} within {SECONDS} s", os.EX_UNAVAILABLE)
     if done.returncode != 0 or not program(kind).exists():
-        sys.exit(
-            f"make test-cli: npm cannot install {what}:\n{(done.stdout + done.stderr)[-2000:]}"
-        )
+        why = done.stdout + done.stderr
+        _fail(f"npm cannot install {what}:\n{why[-2000:]}", status_of(why))
     said.touch()
+
+
+def status_of(said: str) -> int:
+    """Return what npm's failure is: 69, it could not reach its registry, or 1."""
+    return os.EX_UNAVAILABLE if _AWAY.search(said) else 1
+
+
+def _fail(why: str, status: int) -> NoReturn:
+    print(f"make test-cli: {why}", file=sys.stderr)
+    sys.exit(status)
 
 
 if __name__ == "__main__":
