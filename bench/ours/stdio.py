@@ -29,6 +29,7 @@ from retinue.drivers.stdio import StdioDriver, WorkerConfig
 from retinue.drivers.stdio.instance import StdioInstance
 from retinue.interfaces import Birth, DriverContext, Job
 from retinue.process.link import KeeperLink
+from retinue.process.quarters import Ground
 from retinue.settings import WorkerReference
 
 Call = Callable[[int], Awaitable[object]]
@@ -135,7 +136,7 @@ class Starter:
     """Starts processes of the child by our driver."""
 
     def __init__(self, run: Run, root: Path, link: KeeperLink) -> None:
-        self._driver = StdioDriver(link, root, dict(os.environ))
+        self._driver = StdioDriver(Ground(link, root, dict(os.environ)))
         config = WorkerConfig(command=command(run), work_dir=str(CHECKOUT))
         self._worker = AgentDefinition(agent_id="w", name="w", driver="stdio", config=config)
         self._lent = DriverContext(_refuse, 1 << 24, _Book())

@@ -31,6 +31,7 @@ from retinue.errors import NotSupported, SpawnFailed
 from retinue.interfaces import Birth, DriverContext, Process
 from retinue.process.environment import inherited
 from retinue.process.link import KeeperLink
+from retinue.process.quarters import Ground
 from retinue.settings import environment as given_environment
 
 STOP_SECONDS = 5.0
@@ -76,7 +77,7 @@ class WorkerProcess:
         """
         root = Path(tempfile.mkdtemp(prefix="retinue-worker-"))
         link = KeeperLink()
-        driver = StdioDriver(link, root, given_environment(inherited))
+        driver = StdioDriver(Ground(link, root, given_environment(inherited)))
         config = WorkerConfig(
             command=command,
             environment=dict(environment or {}),

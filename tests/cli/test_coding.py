@@ -37,7 +37,14 @@ def test_a_prompt_is_run_and_followed(place: Place) -> None:
 def test_what_the_settings_refuse(place: Place) -> None:
     for agent, said in (
         ({"driver": "claude", "form": "once"}, "driver claude has no form once"),
-        ({"driver": "gemini", "sandbox": "read-only"}, "has no sandbox of its own"),
+        ({"driver": "gemini", "codex_sandbox": "read-only"}, "has no sandbox of its own"),
+        ({"driver": "codex", "sandbox": "read-only"}, "Codex's own is codex_sandbox"),
+        (
+            {"driver": "codex", "sandbox": True, "codex_sandbox": "read-only"},
+            "no sandbox of its own in another one",
+        ),
+        ({"driver": "codex", "sandbox": {"network": "some"}}, "'host', 'loopback' or 'none'"),
+        ({"driver": "claude", "sandbox": {"reads": ["x"]}}, "sandbox"),
         ({"driver": "codex", "max_cost_usd": 1}, "does not say what a task costs"),
         ({"driver": "acp", "command": ["x"]}, "driver acp needs an agent_id"),
         ({"driver": "acp", "agent_id": "x"}, "driver acp needs a command"),

@@ -128,9 +128,17 @@ def test_the_program_of_a_command_is_looked_for(
     assert line["text"].startswith(part)
 
 
-def test_a_sandbox_is_looked_for(place: Place) -> None:
-    agent = "{driver: command, agent_id: tool, command: [/bin/sh], sandbox: {network: none}}"
-    (place.directory / "retinue.yaml").write_text(f"agents: [{agent}]\n")
-    line = found(place, ORCHESTRATOR_PORT="0", PATH="/nowhere")["agent"]
+@pytest.mark.parametrize(
+    ("agent", "subject"),
+    [
+        ("{driver: command, agent_id: tool, command: [/bin/sh]", "agent"),
+        ("{driver: stdio, name: tool, command: [/bin/sh]", "agent"),
+        ("{driver: acp, agent_id: tool, command: [/bin/sh]", "acp"),
+    ],
+)
+def test_a_sandbox_is_looked_for(place: Place, agent: str, subject: str) -> None:
+    text = f"agents: [{agent}, sandbox: {{network: none}}}}]\n"
+    (place.directory / "retinue.yaml").write_text(text)
+    line = found(place, ORCHESTRATOR_PORT="0", PATH="/nowhere")[subject]
     assert line["state"] == "fail"
     assert "apt-get install bubblewrap" in line["text"]

@@ -1,10 +1,11 @@
-"""Commands of ``retinue.yaml`` that are shut in or limited: what they reach, and what is said."""
+"""Agents of ``retinue.yaml`` that are shut in or limited: what they reach, and what is said."""
 
 import asyncio
 import json
 import os
+import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,15 @@ from tests.process.rig import marked, needs_sandbox
 from retinue import Runtime, Settings
 from retinue.domain.execution import Task
 from retinue.orchestrator import Reply
-from retinue.settings import CommandReference, SandboxReference
+from retinue.settings import (
+    CodingReference,
+    CommandReference,
+    SandboxReference,
+    WorkerReference,
+)
+from retinue.testing.coding_agent import install
+
+Given = CommandReference | CodingReference | WorkerReference
 
 PYTHON = (sys.executable, "-I", "-S", "-u", "-c")
 LOOK = r"""
@@ -31,12 +40,12 @@ print(json.dumps([found, sorted(os.listdir(data)), sys.stdin.read()]))
 async def started(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
     systems: list[Runtime] = []
 
-    async def start(*commands: CommandReference, **more: Any) -> Runtime:
+    async def start(*agents: Given, **more: Any) -> Runtime:
         settings = Settings(
             data_dir=tmp_path / "data",
             examples=False,
             entry_points=False,
-            agents=commands,
+            agents=agents,
             **more,
         )
         system = Runtime(settings)
@@ -108,6 +117,180 @@ async def test_where_there_is_no_sandbox_the_task_is_refused(
     assert "install bubblewrap" in answer.error["message"]
     work = tmp_path / "data" / "processes" / "agent-it" / "work"
     assert await asyncio.to_thread(os.listdir, work) == []
+
+
+WORKER = r"""
+import os, socket
+from pathlib import Path
+from retinue import capability
+from retinue.sdk import serve
+
+
+def tried(do):
+    try:
+        do()
+    except OSError as error:
+        return type(error).__name__
+    return "yes"
+
+
+@capability()
+async def probe(outside: str, store: str, port: int) -> dict:
+    return {
+        "outside": tried(Path(outside).touch),
+        "own": [tried((Path(os.environ[d]) / "x").touch) for d in ("HOME", "TMPDIR")],
+        "work": tried(Path("x").touch),
+        "store": tried(Path(store).read_bytes),
+        "connect": tried(lambda: socket.create_connection(("127.0.0.1", port), 5).close()),
+        "pid": os.getpid(),
+    }
+
+
+serve(probe)
+"""
+
+
+@pytest.fixture
+def server() -> Iterator[int]:
+    """A port of this machine on which somebody answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port: int = listening.getsockname()[1]
+        yield port
+
+
+@needs_sandbox
+@pytest.mark.requirement("001.sandbox", "001.network-isolation")
+@pytest.mark.parametrize(
+    ("box", "writes", "connects"),
+    [
+        (False, "yes", "yes"),
+        (True, "OSError", "yes"),
+        (SandboxReference(network="loopback"), "OSError", "ConnectionRefusedError"),
+        (SandboxReference(network="none"), "OSError", "OSError"),
+    ],
+)
+async def test_a_worker_in_a_sandbox_writes_its_directories_and_reaches_what_it_may(
+    started: Any, tmp_path: Path, server: int, box: Any, writes: str, connects: str
+) -> None:
+    (tmp_path / "worker.py").write_text(WORKER)
+    argv = (sys.executable, str(tmp_path / "worker.py"))
+    given = WorkerReference(
+        driver="stdio", name="w", command=argv, process_pool_size=1, sandbox=box
+    )
+    system = await started(given)
+    parameters = {
+        "outside": str(tmp_path / "outside"),
+        "store": str(tmp_path / "data" / "retinue.db"),
+        "port": server,
+    }
+    for _ in range(2):
+        task = Task(session_id="s", agent_id="probe", parameters=parameters)
+        answer = await system.orchestrator.perform(task)
+        assert answer.error is None, answer.error
+        found = json.loads(answer.data or b"")
+        assert (found["own"], found["work"]) == (["yes", "yes"], "yes")
+        assert (found["outside"], found["connect"]) == (writes, connects)
+        assert found["store"] == ("FileNotFoundError" if box else "yes")
+        assert (found["pid"] < 10) is bool(box)  # a pid namespace of its own
+    assert (tmp_path / "outside").exists() is not bool(box)
+
+
+@needs_sandbox
+@pytest.mark.requirement("001.sandbox", "001.network-isolation")
+@pytest.mark.parametrize("kind", ["claude", "codex", "gemini"])
+@pytest.mark.parametrize(
+    ("box", "writes", "connects"),
+    [
+        (False, "yes", "yes"),
+        (True, "OSError", "yes"),
+        (SandboxReference(network="loopback"), "OSError", "ConnectionRefusedError"),
+        (SandboxReference(network="none"), "OSError", "OSError"),
+    ],
+)
+async def test_a_coding_cli_in_a_sandbox_writes_its_directories_and_reaches_what_it_may(
+    started: Any, tmp_path: Path, server: int, kind: Any, box: Any, writes: str, connects: str
+) -> None:
+    program = install(tmp_path / "bin", kind)[kind]
+    (tmp_path / "work").mkdir()
+    given = CodingReference.model_validate(
+        {"driver": kind, "command": (program,), "work_dir": tmp_path / "work", "sandbox": box}
+    )
+    system = await started(given)
+    prompt = f"[[write {tmp_path}/outside]] [[write mine]] [[connect {server}]]"
+    answer = await run(system, kind, prompt)
+    assert answer.error is None, answer.error
+    said = json.loads(answer.data or b"")
+    assert said.split() == ["write:", writes, "write:", "yes", "connect:", connects]
+    assert (tmp_path / "outside").exists() is not bool(box)
+    assert (tmp_path / "work" / "mine").exists()
+    # Its session is in its HOME, which it may write: another turn goes on with it.
+    answer = await run(system, kind, "[[seen]]")
+    assert json.loads(json.loads(answer.data or b""))["turns_before"] == 1
+
+
+@needs_sandbox
+async def test_what_a_sandbox_may_write_has_to_be_there(started: Any, tmp_path: Path) -> None:
+    box = SandboxReference(write=(tmp_path / "absent",))
+    program = install(tmp_path / "bin", "claude")["claude"]
+    given = CodingReference.model_validate(
+        {"driver": "claude", "command": (program,), "sandbox": box.model_dump()}
+    )
+    agents = (command("true", sandbox=box), given)
+    system = await started(*agents)
+    for agent in agents:
+        answer = await run(system, agent.agent_id)
+        assert answer.error is not None
+        assert answer.error["code"] == "E_MODULE_LOAD"
+        assert answer.error["message"].endswith(
+            f"may write {tmp_path}/absent, which does not exist"
+        )
+
+
+async def test_nothing_runs_outside_the_sandbox_it_was_to_have(
+    started: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "worker.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n{WORKER}")
+    program = install(tmp_path / "bin", "claude")["claude"]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    argv = (sys.executable, str(tmp_path / "worker.py"))
+    system = await started(
+        WorkerReference(driver="stdio", name="w", command=argv, sandbox=True, max_restarts=0),
+        CodingReference.model_validate(
+            {"driver": "claude", "command": (program,), "sandbox": True}
+        ),
+    )
+    answer = await run(system, "claude")
+    assert answer.error is not None
+    assert answer.error["code"] == "E_MODULE_LOAD"
+    assert "install bubblewrap" in answer.error["message"]
+    (pool,) = system.engine.pools.views()
+    assert pool.state == "failed"
+    assert "install bubblewrap" in (pool.reason or "")
+    assert not (tmp_path / "ran").exists()
+    assert not system.keeper.children
+
+
+async def test_what_an_agent_was_given_is_not_in_its_log(started: Any, tmp_path: Path) -> None:
+    secret = "canary-0123456789"
+    program = install(tmp_path / "bin", "claude")["claude"]
+    says = "import os, sys\nprint(os.environ['KEY'], file=sys.stderr, flush=True)\n"
+    (tmp_path / "worker.py").write_text(says + WORKER)
+    argv = (sys.executable, str(tmp_path / "worker.py"))
+    given = {"environment": {"KEY": secret}}
+    system = await started(
+        WorkerReference.model_validate({"driver": "stdio", "name": "w", "command": argv} | given),
+        CodingReference.model_validate({"driver": "claude", "command": (program,)} | given),
+    )
+    answer = await run(system, "claude", "[[seen]]")
+    assert secret in str(answer.data)  # it has it, and may say so
+    await asyncio.to_thread(system.keeper.logs.settle)
+    logs = [p for p in (tmp_path / "data").glob("processes/*/logs/*/std*") if p.is_file()]
+    kept = {p: p.read_text() for p in logs}
+    assert {p.parts[-4] for p, text in kept.items() if "***" in text} == {
+        "worker-w",
+        "agent-claude",
+    }
+    assert not any(secret in text for text in kept.values())
 
 
 LIMITS: dict[str, tuple[dict[str, Any], str]] = {

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tests.engine.test_coding import data, found, logs, question, run, text
 from tests.live.conftest import Start, watched
-from tests.process.rig import marked, until
+from tests.process.rig import marked, needs_sandbox, until
 
 from retinue.domain.execution import State
 from retinue.testing.model_server import ModelServer
@@ -83,7 +83,7 @@ async def test_no_leave_no_effect(started: Start, kind: str) -> None:
 
 
 async def test_cancel_stops_the_turn_and_its_tools(started: Start, kind: str) -> None:
-    system = await started(kind, approvals="allow", sandbox=None)
+    system = await started(kind, approvals="allow")
     prompt = f"[[say on]] {runs(kind, 'echo x > made; exec sleep 300')} [[say never]]"
     running = asyncio.create_task(run(system, kind, prompt))
     made = work(system, kind) / "made"
@@ -170,6 +170,24 @@ async def test_it_connects_to_this_machine_only(started: Start, kind: str, tmp_p
     seen = {address for pair in asked for address in pair if address}
     assert seen
     assert seen <= {"127.0.0.1", "::1"}, sorted(seen)
+
+
+@needs_sandbox
+@pytest.mark.requirement("001.sandbox")
+async def test_in_a_sandbox_it_works_and_writes_nothing_else(
+    started: Start, kind: str, tmp_path: Path
+) -> None:
+    system = await started(kind, approvals="allow", sandbox=True)
+    out = tmp_path / "outside"
+    step = runs(kind, f"touch {out}; echo seen > made")
+    answer, events = await run(system, kind, f"{step} [[say done]]")
+    assert data(answer).strip() == "done"
+    assert len(found(events, "tool_result")) == 1
+    assert (work(system, kind) / "made").read_text() == "seen\n"
+    assert not out.exists()
+    answer, events = await run(system, kind, "[[say two]]")
+    assert data(answer).strip() == "two"
+    assert found(events, "log")[0]["resumed"] is True, logs(events)
 
 
 async def test_the_simple_form(started: Start, kind: str) -> None:

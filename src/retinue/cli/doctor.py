@@ -254,7 +254,6 @@ def _command(reference: CommandReference) -> Finding:
     """Whether an agent that is a command line has its program, and where."""
     from retinue.process.environment import inherited
     from retinue.process.executable import directory, find
-    from retinue.process.sandbox import INSTALL
     from retinue.runtime import command_agent
     from retinue.settings import environment
 
@@ -263,14 +262,25 @@ def _command(reference: CommandReference) -> Finding:
         capabilities = command_agent(reference).capabilities
         cwd = directory(str(reference.work_dir)) if reference.work_dir is not None else "/"
         program = find(reference.command[0], path, cwd)
-        if reference.sandbox:
-            bwrap = find("bwrap", environment(inherited).get("PATH"), "/", INSTALL)
+        box = _in_box(reference)
     except RetinueError as error:
         text = f"{reference.agent_id}: {error.message}"
         return Finding("fail", "agent", text, "install it, or correct it in retinue.yaml")
     names = ", ".join(c.name for c in capabilities)
-    text = f"{reference.agent_id} can do {names}, by {program}"
-    return Finding("ok", "agent", f"{text}, in {bwrap}" if reference.sandbox else text)
+    text = f"{reference.agent_id} can do {names}, by {program}{box}"
+    return Finding("ok", "agent", text)
+
+
+def _in_box(reference: CommandReference | CodingReference | WorkerReference) -> str:
+    """Return what to say of an agent's sandbox, if it has one; raises ``SpawnFailed``."""
+    from retinue.process.environment import inherited
+    from retinue.process.executable import find
+    from retinue.process.sandbox import INSTALL
+    from retinue.settings import environment
+
+    if not reference.sandbox:
+        return ""
+    return f", in {find('bwrap', environment(inherited).get('PATH'), '/', INSTALL)}"
 
 
 def _coding(settings: Settings) -> Iterator[Finding]:
@@ -298,6 +308,10 @@ def _cli(found: Look, given: CodingReference | None) -> Finding:
         return Finding("fail" if given is not None else "ok", found.kind, text, found.install)
     text += f"{found.version or 'no version'} at {found.path}, "
     text += f"credential: {found.credential or 'none found'}"
+    try:
+        text += _in_box(given) if given is not None else ""
+    except RetinueError as error:
+        return Finding("fail", found.kind, f"{text}; {error.message}")
     if found.doubt is not None:
         return Finding("warn", found.kind, text, found.doubt)
     if found.credential is None and given is not None and found.wanted:
@@ -316,10 +330,11 @@ def _worker(reference: WorkerReference) -> Finding:
     try:
         cwd = directory(str(reference.work_dir)) if reference.work_dir is not None else "/"
         program = find(reference.command[0], path, cwd)
+        box = _in_box(reference)
     except RetinueError as error:
         text = f"worker {reference.name}: {error.message}"
         return Finding("fail", "agent", text, "install it, or correct it in retinue.yaml")
-    said = f"worker {reference.name} is run by {program}; `retinue worker check` tries it"
+    said = f"worker {reference.name} is run by {program}{box}; `retinue worker check` tries it"
     return Finding("ok", "agent", said)
 
 

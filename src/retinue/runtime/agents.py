@@ -34,6 +34,7 @@ from retinue.settings import (
     CodingReference,
     CommandReference,
     HttpReference,
+    SandboxReference,
     Settings,
     WorkerReference,
     environment,
@@ -131,9 +132,7 @@ def command_agent(given: CommandReference) -> AgentDefinition:
             stdin_open=given.stdin_open,
             keep_running=given.keep_running,
             limits={name: limit for name, limit in limits.items() if limit is not None},
-            sandbox=PLAIN[box]
-            if isinstance(box := given.sandbox, bool)
-            else msgspec.convert(box.model_dump(mode="json"), Sandbox),
+            sandbox=box_of(given.sandbox),
         ),
         capabilities=_capabilities(given),
         concurrency=given.concurrency,
@@ -167,6 +166,7 @@ def worker(given: WorkerReference) -> AgentDefinition:
             delivery=given.delivery,
             max_attempts=given.max_attempts,
             limits={name: limit for name, limit in limits.items() if limit is not None},
+            sandbox=box_of(given.sandbox),
             line_bytes=given.line_bytes,
             frame_log=given.frame_log,
         ),
@@ -225,7 +225,7 @@ def coding_agent(given: CodingReference) -> AgentDefinition:
     limits = {"memory_bytes": size_of(given.max_memory_mb), "cpu_percent": given.max_cpu_percent}
     same = (
         *("command", "form", "model", "system_prompt", "environment", "approvals", "allow"),
-        *("deny", "question_seconds", "sandbox", "max_turns", "max_cost_usd"),
+        *("deny", "question_seconds", "codex_sandbox", "max_turns", "max_cost_usd"),
         *("silence_seconds", "stop_seconds"),
     )
     driver = _DRIVERS.get(given.driver, AcpDriver)
@@ -240,6 +240,7 @@ def coding_agent(given: CodingReference) -> AgentDefinition:
             work_dir=str(given.work_dir) if given.work_dir is not None else None,
             home=str(given.home) if given.home is not None else None,
             limits={name: limit for name, limit in limits.items() if limit is not None},
+            sandbox=box_of(given.sandbox),
             **{name: getattr(given, name) for name in same},
         ),
         capabilities=_capabilities(given),
@@ -277,6 +278,13 @@ def _capabilities(given: CommandReference | CodingReference) -> tuple[Capability
         raise SettingsError(f"agent {given.agent_id}: {error.message}") from None
     prompted = Capability(name=given.agent_id, description=given.description, parameters=_PROMPT)
     return capabilities or (prompted,)
+
+
+def box_of(given: SandboxReference | bool) -> Sandbox | None:
+    """Return the sandbox that an agent is to have, if any."""
+    if isinstance(given, bool):
+        return PLAIN[given]
+    return msgspec.convert(given.model_dump(mode="json"), Sandbox)
 
 
 def size_of(megabytes: float | None) -> int | None:

@@ -28,6 +28,7 @@ from retinue.interfaces import Driver, Memory, Sink, Store
 from retinue.orchestrator import Orchestrator
 from retinue.process.environment import inherited
 from retinue.process.link import KeeperLink
+from retinue.process.quarters import Ground
 from retinue.runtime.agents import (
     check_capacity,
     coding_agent,
@@ -127,15 +128,13 @@ class Runtime:
         )
         self.keeper = KeeperLink(_scope(self.settings))
         processes = self.settings.data_dir / "processes"
+        ground = Ground(self.keeper, processes, environment(inherited), _hidden(self.settings))
         own: tuple[Driver, ...] = (
             PythonDriver(),
             HttpDriver(Egress.of(self.settings.egress_allow)),
-            CommandDriver(self.keeper, processes, environment(inherited), _hidden(self.settings)),
-            *(
-                kind(self.keeper, processes, environment(inherited))
-                for kind in (ClaudeDriver, CodexDriver, AcpDriver)
-            ),
-            StdioDriver(self.keeper, processes, environment(inherited)),
+            CommandDriver(ground),
+            *(kind(ground) for kind in (ClaudeDriver, CodexDriver, AcpDriver)),
+            StdioDriver(ground),
         )
         rate = self.settings.rate_limit_per_minute
         self.engine = Engine(

@@ -16,7 +16,7 @@ from pydantic import (
 
 from retinue.domain.agent import AGENT_ID_PATTERN
 from retinue.domain.policy import BusyPolicy, Delivery
-from retinue.settings.commands import CommandCapability
+from retinue.settings.commands import SANDBOX, CommandCapability, SandboxReference
 
 CodingKind = Literal["claude", "codex", "gemini", "opencode", "acp"]
 CODING = ("claude", "codex", "gemini", "opencode", "acp")
@@ -74,8 +74,11 @@ class CodingReference(BaseModel):
     question_seconds: float | None = Field(
         default=None, gt=0, description="how long a question stays open; unanswered it is a no"
     )
-    sandbox: Literal["read-only", "workspace-write", "danger-full-access"] | None = Field(
-        default=None, description="codex: its own sandbox; unset: workspace-write"
+    sandbox: SandboxReference | bool = Field(default=False, description=SANDBOX)
+    codex_sandbox: Literal["read-only", "workspace-write", "danger-full-access"] | None = Field(
+        default=None,
+        description="codex: the sandbox it makes itself for its commands, where `sandbox` is not"
+        " set; unset: workspace-write",
     )
     max_turns: int | None = Field(
         default=None, ge=1, description="replies of the model that a task may take"
@@ -125,6 +128,10 @@ class CodingReference(BaseModel):
         if not isinstance(value, dict) or value.get("driver") not in CODING:
             return value
         kind = value["driver"]
+        if isinstance(value.get("sandbox"), str):
+            raise ValueError(
+                "sandbox is true, or {network, write, hide}; Codex's own is codex_sandbox"
+            )
         if not value.get("command"):
             if kind == "acp":
                 raise ValueError("driver acp needs a command")
@@ -141,8 +148,10 @@ class CodingReference(BaseModel):
         kind = self.driver
         if self.form == "once" and kind in {"claude", "acp"}:
             raise ValueError(f"driver {kind} has no form once")
-        if self.sandbox is not None and kind != "codex":
+        if self.codex_sandbox is not None and kind != "codex":
             raise ValueError(f"driver {kind} has no sandbox of its own")
+        if self.codex_sandbox not in {None, "danger-full-access"} and self.sandbox:
+            raise ValueError("codex can make no sandbox of its own in another one")
         if self.max_cost_usd is not None and kind in {"codex", "gemini"}:
             raise ValueError(f"driver {kind} does not say what a task costs; set max_turns")
         silent = kind == "acp" or (kind == "opencode" and self.form == "session")
@@ -152,9 +161,11 @@ class CodingReference(BaseModel):
 
     def at(self, cwd: Path) -> CodingReference:
         """Return it with its directories made absolute."""
-        found = {
+        found: dict[str, Any] = {
             name: (cwd / path.expanduser()).absolute()
             for name in ("work_dir", "home")
             if (path := getattr(self, name)) is not None
         }
+        if isinstance(self.sandbox, SandboxReference):
+            found["sandbox"] = self.sandbox.at(cwd)
         return self.model_copy(update=found) if found else self

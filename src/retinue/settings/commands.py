@@ -12,6 +12,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from retinue.domain.agent import AGENT_ID_PATTERN
 from retinue.domain.policy import Delivery
 
+SANDBOX = (
+    "shut it in by bubblewrap: it reads the host and writes its own directories;"
+    " or {network, write, hide}"
+)
+
 
 class CommandCapability(BaseModel):
     """What a command can be asked to do."""
@@ -127,12 +132,7 @@ class CommandReference(BaseModel):
     max_processes: int | None = Field(default=None, ge=1, description="in its whole tree")
     max_open_files: int | None = Field(default=None, ge=16, description="of each process")
     max_file_mb: float | None = Field(default=None, gt=0, description="of each file it writes")
-
-    sandbox: SandboxReference | bool = Field(
-        default=False,
-        description="shut it in by bubblewrap: it reads the host and writes its own directories;"
-        " or {network, write, hide}",
-    )
+    sandbox: SandboxReference | bool = Field(default=False, description=SANDBOX)
 
     def at(self, cwd: Path) -> CommandReference:
         """Return it with its directories made absolute."""

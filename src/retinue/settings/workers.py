@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from retinue.domain.agent import AGENT_ID_PATTERN
 from retinue.domain.policy import Delivery
+from retinue.settings.commands import SANDBOX, SandboxReference
 
 
 class WorkerReference(BaseModel):
@@ -62,6 +63,7 @@ class WorkerReference(BaseModel):
     )
     max_processes: int | None = Field(default=None, ge=1, description="in its whole tree")
     max_open_files: int | None = Field(default=None, ge=16, description="of each process")
+    sandbox: SandboxReference | bool = Field(default=False, description=SANDBOX)
     max_subprocess_lifetime_hours: float = Field(
         default=24, gt=0, description="older ones are replaced, their work done first"
     )
@@ -105,7 +107,10 @@ class WorkerReference(BaseModel):
         return self
 
     def at(self, cwd: Path) -> WorkerReference:
-        """Return it with its directory made absolute."""
-        if self.work_dir is None:
-            return self
-        return self.model_copy(update={"work_dir": (cwd / self.work_dir.expanduser()).absolute()})
+        """Return it with its directories made absolute."""
+        update: dict[str, Any] = {}
+        if self.work_dir is not None:
+            update["work_dir"] = (cwd / self.work_dir.expanduser()).absolute()
+        if isinstance(self.sandbox, SandboxReference):
+            update["sandbox"] = self.sandbox.at(cwd)
+        return self.model_copy(update=update)

@@ -16,6 +16,7 @@ The steps are those of ``script`` (``say``, ``think``, ``slow``, ``hang``, ``usa
     [[vanish]]             end with no last word, exit 0    [[deaf]]             heed no way to stop
     [[linger]]             live on after the result         [[spawn]]            leave a process
     [[cost USD]]           what it cost                     [[twice]]            end the turn twice
+    [[write PATH]]         say whether it can write there   [[connect PORT]]     … 127.0.0.1 answers
 
 Its sessions are kept below HOME, so that a later process knows them; ``--version`` says the
 version that the drivers were tested with, or ``FAKE_VERSION``.
@@ -27,6 +28,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -221,6 +223,8 @@ class Turn:
                     self.voice.retry(number + 1)
             case "cost":
                 self.cost += step.number()
+            case "write" | "connect":
+                self._say(f"{step.verb}: {_tried(step)} ")
             case _:
                 self._misbehave(step)
 
@@ -249,6 +253,18 @@ class Turn:
                 code = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(1000)"
                 argv = [sys.executable, "-I", "-c", code]
                 self.voice.left.append(subprocess.Popen(argv, start_new_session=True))
+
+
+def _tried(step: Step) -> str:
+    """Return what came of something that a sandbox may forbid."""
+    try:
+        if step.verb == "write":
+            Path(step.rest).touch()
+        else:
+            socket.create_connection(("127.0.0.1", int(step.number())), 5).close()
+    except OSError as error:
+        return type(error).__name__
+    return "yes"
 
 
 def _seen(turns: int) -> dict[str, Any]:

@@ -162,7 +162,6 @@ class AcpInstance(CodingInstance):
 
     def prepare(self) -> None:
         """Make what the CLI needs to run."""
-        super().prepare()
         PRESETS[self.config.kind].prepare(self.config, self.place.home)
 
     def execute(self, job: Job, /) -> Turn:

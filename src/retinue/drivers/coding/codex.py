@@ -16,7 +16,7 @@ from retinue.drivers.coding.codex_server import CodexServer
 from retinue.drivers.coding.config import CodingConfig, prompt_of
 from retinue.drivers.coding.driver import CodingDriver, CodingInstance
 from retinue.drivers.coding.once import CodexOnce
-from retinue.drivers.coding.presets import codex_arguments, codex_environment
+from retinue.drivers.coding.presets import codex_arguments, codex_environment, codex_sandbox
 from retinue.drivers.coding.turn import Turn
 from retinue.errors import CommunicationError, ExecutionError, RetinueError
 from retinue.interfaces import DriverContext, Job
@@ -62,7 +62,7 @@ class CodexTurn(Turn):
         given: dict[str, Any] = {
             "cwd": str(self.instance.place.work_dir),
             "approvalPolicy": self._policy(),
-            "sandbox": config.sandbox or "workspace-write",
+            "sandbox": codex_sandbox(config),
         }
         if config.system_prompt is not None:
             given["developerInstructions"] = config.system_prompt
@@ -157,7 +157,6 @@ class CodexInstance(CodingInstance):
 
     def prepare(self) -> None:
         """Make what Codex needs to run: it does not make its own directory."""
-        super().prepare()
         (self.place.home / ".codex").mkdir(mode=0o700, exist_ok=True)
 
     def execute(self, job: Job, /) -> Turn:

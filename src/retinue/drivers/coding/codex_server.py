@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import shutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -170,4 +169,4 @@ class CodexServer:
         if self._hearing is not None:
             await asyncio.wait({self._hearing})
         if self._tmp is not None:
-            await asyncio.to_thread(shutil.rmtree, self._tmp, ignore_errors=True)
+            await self._instance.place.leave(self._tmp)

@@ -3,46 +3,38 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Literal
 
-import msgspec
-
 from retinue.interfaces import Job
+from retinue.process.quarters import ProcessConfig
 
 Verdict = Literal["ask", "allow", "deny"]
 
 
-class CodingConfig(msgspec.Struct, frozen=True, kw_only=True):
+class CodingConfig(ProcessConfig, frozen=True, kw_only=True):
     """A coding CLI and how it is run.
 
     ``kind`` says which program it is (``claude``, ``codex``, ``gemini``, ``opencode``, or ``acp``
     for any other one that speaks that protocol), ``form`` whether it is spoken with (``session``)
     or run with a prompt on stdin (``once``). ``approvals`` is what becomes of what it asks leave
     for, unless a pattern in ``deny`` or ``allow`` names the tool. ``silence_seconds`` is how long
-    it may say nothing while no tool runs and nobody is asked.
+    it may say nothing while no tool runs and nobody is asked. ``codex_sandbox`` is Codex's own.
     """
 
     kind: str
-    command: tuple[str, ...]
     form: Literal["session", "once"] = "session"
     model: str | None = None
     system_prompt: str | None = None
-    environment: Mapping[str, str] = {}
-    work_dir: str | None = None
-    home: str | None = None
     approvals: Verdict = "ask"
     allow: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()
     question_seconds: float | None = None
-    sandbox: str | None = None
+    codex_sandbox: str | None = None
     max_turns: int | None = None
     max_cost_usd: float | None = None
     silence_seconds: float = 300.0
     stop_seconds: float = 5.0
-    limits: Mapping[str, float] = {}
-    log_bytes: int = 1 << 20
 
     def judge(self, tool: str) -> Verdict:
         """Return what becomes of a tool that the CLI asks leave for."""

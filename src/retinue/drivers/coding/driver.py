@@ -7,8 +7,7 @@ CLI's own session goes on with ours: it is found again for a follow-up and after
 from __future__ import annotations
 
 import asyncio
-import shutil
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,7 +23,7 @@ from retinue.errors import NotSupported, SpawnFailed
 from retinue.interfaces import DriverContext, Features, Health, InstanceHandle, Job
 from retinue.process.child import Child
 from retinue.process.ladder import Ladder, stop
-from retinue.process.link import KeeperLink
+from retinue.process.quarters import Ground
 
 FINGERPRINT_SECONDS = 20.0
 
@@ -36,22 +35,20 @@ class CodingDriver:
     features: ClassVar[Features] = Features(streams=True, asks=True)
     config_model: ClassVar[type] = CodingConfig
 
-    def __init__(self, link: KeeperLink, root: Path, environment: Mapping[str, str]) -> None:
-        self.link = link
-        self.root = root
-        self.environment = environment
+    def __init__(self, ground: Ground) -> None:
+        self.ground = ground
 
     async def start(self, agent: AgentDefinition, context: DriverContext, /) -> CodingInstance:
         """Return an instance; its processes come with its executions.
 
         Raises:
-            SpawnFailed: the program is not there (says what to install), or its directories
-                cannot be made.
+            SpawnFailed: the program is not there (says what to install), its directories cannot
+                be made, or it is to run in a sandbox and this host has none.
         """
         if not isinstance(agent.config, CodingConfig):
             raise SpawnFailed(f"{agent.agent_id} names no coding CLI")
         instance = self.instance(agent, agent.config, context)
-        await asyncio.to_thread(instance.prepare)
+        await instance.ready()
         return instance
 
     def instance(
@@ -77,18 +74,21 @@ class CodingInstance:
     ) -> None:
         self.handle = InstanceHandle(definition.agent_id, ulid())
         self.config = config
-        self.link = driver.link
         self.lent = context
-        self.place = Place(driver.root, definition.agent_id, config, driver.environment)
+        self.place = Place(driver.ground, definition.agent_id, config)
         self.natives = Natives(self.place.sessions)
         self.running: set[Turn] = set()
         self.questions: dict[str, Turn] = {}
         self.version: str | None = None
         self._aside: set[asyncio.Future[Any]] = set()
 
-    def prepare(self) -> None:
+    async def ready(self) -> None:
         """Make what the CLI needs to run. Raises ``SpawnFailed``."""
-        self.place.prepare()
+        await self.place.ready()
+        await asyncio.to_thread(self.prepare)
+
+    def prepare(self) -> None:
+        """Make what this kind of CLI needs in its HOME; blocks."""
 
     def execute(self, job: Job, /) -> Turn:
         """Perform ``job``; see ``Instance``."""
@@ -105,7 +105,7 @@ class CodingInstance:
             except TimeoutError:
                 pass
             finally:
-                await asyncio.shield(self.aside(_discard(child, tmp)))
+                await asyncio.shield(self.aside(self._discard(child, tmp)))
         return self.version
 
     async def answer(self, question_id: str, answer: Any, /) -> None:
@@ -136,7 +136,6 @@ class CodingInstance:
         task.add_done_callback(self._aside.discard)
         return task
 
-
-async def _discard(child: Child, tmp: Path) -> None:
-    await stop(child, Ladder(grace=1.0))
-    await asyncio.to_thread(shutil.rmtree, tmp, ignore_errors=True)
+    async def _discard(self, child: Child, tmp: Path) -> None:
+        await stop(child, Ladder(grace=1.0))
+        await self.place.leave(tmp)

@@ -13,6 +13,8 @@ from retinue.drivers.coding.config import CodingConfig
 from retinue.drivers.coding.place import PROGRAMS, Place
 from retinue.drivers.coding.versions import doubt, version_in
 from retinue.errors import SpawnFailed
+from retinue.process.link import KeeperLink
+from retinue.process.quarters import Ground
 
 SECONDS = 30.0
 
@@ -42,7 +44,7 @@ def look(
 ) -> Look:
     """Look at one CLI; ``given`` are the variables that a credential may be among. Blocks."""
     program = PROGRAMS.get(config.kind)
-    place = Place(root, agent_id, config, inherited)
+    place = Place(Ground(KeeperLink(), root, inherited), agent_id, config)
     if not place.work_dir.is_dir():
         place.work_dir = Path("/")
     names = program.credentials if program is not None else ()

@@ -14,6 +14,7 @@ from retinue.drivers.coding.presets import (
     PRESETS,
     codex_arguments,
     codex_environment,
+    codex_sandbox,
     gemini_arguments,
 )
 from retinue.drivers.coding.scribe import number, text_of
@@ -70,8 +71,7 @@ class CodexOnce(OnceTurn):
                 self.native.native_session,
                 "-",
             ]
-        sandbox = config.sandbox or "workspace-write"
-        return [*codex_arguments(config), "exec", *common, "-s", sandbox, "-"]
+        return [*codex_arguments(config), "exec", *common, "-s", codex_sandbox(config), "-"]
 
     def environment(self) -> dict[str, str]:
         """Return variables that Codex needs."""

@@ -45,6 +45,14 @@ def codex_environment(home: Path) -> dict[str, str]:
     return {"CODEX_HOME": str(home / ".codex")}
 
 
+def codex_sandbox(config: CodingConfig) -> str:
+    """Return the sandbox that Codex is to make for the commands it runs.
+
+    In ours it can make none, and then no command runs at all, without a word.
+    """
+    return "danger-full-access" if config.sandbox else config.codex_sandbox or "workspace-write"
+
+
 def gemini_arguments(config: CodingConfig) -> list[str]:
     """Return Gemini's options."""
     model = ["-m", config.model] if config.model is not None else []

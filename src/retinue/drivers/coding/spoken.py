@@ -7,7 +7,6 @@ how its work is called off.
 from __future__ import annotations
 
 import asyncio
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +15,7 @@ from retinue.drivers.coding.turn import MOST_EVENTS, Turn
 from retinue.errors import CommunicationError, RetinueError, SpawnFailed, said
 from retinue.interfaces import Job
 from retinue.process.child import Child, Streams
-from retinue.process.executable import refused
 from retinue.process.ladder import Ladder, stop
-from retinue.process.link import Command
-from retinue.process.log import InstanceLog
 from retinue.process.reading import Bounds, Counts
 from retinue.wire.jsonrpc import RpcError
 
@@ -40,30 +36,20 @@ async def spawn(
     """Start a process of an agent's CLI; return it and its TMPDIR.
 
     Raises:
-        SpawnFailed: it cannot be started.
+        SpawnFailed: it cannot be started, or is to run in a sandbox and this host has none.
     """
-    place, config = instance.place, instance.config
+    place = instance.place
     tmp, log = await asyncio.to_thread(place.begin, name)
-    command = Command(
-        path=place.path,
-        argv=(config.command[0], *argv),
-        env={**more, **place.environment(tmp)},
-        cwd=str(place.work_dir),
-        stdin=stdin,
-        limits=config.limits,
-    )
     streams = Streams(
         Bounds(line_bytes=MOST_LINE, most_bytes=2 * MOST_LINE),
         Bounds(lines=False, most=0, when_full="drop"),
-        InstanceLog(instance.link.logs, log, config.log_bytes),
+        place.log(log),
     )
     try:
-        return await instance.link.spawn(command, streams), tmp
-    except OSError as error:
-        await asyncio.to_thread(shutil.rmtree, tmp, ignore_errors=True)
-        raise refused(config.command[0], error) from error
+        command = await place.command(argv, tmp, more=more, stdin=stdin)
+        return await place.spawn(command, streams), tmp
     except BaseException:
-        await asyncio.to_thread(shutil.rmtree, tmp, ignore_errors=True)
+        await place.leave(tmp)
         raise
 
 
@@ -231,7 +217,7 @@ class SpokenTurn(Turn):
             self._greeting.cancel()
             await asyncio.wait({self._greeting})
         if self._tmp is not None:
-            await asyncio.to_thread(shutil.rmtree, self._tmp, ignore_errors=True)
+            await self.instance.place.leave(self._tmp)
             self._tmp = None
 
     async def _call_off(self) -> None:

@@ -3,51 +3,41 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any, Literal
-
-import msgspec
 
 from retinue.errors import InvalidInput
 from retinue.interfaces import Job
-from retinue.process.sandbox import Sandbox
+from retinue.process.quarters import ProcessConfig
 
 MOST_ARGUMENT = 120 << 10
 
 
-class CommandConfig(msgspec.Struct, frozen=True, kw_only=True):
+class CommandConfig(ProcessConfig, frozen=True, kw_only=True):
     """A command line and how a task goes in and comes out.
 
     ``prompt``: the task's text by stdin, or as the last argument after ``--``; or the whole task
-    as one JSON object by stdin (``json``). ``output``: what stdout is; see ``dialect``. ``limits``
-    are the keeper's; in a ``sandbox`` it may write its own directories and what that names.
+    as one JSON object by stdin (``json``). ``output``: what stdout is; see ``dialect``.
     ``interrupt`` is the signal that asks it to stop, ``stop_seconds`` how long it then has.
     ``stdin_open``: its stdin stays open behind the prompt, for who attaches. ``keep_running``: its
     processes outlive the server; they may write at most ``spool_bytes``.
     """
 
-    command: tuple[str, ...]
     prompt: Literal["stdin", "argument", "json"] = "stdin"
     output: Literal["text", "json", "json-lines"] = "text"
-    environment: Mapping[str, str] = {}
-    work_dir: str | None = None
     interrupt: int = 15
     stop_seconds: float = 5.0
-    limits: Mapping[str, float] = {}
-    sandbox: Sandbox | None = None
-    log_bytes: int = 1 << 20
     stdin_open: bool = False
     keep_running: bool = False
     spool_bytes: int = 1 << 30
 
 
 def arguments(config: CommandConfig, job: Job) -> list[str]:
-    """Return the argument vector; a task can only ever be the one text after ``--``.
+    """Return the arguments after the program; a task can only ever be the one text after ``--``.
 
     Raises:
         InvalidInput: the text cannot be an argument.
     """
-    argv = list(config.command)
+    argv = list(config.command[1:])
     if config.prompt == "argument":
         text = prompt_of(job)
         if "\0" in text or len(text.encode()) > MOST_ARGUMENT:

@@ -8,11 +8,9 @@ that goes with it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, ClassVar
-
-import msgspec
 
 from retinue.domain.agent import AgentDefinition
 from retinue.domain.ids import ulid
@@ -21,7 +19,6 @@ from retinue.drivers.command.config import CommandConfig
 from retinue.drivers.command.dialect import DIALECTS
 from retinue.drivers.command.kept import Place, streams_of
 from retinue.drivers.command.performance import Performance
-from retinue.drivers.command.traces import clear, settle
 from retinue.errors import NotSupported, SpawnFailed
 from retinue.interfaces import (
     DriverContext,
@@ -33,11 +30,9 @@ from retinue.interfaces import (
     Supervised,
 )
 from retinue.process.child import Child
-from retinue.process.executable import directory, find
 from retinue.process.kept import Kept
-from retinue.process.link import Command, KeeperLink
-from retinue.process.log import LEAST_SECRET
-from retinue.process.sandbox import Bubblewrap, boxed
+from retinue.process.quarters import Ground, Quarters
+from retinue.process.traces import settle
 
 
 class CommandDriver:
@@ -46,19 +41,9 @@ class CommandDriver:
     name: ClassVar[str] = "command"
     features: ClassVar[Features] = Features(streams=True, keeps=True)
 
-    def __init__(
-        self,
-        link: KeeperLink,
-        root: Path,
-        environment: Mapping[str, str],
-        hidden: tuple[str, ...] = (),
-    ) -> None:
-        self.link = link
-        self.bubblewrap = Bubblewrap(link)
-        self.hidden = hidden
-        self.root = root
-        self.environment = environment
-        self.kept = Kept(link)
+    def __init__(self, ground: Ground) -> None:
+        self.ground = ground
+        self.kept = Kept(ground.link)
 
     async def start(self, agent: AgentDefinition, context: DriverContext, /) -> CommandInstance:
         """Return an instance; its processes come with its executions.
@@ -70,9 +55,7 @@ class CommandDriver:
         if not isinstance(agent.config, CommandConfig):
             raise SpawnFailed(f"{agent.agent_id} has no command")
         instance = CommandInstance(self, agent, agent.config, context)
-        await asyncio.to_thread(instance.prepare)
-        if agent.config.sandbox is not None:
-            await self.bubblewrap.ready(agent.config.sandbox, self.environment)
+        await instance.place.ready()
         return instance
 
     async def recover(
@@ -115,61 +98,13 @@ class CommandInstance:
     ) -> None:
         self.handle = InstanceHandle(definition.agent_id, ulid())
         self.config = config
-        self.link = driver.link
         self.lent = context
         # An id may be ".."; with the prefix it is a plain name.
-        self.root = driver.root / f"agent-{definition.agent_id}"
-        self.home = self.root / "home"
-        self.work_dir = Path(config.work_dir) if config.work_dir else self.root / "work"
-        self.logs = self.root / "logs"
-        self.path = ""
+        self.place = Quarters(driver.ground, f"agent-{definition.agent_id}", config)
         self.running: set[Performance] = set()
         self.read: dict[str, Path] = {}
         """By execution, the logs of those that are kept, were read to their end and stopped."""
         self._ending: set[asyncio.Task[None]] = set()
-        self._driver = driver
-        self._inherited = driver.environment
-
-    def prepare(self) -> None:
-        """Make the agent's directories and find its program.
-
-        Raises:
-            SpawnFailed: one of them is not to be had.
-        """
-        own = [self.home, self.logs] + ([] if self.config.work_dir else [self.work_dir])
-        try:
-            for made in own:
-                made.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise SpawnFailed(f"{error.filename} cannot be made: {error.strerror}") from error
-        cwd = directory(str(self.work_dir))
-        environment = self.environment(self.root)
-        self.path = find(self.config.command[0], environment.get("PATH"), cwd)
-
-    def environment(self, tmp: Path) -> dict[str, str]:
-        """Return what a process of this agent sees of the world."""
-        own = {"HOME": str(self.home), "TMPDIR": str(tmp)}
-        return {**self._inherited, **own, **self.config.environment}
-
-    async def boxed(self, command: Command, tmp: Path) -> Command:
-        """Return what runs ``command`` as it is to be run: in its sandbox, if it has one.
-
-        Raises:
-            SpawnFailed: this host has none.
-        """
-        box = self.config.sandbox
-        if box is None:
-            return command
-        bwrap = await self._driver.bubblewrap.ready(box, self._inherited)
-        box = msgspec.structs.replace(box, hide=(*self._driver.hidden, *box.hide))
-        return boxed(command, box, bwrap, map(str, (self.work_dir, self.home, tmp)))
-
-    def masked(self, text: str) -> str:
-        """Return ``text`` without the values that the operator gave this agent."""
-        for value in self.config.environment.values():
-            if len(value) >= LEAST_SECRET:
-                text = text.replace(value, "***")
-        return text
 
     def execute(self, job: Job, /) -> Performance:
         """Perform ``job``; see ``Instance``."""
@@ -197,7 +132,7 @@ class CommandInstance:
     async def ping(self) -> Health:
         """Say whether the program is still there."""
         try:
-            find(self.config.command[0], self._inherited.get("PATH"), str(self.work_dir))
+            await asyncio.to_thread(self.place.find)
         except SpawnFailed as error:
             return Health(False, error.message)
         return Health(True)
@@ -218,8 +153,4 @@ class CommandInstance:
 
     def begin(self, execution_id: str, attempt: int) -> tuple[Path, Path]:
         """Make an execution's TMPDIR; return it and where its log goes."""
-        name = f"{execution_id}-{attempt}"
-        tmp = self.root / "tmp" / name
-        tmp.mkdir(mode=0o700, parents=True, exist_ok=True)
-        clear(self.logs, self.root / "tmp", self.config.log_bytes)
-        return tmp, self.logs / name
+        return self.place.begin(f"{execution_id}-{attempt}")

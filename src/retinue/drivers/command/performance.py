@@ -7,7 +7,6 @@ Leaving the context ends the process step by step; nothing of its tree and its T
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections import deque
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -19,14 +18,11 @@ from retinue.domain.event import EventData, EventType
 from retinue.drivers.command.config import arguments, stdin_of
 from retinue.drivers.command.dialect import DIALECTS
 from retinue.drivers.command.kept import Place, Progress, prepare, streams_of
-from retinue.drivers.command.traces import mark_over
 from retinue.errors import CommunicationError, ExecutionError, RetinueError, SpawnFailed
 from retinue.interfaces import Birth, Job, Supervised
 from retinue.process.child import Child, Exit, Streams
-from retinue.process.executable import refused
 from retinue.process.ladder import Ladder, stop
 from retinue.process.link import Command
-from retinue.process.log import InstanceLog
 from retinue.process.reading import Bounds
 from retinue.process.spool import SpoolReader
 
@@ -91,31 +87,24 @@ class Performance:
 
     async def _start(self) -> None:
         instance, job = self._instance, self._job
-        config = instance.config
+        config, place = instance.config, instance.place
         argv = arguments(config, job)
         given = stdin_of(config, job)
         execution = job.execution
         tmp, log = await asyncio.to_thread(instance.begin, execution.id, execution.attempt)
         self._tmp = tmp
-        command = Command(
-            path=instance.path,
-            argv=tuple(argv),
-            env=instance.environment(tmp),
-            cwd=str(instance.work_dir),
-            stdin=given is not None,
-            limits=config.limits,
-        )
-        command = await instance.boxed(command, tmp)
+        command = await place.command(argv, tmp, stdin=given is not None)
         streams = Streams(
             Bounds(lines=self._dialect.lines),
             Bounds(lines=False, most=0, when_full="drop"),
-            InstanceLog(instance.link.logs, log, config.log_bytes, config.environment.values()),
+            place.log(log),
         )
-        handle = {"scope": instance.link.scope, "log": str(log)}
+        link = place.ground.link
+        handle = {"scope": link.scope, "log": str(log)}
         if config.keep_running:
             command = await self._keep(command, log, given)
             streams = streams_of(log, lines=self._dialect.lines)
-            handle |= {"kept": str(log), "keeper": instance.link.address, "tmp": str(tmp)}
+            handle |= {"kept": str(log), "keeper": link.address, "tmp": str(tmp)}
         birth = Birth(
             agent_id=instance.handle.agent_id,
             owner=execution.owner,
@@ -125,10 +114,7 @@ class Performance:
             kept=config.keep_running,
         )
         self._record = await instance.lent.instances.begin(birth)
-        try:
-            self._child = await instance.link.spawn(command, streams, self._record.id)
-        except OSError as error:
-            raise refused(config.command[0], error) from error
+        self._child = await place.spawn(command, streams, self._record.id)
         self._record.started(self._child)
         if config.keep_running:
             self._progress = Progress(self._record.id, Place())
@@ -139,7 +125,7 @@ class Performance:
 
     async def _keep(self, command: Command, directory: Path, given: bytes | None) -> Command:
         """Have the process read and write files: it is to go on when we are gone."""
-        await self._instance.link.start()
+        await self._instance.place.ground.link.start()
         try:
             await asyncio.to_thread(prepare, directory, given)
         except OSError as error:
@@ -203,7 +189,7 @@ class Performance:
     def _failure(self, child: Child, status: Exit) -> RetinueError:
         instance = self._instance
         tail = child.stderr.tail.decode("utf-8", "replace").strip()[-MOST_SAID:]
-        said = instance.masked(tail)
+        said = instance.place.masked(tail)
         name = instance.config.command[0]
         details = {
             "exit_code": status.code,
@@ -243,18 +229,17 @@ class Performance:
             self._child.close()
         elif record is not None:
             record.failed("it was not started")
-        await asyncio.to_thread(self._clear)
+        await self._clear()
         self._instance.running.discard(self)
 
-    def _clear(self) -> None:
+    async def _clear(self) -> None:
         if self._tmp is None:
             return
-        shutil.rmtree(self._tmp, ignore_errors=True)
-        logs = self._instance.logs / self.name
-        if self._progress is None:
-            mark_over(logs)
-        else:  # it is read again should we be killed before the end is in the store
-            self._instance.read[self.execution_id] = logs
+        place = self._instance.place
+        # What is kept is read again should we be killed before the end is in the store.
+        await place.leave(self._tmp, read=self._progress is None)
+        if self._progress is not None:
+            self._instance.read[self.execution_id] = place.logs / self.name
 
     @staticmethod
     async def _finished(child: Child) -> None:

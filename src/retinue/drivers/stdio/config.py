@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -11,29 +10,25 @@ from retinue.agent import Options
 from retinue.domain.agent import AgentDefinition, Capability
 from retinue.domain.policy import BreakerPolicy, BusyPolicy, Delivery, RatePolicy, RetryPolicy
 from retinue.errors import SpawnFailed
+from retinue.process.quarters import ProcessConfig
 from retinue.wire.envelope import LINE_BYTES
 from retinue.wire.payloads import Card, Ready
 
 
-class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
+class WorkerConfig(ProcessConfig, frozen=True, kw_only=True):
     """A command line, and what holds for the agents it brings.
 
     ``agents`` have to be among those it announces. ``timeout``, ``delivery`` and ``max_attempts``
-    are the operator's and come before what the worker says of its agents. ``limits`` are the
-    keeper's. A line may have ``line_bytes``. With ``frame_log`` every frame is in its log.
+    are the operator's and come before what the worker says of its agents. A line may have
+    ``line_bytes``. With ``frame_log`` every frame is in its log.
     """
 
-    command: tuple[str, ...]
     agents: tuple[str, ...] = ()
-    environment: Mapping[str, str] = {}
-    work_dir: str | None = None
     timeout: float | None = None
     delivery: Delivery | None = None
     max_attempts: int | None = None
-    limits: Mapping[str, float] = {}
     line_bytes: int = LINE_BYTES
     frame_log: bool = False
-    log_bytes: int = 1 << 20
 
 
 def offers_of(worker: AgentDefinition, config: WorkerConfig, ready: Ready) -> list[AgentDefinition]:

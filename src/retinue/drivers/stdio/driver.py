@@ -8,11 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import shutil
 import time
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 from retinue.domain.agent import AgentDefinition
@@ -23,13 +19,10 @@ from retinue.drivers.stdio.instance import StdioInstance
 from retinue.errors import NotSupported, SpawnFailed
 from retinue.interfaces import Birth, DriverContext, Features
 from retinue.process.child import Streams
-from retinue.process.executable import directory, find, refused
-from retinue.process.link import Command, KeeperLink
-from retinue.process.log import InstanceLog
+from retinue.process.quarters import Ground, Quarters
 from retinue.process.reading import Bounds
 
 log = logging.getLogger("retinue.worker")
-MOST_LOGS = 100
 PRINTED_PER_SECOND = 50
 LINE_BYTES_VARIABLE = "RETINUE_LINE_BYTES"
 
@@ -42,25 +35,26 @@ class StdioDriver:
         streams=True, asks=True, park="replay", pooled=True, pings=True
     )
 
-    def __init__(self, link: KeeperLink, root: Path, environment: Mapping[str, str]) -> None:
-        self.link = link
-        self.root = root
-        self.environment = environment
+    def __init__(self, ground: Ground) -> None:
+        self.ground = ground
 
     async def start(self, agent: AgentDefinition, context: DriverContext, /) -> StdioInstance:
         """Start a process of a worker; return once it is ready.
 
         Raises:
-            SpawnFailed: it cannot be started, ends before it is ready, or lacks an agent.
+            SpawnFailed: it cannot be started, ends before it is ready, lacks an agent, or is to
+                run in a sandbox and this host has none.
         """
         config = agent.config
         if not isinstance(config, WorkerConfig):
             raise SpawnFailed(f"{agent.agent_id} has no command")
         name = ulid()
-        place = _Place(self, agent.agent_id, config, name)
-        path = await asyncio.to_thread(place.ready)
-        kept = InstanceLog(self.link.logs, place.log, config.log_bytes)
-        handle: dict[str, Any] = {"scope": self.link.scope, "log": str(place.log)}
+        # An id may be ".."; with the prefix it is a plain name.
+        place = Quarters(self.ground, f"worker-{agent.agent_id}", config)
+        await place.ready()
+        tmp, directory = await asyncio.to_thread(place.begin, name)
+        kept = place.log(directory)
+        handle: dict[str, Any] = {"scope": self.ground.link.scope, "log": str(directory)}
         stopping: list[StdioInstance] = []
 
         async def end(grace: float) -> None:
@@ -71,13 +65,6 @@ class StdioDriver:
             agent_id=agent.agent_id, owner=LOCAL, driver=self.name, handle=handle, instance_id=name
         )
         record = await context.instances.begin(birth, end)
-        command = Command(
-            path=path,
-            argv=config.command,
-            env=place.environment(),
-            cwd=str(place.work_dir),
-            limits=config.limits,
-        )
         streams = Streams(
             stdout=Bounds(lines=False, most=64),
             stderr=Bounds(lines=False, most=0, when_full="drop"),
@@ -85,12 +72,12 @@ class StdioDriver:
             log_stdout=False,
         )
         try:
-            child = await self.link.spawn(command, streams, record.id)
-        except BaseException as error:
+            more = {LINE_BYTES_VARIABLE: str(config.line_bytes)}
+            command = await place.command(config.command[1:], tmp, more=more)
+            child = await place.spawn(command, streams, record.id)
+        except BaseException:
             record.failed("it was not started")
-            await asyncio.to_thread(place.leave)
-            if isinstance(error, OSError):
-                raise refused(config.command[0], error) from error
+            await place.leave(tmp)
             raise
         child.stderr.on_item = Printer(agent.agent_id, place.masked)
         record.started(child)
@@ -99,9 +86,9 @@ class StdioDriver:
             context,
             record,
             child,
-            tmp=place.tmp,
+            place=place,
+            tmp=tmp,
             log=kept.stream("stdout"),
-            masked=place.masked,
         )
         stopping.append(instance)
         try:
@@ -119,67 +106,6 @@ class StdioDriver:
 async def _given_up(instance: StdioInstance) -> None:
     await instance.stop(0.0)
     await instance.ended()
-
-
-class _Place:
-    """Where a process of a worker lives, and what it sees of the world."""
-
-    def __init__(self, driver: StdioDriver, worker: str, config: WorkerConfig, name: str) -> None:
-        # An id may be ".."; with the prefix it is a plain name.
-        root = driver.root / f"worker-{worker}"
-        self._config = config
-        self._inherited = driver.environment
-        self._logs = root / "logs"
-        self.home = root / "home"
-        self.work_dir = Path(config.work_dir) if config.work_dir else root / "work"
-        self.tmp = root / "tmp" / name
-        self.log = self._logs / name
-
-    def ready(self) -> str:
-        """Make its directories; return the file of its program.
-
-        Raises:
-            SpawnFailed: one of them is not to be had.
-        """
-        try:
-            return self._prepare()
-        except BaseException:
-            self.leave()
-            raise
-
-    def leave(self) -> None:
-        """Remove what is the process's own."""
-        shutil.rmtree(self.tmp, ignore_errors=True)
-
-    def _prepare(self) -> str:
-        own = [self.home, self._logs, self.tmp]
-        if not self._config.work_dir:
-            own.append(self.work_dir)
-        try:
-            for made in own:
-                made.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise SpawnFailed(f"{error.filename} cannot be made: {error.strerror}") from error
-        for old in sorted(os.listdir(self._logs))[: -(MOST_LOGS - 1)]:
-            shutil.rmtree(self._logs / old, ignore_errors=True)
-        cwd = directory(str(self.work_dir))
-        return find(self._config.command[0], self.environment().get("PATH"), cwd)
-
-    def environment(self) -> dict[str, str]:
-        """Return what the process sees: the allow-list, and what its settings name."""
-        own = {
-            "HOME": str(self.home),
-            "TMPDIR": str(self.tmp),
-            LINE_BYTES_VARIABLE: str(self._config.line_bytes),
-        }
-        return {**self._inherited, **own, **self._config.environment}
-
-    def masked(self, text: str) -> str:
-        """Return ``text`` without the values that the operator gave this worker."""
-        for value in self._config.environment.values():
-            if len(value) >= 4:  # noqa: PLR2004 a shorter one is no secret, and would mask words
-                text = text.replace(value, "***")
-        return text
 
 
 class Printer:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from retinue.errors import (
 from retinue.interfaces import DriverContext, Health, InstanceHandle, Job, Supervised
 from retinue.process.child import Child
 from retinue.process.ladder import Ladder, stop
+from retinue.process.quarters import Quarters
 from retinue.wire import envelope
 from retinue.wire.envelope import Control, Request
 from retinue.wire.faults import error_of, fault_of
@@ -47,9 +47,9 @@ class StdioInstance:
         record: Supervised,
         child: Child,
         *,
+        place: Quarters,
         tmp: Path,
         log: Callable[[bytes], None],
-        masked: Callable[[str], str],
     ) -> None:
         self.handle = InstanceHandle(worker.agent_id, record.id)
         self.offers: Sequence[AgentDefinition] = ()
@@ -59,9 +59,10 @@ class StdioInstance:
         self.questions: dict[str, Asking] = {}
         self._worker = worker
         self._record = record
+        self._place = place
         self._tmp = tmp
         self._log = log
-        self._masked = masked
+        self._masked = place.masked
         self._running: dict[str, Performance] = {}
         self._ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self._asked_to_end = False
@@ -231,7 +232,7 @@ class StdioInstance:
         self.child.kill()
         await self.child.wait_gone()
         self.lifecycle.over(asked=self._asked_to_end)
-        await asyncio.to_thread(shutil.rmtree, self._tmp, ignore_errors=True)
+        await self._place.leave(self._tmp)
         why = "the worker closed its output" if closed else f"the worker {status}"
         said = self._masked(self.child.stderr.tail.decode("utf-8", "replace").strip()[-MOST_SAID:])
         if said and status.code != 0:

@@ -1,8 +1,8 @@
-"""What executions leave on disk: a directory of logs each, a TMPDIR while they run.
+"""What agents' processes leave on disk: a directory of logs each, a TMPDIR while they run.
 
 Several servers may work in one directory, and one that was killed could not clear up. So whoever
-performed an execution marks its logs when nobody reads or writes them any more; what has no mark is
-left alone until nothing was written there for two days, longer than a keeper keeps anything.
+had a process marks its logs when nobody reads or writes them any more; what has no mark is left
+alone until nothing was written there for two days, longer than a keeper keeps anything.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 MOST_LOGS = 100
-"""How many executions' logs are kept per agent; the oldest are removed."""
+"""How many processes' logs are kept per agent; the oldest are removed."""
 IDLE_SECONDS = 2 * 86_400
 _OVER = "over"
 
@@ -34,9 +35,12 @@ def settle(logs: Path, most: int) -> None:
     mark_over(logs)
 
 
-def clear(logs: Path, temporary: Path, most: int) -> None:
-    """Remove the oldest logs beyond ``MOST_LOGS``, and what a server that was killed left."""
-    names = sorted(os.listdir(logs))
+def clear(logs: Path, temporary: Path, most: int, working: Collection[str]) -> None:
+    """Remove the oldest logs beyond ``MOST_LOGS``, and what a server that was killed left.
+
+    Those that are ``working`` here are left alone, however long they say nothing.
+    """
+    names = sorted(set(os.listdir(logs)) - set(working))
     oldest = set(names[: -(MOST_LOGS - 1)])
     for name in names:
         over = (logs / name / _OVER).exists()
@@ -45,7 +49,7 @@ def clear(logs: Path, temporary: Path, most: int) -> None:
             over = True
         if over and name in oldest:
             shutil.rmtree(logs / name, ignore_errors=True)
-    for name in os.listdir(temporary):
+    for name in set(os.listdir(temporary)) - set(working):
         if (logs / name / _OVER).exists() or (_idle(temporary / name) and _idle(logs / name)):
             shutil.rmtree(temporary / name, ignore_errors=True)
 
