@@ -179,7 +179,7 @@ class _Unrecorded:
     def busy(self, execution: Any) -> None:
         """Note nothing."""
 
-    def idle(self) -> None:
+    def idle(self, execution: Any) -> None:
         """Note nothing."""
 
     def draining(self, reason: str | None = None) -> None:

@@ -18,7 +18,8 @@ from retinue.domain.budget import Limit
 from retinue.domain.event import Event
 from retinue.domain.execution import State, Task
 from retinue.domain.principal import LOCAL
-from retinue.interfaces import Page
+from retinue.errors import AgentFailed, Conflict, ExecutionError, ProviderError, RetinueError
+from retinue.interfaces import InstanceFilter, Job, Page
 from retinue.orchestrator import Reply
 from retinue.settings import CodingReference
 from retinue.testing.coding_agent import install
@@ -416,6 +417,50 @@ async def test_a_run_that_fails_says_why(started: Start, kind: str, form: str) -
         assert part in answer.error["message"]
 
 
+async def raised(system: Runtime, kind: str, prompt: str) -> RetinueError:
+    """Return what a turn of the driver's own raises, as it is raised."""
+    answer, _ = await run(system, kind, "[[say x]]")
+    execution = await system.store.execution(answer.execution_id, None)
+    entry = system.engine.registry.by_id(kind)
+    assert execution is not None
+    assert entry is not None
+    instance = await entry.ready()
+    try:
+        async with instance.execute(Job(execution, {"prompt": prompt}, None, None)) as events:
+            async for _ in events:
+                pass
+    except RetinueError as error:
+        return error
+    raise AssertionError("the turn ended well")
+
+
+@pytest.mark.requirement("001.errors")
+@pytest.mark.parametrize(("kind", "form"), FORMS)
+async def test_a_provider_that_refuses_is_a_provider_error(
+    started: Start, kind: str, form: str
+) -> None:
+    system = await started(kind, form=form)
+    said = "API Error: 529 overloaded" if kind == "claude" else "529"
+    error = await raised(system, kind, f"[[fail {said}]]")
+    assert type(error) is ProviderError
+    assert isinstance(error, ExecutionError)
+    assert (error.code, error.kind, error.retryable) == ("E_INTERNAL", "provider_error", False)
+    assert error.outcome == "failed"
+    assert "529" in f"{error.message} {error.details}"  # the provider's own word
+    reply, _ = await run(system, kind, f"[[fail {said}]]")
+    assert reply.error is not None
+    assert reply.error["message"] == error.message
+
+
+@pytest.mark.requirement("001.errors")
+async def test_an_agent_that_fails_or_breaks_off_is_no_providers_fault(started: Start) -> None:
+    system = await started("claude")
+    failed = await raised(system, "claude", "[[fail no way]]")
+    assert (type(failed), failed.retryable) == (AgentFailed, False)
+    broken = await raised(system, "claude", "[[exit 3]]")
+    assert (type(broken), broken.outcome) == (ExecutionError, "unknown")
+
+
 @pytest.mark.parametrize("kind", SPOKEN)
 async def test_noise_is_kept_apart_and_long_lines_are_refused(started: Start, kind: str) -> None:
     system = await started(kind)
@@ -548,3 +593,98 @@ async def test_owners_do_not_share_sessions(started: Start) -> None:
     sessions = system.settings.data_dir / "processes" / "agent-claude" / "sessions"
     (kept,) = [json.loads(file.read_text()) for file in sessions.iterdir()]
     assert kept["owner"] == LOCAL
+
+
+# -- its processes, on record --------------------------------------------------------------------
+
+
+async def processes(system: Runtime) -> list[Any]:
+    """Return what ``retinue agent ps`` shows."""
+    return list((await system.orchestrator.instances(InstanceFilter(live=True), Page())).items)
+
+
+@pytest.mark.parametrize("kind", ["claude", "gemini"])
+async def test_a_turns_process_is_on_record_before_it_runs_and_to_its_end(
+    started: Start, kind: str
+) -> None:
+    system = await started(kind)
+    accepted = await system.orchestrator.submit(task(kind, "[[say hi]] [[ask go]] [[say bye]]"))
+    asked = await question(system)
+    (shown,) = await processes(system)
+    assert (shown.agent_id, shown.state, shown.status) == (kind, "busy", "running")
+    assert shown.waiting_for == "input"
+    assert (shown.execution_id, shown.executions) == (
+        accepted.execution_id,
+        [accepted.execution_id],
+    )
+    assert alive(shown.pid)
+    assert shown.memory_mb > 1
+    assert shown.stdin is False  # it is the protocol's
+    with pytest.raises(Conflict, match="no stdin that is open"):
+        await system.orchestrator.tell_instance(shown.instance_id, b"no JSON")
+    await system.orchestrator.answer(asked.id, True)
+    async for _ in system.orchestrator.follow(accepted.execution_id):
+        pass
+    while await processes(system):
+        await asyncio.sleep(0.02)
+    ended = await system.orchestrator.instance(shown.instance_id)
+    assert (ended.state, ended.execution_id) == ("stopped", accepted.execution_id)
+    log = await system.orchestrator.log_of(shown.instance_id)
+    assert "bye" in log["stdout"]
+
+
+async def test_one_that_breaks_off_has_failed_and_one_that_is_stopped_has_not(
+    started: Start,
+) -> None:
+    system = await started("claude")
+    broken, _ = await run(system, "claude", "[[exit 3]]")
+    where = InstanceFilter(execution_id=broken.execution_id)
+    (view,) = (await system.orchestrator.instances(where, Page())).items
+    assert (view.state, view.exit_code, view.reason) == ("failed", 3, "exited 3")
+    running = asyncio.create_task(run(system, "claude", "[[say on]] [[hang 200]]"))
+    while not (shown := await processes(system)):
+        await asyncio.sleep(0.02)
+    await system.orchestrator.stop_instance(shown[0].instance_id)
+    stopped, _ = await running
+    assert stopped.state is State.CANCELLED
+    ended = await system.orchestrator.instance(shown[0].instance_id)
+    assert ended.state == "stopped"
+    assert "stopped by" in (ended.reason or "")
+
+
+async def test_codexs_server_shows_the_turns_of_all_its_threads(started: Start) -> None:
+    system = await started("codex")
+    prompt = "[[say on]] [[ask go]]"
+    ids = [
+        (await system.orchestrator.submit(task("codex", prompt, session))).execution_id
+        for session in "ab"
+    ]
+    asked: list[Any] = []
+    while len(asked) < 2:
+        asked = list((await system.store.questions(None, Page(10))).items)
+        await asyncio.sleep(0.02)
+    (server,) = await processes(system)
+    assert server.status == "running"
+    assert sorted(server.executions) == sorted(ids)
+    for one in asked:
+        await system.orchestrator.answer(one.id, True)
+    while (await processes(system))[0].executions:
+        await asyncio.sleep(0.02)
+    (idle,) = await processes(system)
+    assert (idle.instance_id, idle.status) == (server.instance_id, "idle")
+    await system.orchestrator.stop_instance(server.instance_id)
+    assert await processes(system) == []
+    assert data((await run(system, "codex", "[[say again]]"))[0]) == "again"
+
+
+async def test_one_that_a_person_pauses_is_not_called_silent(started: Start) -> None:
+    system = await started("claude", silence_seconds=2)
+    running = asyncio.create_task(run(system, "claude", "[[say on]] [[hang 1.5]] [[say off]]"))
+    while not (shown := [p for p in await processes(system) if p.status == "running"]):
+        await asyncio.sleep(0.005)
+    await system.orchestrator.pause_instance(shown[0].instance_id)
+    done, _ = await asyncio.wait({running}, timeout=2.5)
+    assert not done
+    await system.orchestrator.resume_instance(shown[0].instance_id)
+    answer, _ = await running
+    assert data(answer).endswith("off")

@@ -21,8 +21,9 @@ from retinue.domain.event import Event
 from retinue.domain.execution import State, Task
 from retinue.domain.instance import InstanceState
 from retinue.drivers.stdio.lifecycle import EDGES, Lifecycle, Stage
+from retinue.engine.instances import WORK_SECONDS
 from retinue.engine.pool import PoolView
-from retinue.errors import AgentUnavailable, IllegalTransition, QueueFull
+from retinue.errors import AgentUnavailable, Conflict, IllegalTransition, QueueFull
 from retinue.interfaces import InstanceFilter, Page
 from retinue.orchestrator import Reply
 from retinue.process.log import read_log
@@ -107,6 +108,85 @@ async def started(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
         await rig.system.stop(grace=0)
         assert marked(rig.system.keeper.scope) == []
         assert list((tmp_path / "processes" / "worker-w" / "tmp").iterdir()) == []
+
+
+# -- what is shown of it -------------------------------------------------------------------------
+
+
+async def test_a_process_shows_what_it_works_on(started: Any) -> None:
+    rig = await started(max_concurrent_requests=3)
+    system = rig.system
+
+    async def shown() -> Any:
+        (view,) = (await system.orchestrator.instances(InstanceFilter(), Page())).items
+        return view
+
+    idle = await shown()
+    assert (idle.status, idle.executions, idle.execution_id) == ("idle", [], None)
+    assert idle.instance_id == rig.view.instances[0].instance_id  # `worker list` says the same
+    held = [rig.hold() for _ in range(2)]
+    await until(lambda: rig.view.in_flight == 2)
+    busy = await shown()
+    running = [e.execution_id for e in await system.store.held()]
+    assert (busy.state, busy.status) == ("busy", "running")
+    assert sorted(busy.executions) == sorted(running)
+    assert (busy.execution_id, busy.attempt) == (busy.executions[0], 1)
+    # Another server reads it in the store, and finds it by its execution.
+    by_execution = InstanceFilter(execution_id=busy.execution_id)
+    while not (found := (await system.store.instances(by_execution, Page())).items):
+        await asyncio.sleep(0.02)
+    assert (found[0].instance_id, found[0].state) == (busy.instance_id, InstanceState.BUSY)
+    await system.orchestrator.pause_instance(busy.instance_id)
+    assert ((await shown()).status, len((await shown()).executions)) == ("paused", 2)
+    await system.orchestrator.resume_instance(busy.instance_id)
+    rig.go()
+    await asyncio.gather(*held)
+    await until(lambda: not rig.view.in_flight)
+    done = await shown()
+    assert (done.status, done.executions, done.execution_id) == ("idle", [], None)
+    while (await system.store.instances(by_execution, Page())).items:
+        await asyncio.sleep(0.02)
+
+
+async def test_short_calls_are_not_written_each(
+    started: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = await started()
+    (live,) = rig.system.engine.instances.live.values()
+    await live.settled()
+    written: list[Any] = []
+    write = rig.system.engine.instances.write
+
+    async def seen(intent: Any) -> Any:
+        written.append(intent)
+        return await write(intent)
+
+    monkeypatch.setattr(rig.system.engine.instances, "write", seen)
+    begun = time.monotonic()
+    for _ in range(100):
+        await rig.result()
+    assert len(written) <= 1 + (time.monotonic() - begun) / WORK_SECONDS
+
+
+async def test_one_that_ends_at_work_shows_what_it_worked_on(started: Any) -> None:
+    rig = await started(max_restarts=0)
+    held = asyncio.create_task(rig.ask("hold", file="/absent"))
+    await until(lambda: rig.view.in_flight == 1)
+    (live,) = rig.system.engine.instances.live.values()
+    os.kill(live.process.pid, signal.SIGKILL)
+    reply = await held
+    await live.settled()
+    view = await rig.system.orchestrator.instance(live.id)
+    assert (view.state, view.executions) == ("failed", [reply.execution_id])
+
+
+async def test_its_stdin_is_the_protocols(started: Any) -> None:
+    rig = await started()
+    (live,) = rig.system.engine.instances.live.values()
+    assert (await rig.system.orchestrator.instance(live.id)).stdin is False
+    with pytest.raises(Conflict, match="no stdin that is open"):
+        await rig.system.orchestrator.tell_instance(live.id, b"no frame")
+    assert await rig.result()
 
 
 # -- starting ------------------------------------------------------------------------------------

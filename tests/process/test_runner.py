@@ -90,7 +90,7 @@ async def lines(handle: AgentHandle) -> list[bytes]:
     return [line.raw async for line in handle.output()]
 
 
-@pytest.mark.requirement("001.spawn", "001.runner-api")
+@pytest.mark.requirement("001.errors", "001.spawn", "001.runner-api")
 async def test_a_spawned_agent_is_listed_and_what_cannot_be_spawned_says_why(
     runner: LocalProcessRunner, tmp_path: Path
 ) -> None:
@@ -103,10 +103,12 @@ async def test_a_spawned_agent_is_listed_and_what_cannot_be_spawned_says_why(
     assert (found.id, found.pid) == (listed.id, listed.pid)
     assert await runner.get_agent("unknown") is None
     for call in (runner.kill("unknown"), runner.signal("unknown", AgentSignal.KILL)):
-        with pytest.raises(NotFound):
+        with pytest.raises(NotFound) as missing:
             await call
-    with pytest.raises(SpawnFailed, match=r"no-such-cli.*PATH.*npm install"):
+        assert (missing.value.code, missing.value.retryable) == ("E_NOT_FOUND", False)
+    with pytest.raises(SpawnFailed, match=r"no-such-cli.*PATH.*npm install") as absent:
         await runner.spawn(agent("absent"))
+    assert (absent.value.code, absent.value.retryable) == ("E_MODULE_LOAD", False)
     with pytest.raises(SpawnFailed, match=r"'unknown' in the catalogue; it has: .*echo"):
         await runner.spawn(agent("unknown"))
     plain = tmp_path / "plain"
@@ -166,6 +168,7 @@ async def test_one_of_many_is_found_by_one_lookup(runner: LocalProcessRunner, ag
     assert counted.walks == 1
 
 
+@pytest.mark.requirement("001.errors")
 async def test_a_log_that_cannot_be_kept_is_said_before_the_agent_runs(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     async with configured(log_dir=tmp_path / "file" / "logs") as runner:
@@ -187,7 +190,7 @@ def test_the_defaults_are_the_specifications() -> None:
     assert LocalProcessRunner().config == config
 
 
-@pytest.mark.requirement("001.backend-generic", "001.prompt-parts")
+@pytest.mark.requirement("001.errors", "001.backend-generic", "001.prompt-parts")
 async def test_every_part_of_the_prompt_reaches_the_agent_as_text(
     runner: LocalProcessRunner,
 ) -> None:
@@ -206,8 +209,9 @@ async def test_every_part_of_the_prompt_reaches_the_agent_as_text(
     assert json.loads((await lines(handle))[0])["AGENT_CONTEXT"] == "the context"
     with pytest.raises(InvalidContext, match="stdin"):
         await runner.spawn(agent("echo", large))
-    with pytest.raises(InvalidContext, match="NUL"):
+    with pytest.raises(InvalidContext, match="NUL") as bad:
         await runner.spawn(agent("echo", "a\0b"))
+    assert (bad.value.code, bad.value.retryable) == ("E_INVALID_INPUT", False)
 
 
 @pytest.mark.requirement("001.environment")
@@ -234,7 +238,7 @@ async def test_the_working_directory_is_given_or_inherited(
         assert await lines(handle) == [os.fsencode(tmp_path) + b"\n"]
 
 
-@pytest.mark.requirement("001.wait", "001.handle-concurrency")
+@pytest.mark.requirement("001.errors", "001.wait", "001.handle-concurrency")
 async def test_everybody_who_waits_gets_the_same_answer_at_any_time(
     runner: LocalProcessRunner,
 ) -> None:
@@ -244,8 +248,9 @@ async def test_everybody_who_waits_gets_the_same_answer_at_any_time(
     assert {(answer.code, answer.signal) for answer in answers} == {(3, None)}
     assert failing.status() is AgentStatus.FAILED
     sleeping = await runner.spawn(agent("cat"))
-    with pytest.raises(Timeout):
+    with pytest.raises(Timeout) as late:
         await sleeping.wait(timeout=0.05)
+    assert (late.value.code, late.value.retryable) == ("E_TIMEOUT", True)
     await asyncio.gather(*(sleeping.write_stdin(b"%d" % n * 5000 + b"\n") for n in range(9)))
     readers = [asyncio.create_task(sleeping.next_stdout()) for _ in range(9)]
     assert sorted(await asyncio.gather(*readers)) == [b"%d" % n * 5000 + b"\n" for n in range(9)]  # type: ignore[type-var]
@@ -254,7 +259,7 @@ async def test_everybody_who_waits_gets_the_same_answer_at_any_time(
     assert sleeping.status() is AgentStatus.TERMINATED
 
 
-@pytest.mark.requirement("001.stdin")
+@pytest.mark.requirement("001.errors", "001.stdin")
 async def test_stdin_is_written_closed_and_refused_once_it_is_closed(
     runner: LocalProcessRunner,
 ) -> None:
@@ -264,8 +269,9 @@ async def test_stdin_is_written_closed_and_refused_once_it_is_closed(
     await handle.close_stdin()
     assert b"".join(await lines(handle)) == data
     assert (await handle.wait()).code == 0
-    with pytest.raises(CommunicationError):
+    with pytest.raises(CommunicationError) as closed:
         await asyncio.wait_for(handle.write_stdin(b"late"), 1)
+    assert (closed.value.code, closed.value.retryable) == ("E_STREAM_BROKEN", True)
     assert handle.status() is AgentStatus.COMPLETED
 
 

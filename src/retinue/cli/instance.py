@@ -58,7 +58,7 @@ def ps(
         (*columns, "cpu %", "MB", "up s", "in", "out"),
         [
             (
-                *(row[name] for name in columns),
+                *(row[name] if name != "execution_id" else _work(row) for name in columns),
                 row["cpu_usage"],
                 row["memory_mb"],
                 int(row["uptime_secs"]),
@@ -70,6 +70,13 @@ def ps(
     )
     if answer["total"] > len(rows):
         output.note(f"{len(rows)} of {answer['total']}; --limit shows more")
+
+
+def _work(row: dict[str, Any]) -> str | None:
+    """Return what a process works on: the first of them, and how many more."""
+    more = len(row["executions"]) - 1
+    first: str | None = row["execution_id"]
+    return f"{first} +{more}" if more > 0 else first
 
 
 def logs(

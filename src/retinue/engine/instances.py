@@ -2,7 +2,8 @@
 
 Agents that are objects of our own process are not here and cost nothing. What a driver says of an
 instance (it runs, it is busy, it drains) is true here at once and in the store soon after, in
-order; only the intention to start one is waited for. Nobody else writes its row while we live.
+order; only the intention to start one is waited for. What one works on that lives long is written
+when that has lasted a while: not for every short call. Nobody else writes its row while we live.
 """
 
 from __future__ import annotations
@@ -26,16 +27,24 @@ from retinue.interfaces import Birth, Exited, Process, Store
 
 log = logging.getLogger(__name__)
 CLOSE_SECONDS = 5.0
+WORK_SECONDS = 1.0
+"""How long something is worked on, or nothing is, before the store is told."""
 _PAUSABLE = frozenset({InstanceState.READY, InstanceState.BUSY, InstanceState.STARTING})
 
 
 class Live:
     """One instance that this process supervises: what the driver says of it, and its process."""
 
-    def __init__(self, book: Instances, record: InstanceRecord, stop: Stop | None) -> None:
+    def __init__(
+        self, book: Instances, record: InstanceRecord, stop: Stop | None, *, told: bool = False
+    ) -> None:
         self.record = record
         self.process: Process | None = None
         self.stop = stop
+        self._told = told
+        self._work: dict[str, Execution] = {}
+        self._written: tuple[InstanceState, str | None] | None = None
+        self._later: asyncio.TimerHandle | None = None
         self._book = book
         self._before: InstanceState | None = None
         self._dirty = False
@@ -63,14 +72,43 @@ class Live:
         process.when_exited(self._exited)
 
     def busy(self, execution: Execution) -> None:
-        """Note that it works on ``execution`` now."""
-        self.record.execution_id, self.record.attempt = execution.id, execution.attempt
-        self._to(InstanceState.BUSY)
+        """Note that it works on ``execution`` now, beside what it works on already."""
+        self._work[execution.id] = execution
+        self._works()
 
-    def idle(self) -> None:
-        """Note that it works on nothing; each change is written: not for every short call."""
-        self.record.execution_id = self.record.attempt = None
-        self._to(InstanceState.READY)
+    def idle(self, execution: Execution) -> None:
+        """Note that it works on ``execution`` no longer."""
+        self._work.pop(execution.id, None)
+        self._works()
+
+    def _works(self) -> None:
+        """Show what it works on, the oldest first; one that has ended keeps what it worked on."""
+        if self.record.ended:
+            return
+        first = next(iter(self._work.values()), None)
+        self.record.execution_id = first.id if first is not None else None
+        self.record.attempt = first.attempt if first is not None else None
+        self._move(InstanceState.BUSY if first is not None else InstanceState.READY)
+        if self._later is None:
+            loop = asyncio.get_running_loop()
+            self._later = loop.call_later(WORK_SECONDS, self._lasted)
+
+    def _lasted(self) -> None:
+        self._later = None
+        if not self.record.ended and self._written != (self.record.state, self.record.execution_id):
+            self._save()
+
+    @property
+    def work(self) -> list[str]:
+        """The executions it works on, the oldest first."""
+        if self._work or self.record.execution_id is None:
+            return list(self._work)
+        return [self.record.execution_id]
+
+    @property
+    def hears(self) -> bool:
+        """Whether people may write to its stdin, and it is open."""
+        return self._told and self.process is not None and self.process.hears
 
     def draining(self, reason: str | None = None) -> None:
         """Note that it takes nothing more and is to end."""
@@ -96,14 +134,18 @@ class Live:
         process.when_exited(self._exited)
 
     def _to(self, state: InstanceState, reason: str | None = None) -> None:
+        if not self.record.ended and self.record.state is not state:
+            self._move(state, reason)
+            self._save()
+
+    def _move(self, state: InstanceState, reason: str | None = None) -> None:
         record = self.record
-        if record.ended or record.state is state:
+        if record.state is state:
             return
         if record.state is InstanceState.PAUSED and state is not InstanceState.DRAINING:
             self._before = state  # where it goes on when it is let
         elif state is InstanceState.DRAINING or record.state is not InstanceState.DRAINING:
             record.to(state, now_us(), reason)
-        self._save()
 
     def _exited(self, status: Exited) -> None:
         record = self.record
@@ -185,6 +227,7 @@ class Live:
             while self._dirty and not self._book.closed:
                 self._dirty = False
                 self.count()
+                self._written = self.record.state, self.record.execution_id
                 answer = await self._book.write(SaveInstance(replace(self.record)))
                 if not isinstance(answer, Ok):
                     log.warning("instance %s is not ours any more: %s", self.id, answer)
@@ -239,7 +282,7 @@ class Instances:
             created_at=at,
             state_at=at,
         )
-        live = Live(self, record, stop)
+        live = Live(self, record, stop, told=birth.told)
         self.live[live.id] = live
         try:
             if not isinstance(await self.write(PutInstance(replace(record))), Ok):

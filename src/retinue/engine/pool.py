@@ -81,6 +81,11 @@ class Member:
         return self.phase.value
 
     @property
+    def instance_id(self) -> str:
+        """The id of its process on record, once it has one."""
+        return self.instance.handle.instance_id if self.instance is not None else self.name
+
+    @property
     def stage(self) -> str | None:
         """Its own protocol's word for that."""
         return self.instance.stage if self.instance is not None else "initializing"
@@ -316,7 +321,7 @@ class Pool:
             restarts=self.restarts,
             instances=[
                 MemberView(
-                    instance_id=member.name,
+                    instance_id=member.instance_id,
                     state=member.state,
                     stage=member.stage,
                     in_flight=member.in_flight,

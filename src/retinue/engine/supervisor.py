@@ -176,7 +176,7 @@ class Supervisor:
 
     def _late(self, member: Member) -> None:
         if member.name in self.pool.members:
-            fields = {"agent_id": self.name, "instance_id": member.name}
+            fields = {"agent_id": self.name, "instance_id": member.instance_id}
             log.warning(
                 "%s is stopped with work in progress: it was not done in time",
                 self.name,
@@ -291,7 +291,7 @@ class Supervisor:
             log.info("%s: an instance ended: %s", self.name, departure.reason, extra=fields)
 
     def _fields(self, member: Member) -> dict[str, str]:
-        return {"agent_id": self.name, "instance_id": member.name}
+        return {"agent_id": self.name, "instance_id": member.instance_id}
 
     # -- health --------------------------------------------------------------------------------
 

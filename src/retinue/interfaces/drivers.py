@@ -172,6 +172,7 @@ class Birth(msgspec.Struct, frozen=True, kw_only=True):
     ``handle`` is JSON: all that is known beforehand and needed to find the process again, by the
     driver's ``recover`` or by a person; no secrets. ``log`` in it names the directory of its log.
     ``execution`` is what it is started for, if for one. ``kept``: it is to outlive this server.
+    ``told``: people may write to its stdin, which is no protocol of ours then.
     """
 
     agent_id: str
@@ -180,6 +181,7 @@ class Birth(msgspec.Struct, frozen=True, kw_only=True):
     handle: dict[str, Any]
     execution: Execution | None = None
     kept: bool = False
+    told: bool = False
     instance_id: str | None = None
 
 
@@ -198,11 +200,11 @@ class Supervised(Protocol):
         ...
 
     def busy(self, execution: Execution) -> None:
-        """Note that it works on ``execution`` now."""
+        """Note that it works on ``execution`` now, beside what it works on already."""
         ...
 
-    def idle(self) -> None:
-        """Note that it works on nothing."""
+    def idle(self, execution: Execution) -> None:
+        """Note that it works on ``execution`` no longer."""
         ...
 
     def draining(self, reason: str | None = None) -> None:

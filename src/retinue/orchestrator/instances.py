@@ -40,7 +40,10 @@ class InstanceView(msgspec.Struct, frozen=True, kw_only=True):
 
     `status` is specification 001's word: initializing, idle, running, paused, completed, failed or
     terminated (a signal ended it); `lost` when nothing is heard of its node. `waiting_for` is
-    `input` while what it works on waits for an answer. `reason` says why it is in its state.
+    `input` while what it works on waits for an answer. `executions` are those that it works on,
+    `execution_id` the one it began first; one that has ended shows what it last worked on. Another
+    server's instances are shown as it last wrote them, up to a second ago. `reason` says why it is
+    in its state.
     `cpu_usage` is in percent of one CPU since it began, `memory_mb` what its whole tree holds now,
     and, once it has ended, the most that was seen. `messages_sent` went in, `messages_received`
     came out. `stdin` says that it can be written to. `keep_running`: it outlives the server.
@@ -55,6 +58,7 @@ class InstanceView(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None
     execution_id: str | None
     attempt: int | None
+    executions: list[str]
     node: str
     pid: int | None
     created_at: str
@@ -159,10 +163,10 @@ class Instances(Desk):
             await self._audit(principal, "instance.stop", instance_id)
             live.record.reason = f"stopped by {principal.name}"
             execution_id = live.record.execution_id
-            if execution_id is not None:
-                await self._engine.cancel(execution_id, principal.owner, principal.name)
-            elif live.stop is not None:
+            if live.stop is not None:
                 await live.stop(STOP_SECONDS)
+            elif execution_id is not None:
+                await self._engine.cancel(execution_id, principal.owner, principal.name)
             await live.settled()
             record = live.record
         return await self._instance_view(record)
@@ -183,7 +187,7 @@ class Instances(Desk):
             CommunicationError: it does not read any more.
         """
         live = await self._control(instance_id, "instance.stdin", principal)
-        if live.process is None or not live.process.hears:
+        if live.process is None or not live.hears:
             raise Conflict(f"instance {instance_id} has no stdin that is open")
         await live.process.say(data, last=last)
 
@@ -280,7 +284,7 @@ class Instances(Desk):
             up = max((record.ended_at or now_us()) - record.started_at, 0) / 1_000_000
         cpu = record.cpu_us / 1_000_000
         memory = used.get("memory", record.peak_bytes)
-        process = live.process if live is not None else None
+        work = [record.execution_id] if record.execution_id is not None else []
         return InstanceView(
             instance_id=record.instance_id,
             agent_id=record.agent_id,
@@ -291,6 +295,7 @@ class Instances(Desk):
             reason=record.reason,
             execution_id=record.execution_id,
             attempt=record.attempt,
+            executions=live.work if live is not None else work,
             node=record.node,
             pid=record.found().get("pid"),
             created_at=iso(record.created_at),
@@ -307,7 +312,7 @@ class Instances(Desk):
             exit_code=record.exit_code,
             exit_signal=record.exit_signal,
             keep_running=bool(record.kept),
-            stdin=process is not None and not record.ended and process.hears,
+            stdin=live is not None and not record.ended and live.hears,
         )
 
     async def _waiting_for(self, record: InstanceRecord) -> str | None:

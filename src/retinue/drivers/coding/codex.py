@@ -37,6 +37,11 @@ class CodexTurn(Turn):
         self._thread: str | None = None
         self._beginning: asyncio.Task[None] | None = None
 
+    @property
+    def paused(self) -> bool:
+        """Whether a person has stopped the server where it is."""
+        return self._server is not None and self._server.paused
+
     async def start(self) -> None:
         """Join the server, which is started when it is not there."""
         self._server = await self.codex.server()

@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from retinue.drivers.coding.spoken import spawn
+from retinue.drivers.coding.spoken import Begun, spawn
 from retinue.drivers.coding.talk import Talk, read
 from retinue.drivers.coding.versions import version_in
 from retinue.errors import CommunicationError, RetinueError
@@ -36,7 +36,7 @@ class CodexServer:
         self._instance = instance
         self._talk: Talk | None = None
         self._rpc: Rpc | None = None
-        self._tmp: Any = None
+        self._begun: Begun | None = None
         self._hearing: asyncio.Task[None] | None = None
         self._asking = asyncio.Semaphore(MOST_ASKED)
         self.turns: dict[str, CodexTurn] = {}
@@ -54,8 +54,10 @@ class CodexServer:
         Raises:
             SpawnFailed, CommunicationError: it cannot be started, or does not answer.
         """
-        child, self._tmp = await spawn(self._instance, name, argv, environment, stdin=True)
-        self._talk = Talk(child)
+        self._begun = await spawn(
+            self._instance, name, argv, environment, stdin=True, end=self.stop
+        )
+        self._talk = Talk(self._begun.child)
         self._rpc = Rpc(self._talk.send, None)
         self._hearing = asyncio.create_task(self._hear())
         client = {"name": "retinue", "title": "Retinue", "version": "1"}
@@ -66,6 +68,11 @@ class CodexServer:
             raise CommunicationError(f"codex app-server: {error}") from error
         self.version = version_in(str((answer or {}).get("userAgent")))
         self._rpc.notify("initialized")
+
+    @property
+    def paused(self) -> bool:
+        """Whether a person has stopped it where it is."""
+        return self._begun is not None and self._begun.paused
 
     async def call(self, method: str, params: dict[str, Any]) -> Any:
         """Ask, again and again while the server is overloaded.
@@ -90,13 +97,17 @@ class CodexServer:
     def join(self, thread: str, turn: CodexTurn) -> None:
         """Have ``turn`` told what is said of ``thread`` from now on, and since it was made."""
         self.turns[thread] = turn
+        if self._begun is not None:
+            self._begun.record.busy(turn.job.execution)
         self.threads += 1
         for call in self._unclaimed.pop(thread, ()):
             self._tell(turn, call)
 
     def leave(self, thread: str) -> None:
         """Tell nobody any more."""
-        self.turns.pop(thread, None)
+        turn = self.turns.pop(thread, None)
+        if turn is not None and self._begun is not None:
+            self._begun.record.idle(turn.job.execution)
 
     async def _hear(self) -> None:
         talk, rpc = self._talk, self._rpc
@@ -163,10 +174,12 @@ class CodexServer:
         """End the process and all that it started."""
         self.broken = self.broken or CommunicationError("codex app-server is stopped")
         if self._talk is not None:
+            if self._begun is not None and self._talk.child.exit is None:
+                self._begun.record.draining()
             self._talk.close()
             ladder = Ladder(stdin=min(grace, 1.0) or None, grace=grace or None)
             await stop(self._talk.child, ladder)
         if self._hearing is not None:
             await asyncio.wait({self._hearing})
-        if self._tmp is not None:
-            await self._instance.place.leave(self._tmp)
+        if self._begun is not None:
+            await self._instance.place.leave(self._begun.tmp)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from pathlib import Path
 from typing import Any, ClassVar
 
 from retinue.domain.agent import AgentDefinition
@@ -16,12 +15,11 @@ from retinue.domain.ids import ulid
 from retinue.drivers.coding.config import CodingConfig
 from retinue.drivers.coding.natives import Natives
 from retinue.drivers.coding.place import Place
-from retinue.drivers.coding.spoken import spawn
+from retinue.drivers.coding.spoken import Begun, spawn
 from retinue.drivers.coding.turn import Turn
 from retinue.drivers.coding.versions import version_in
 from retinue.errors import NotSupported, SpawnFailed
 from retinue.interfaces import DriverContext, Features, Health, InstanceHandle, Job
-from retinue.process.child import Child
 from retinue.process.ladder import Ladder, stop
 from retinue.process.quarters import Ground
 
@@ -74,6 +72,7 @@ class CodingInstance:
     ) -> None:
         self.handle = InstanceHandle(definition.agent_id, ulid())
         self.config = config
+        self.driver = driver.name
         self.lent = context
         self.place = Place(driver.ground, definition.agent_id, config)
         self.natives = Natives(self.place.sessions)
@@ -97,15 +96,15 @@ class CodingInstance:
     async def fingerprint(self) -> str | None:
         """Return the version that the program says it is, asked once."""
         if self.version is None:
-            child, tmp = await spawn(self, f"version-{ulid()}", ["--version"], {}, stdin=False)
+            begun = await spawn(self, f"version-{ulid()}", ["--version"], {}, stdin=False)
             try:
                 async with asyncio.timeout(FINGERPRINT_SECONDS):
-                    line = await child.stdout.next()
+                    line = await begun.child.stdout.next()
                 self.version = version_in((line or b"").decode("utf-8", "replace"))
             except TimeoutError:
                 pass
             finally:
-                await asyncio.shield(self.aside(self._discard(child, tmp)))
+                await asyncio.shield(self.aside(self._discard(begun)))
         return self.version
 
     async def answer(self, question_id: str, answer: Any, /) -> None:
@@ -136,6 +135,8 @@ class CodingInstance:
         task.add_done_callback(self._aside.discard)
         return task
 
-    async def _discard(self, child: Child, tmp: Path) -> None:
-        await stop(child, Ladder(grace=1.0))
-        await self.place.leave(tmp)
+    async def _discard(self, begun: Begun) -> None:
+        if begun.child.exit is None:
+            begun.record.draining()
+        await stop(begun.child, Ladder(grace=1.0))
+        await self.place.leave(begun.tmp)

@@ -17,7 +17,7 @@ from retinue.drivers.coding.presets import (
     codex_sandbox,
     gemini_arguments,
 )
-from retinue.drivers.coding.scribe import number, text_of
+from retinue.drivers.coding.scribe import fitting, number, text_of
 from retinue.drivers.coding.spoken import SpokenTurn
 from retinue.errors import AgentFailed, CommunicationError, ProviderError
 from retinue.process.child import Child
@@ -53,6 +53,13 @@ class OnceTurn(SpokenTurn):
 
     async def call_off(self) -> None:
         """There is no way but a signal."""
+
+
+def _refused(error: Any) -> ProviderError:
+    """Return what the model's provider said, as the CLI repeats it."""
+    text = error.get("message") if isinstance(error, dict) else None
+    said = str(text or text_of(error) or error)
+    return ProviderError(said, details={"error": fitting(error)})
 
 
 class CodexOnce(OnceTurn):
@@ -97,7 +104,7 @@ class CodexOnce(OnceTurn):
                 self.end(self._last)
             case "turn.failed":
                 error = message.get("error") or {}
-                self.fail(ProviderError(str(error.get("message", error))))
+                self.fail(_refused(error))
 
     def _item(self, item: dict[str, Any], *, done: bool) -> None:
         key = str(item.get("id"))
@@ -163,7 +170,7 @@ class GeminiOnce(OnceTurn):
         if message.get("status") == "success":
             self.end("".join(self._parts))
         else:
-            self.fail(ProviderError(text_of(message.get("error")) or str(message.get("error"))))
+            self.fail(_refused(message.get("error")))
 
     def gone(self, child: Child) -> None:
         """Begin anew when it ended because it does not know the session."""
@@ -221,8 +228,7 @@ class OpencodeOnce(OnceTurn):
                 )
                 self._done = part.get("reason") == "stop"
             case "error":
-                said = message.get("error")
-                self.fail(ProviderError(text_of(said) or str(said)))
+                self.fail(_refused(message.get("error")))
 
     def gone(self, child: Child) -> None:
         """Judge the end: there is no last word, but a last step that says ``stop``."""

@@ -7,13 +7,17 @@ how its work is called off.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from retinue.domain.execution import Execution
+from retinue.domain.instance import InstanceState
+from retinue.domain.principal import LOCAL
 from retinue.drivers.coding.talk import Talk, read
 from retinue.drivers.coding.turn import MOST_EVENTS, Turn
 from retinue.errors import CommunicationError, RetinueError, SpawnFailed, said
-from retinue.interfaces import Job
+from retinue.interfaces import Birth, Job, Supervised
 from retinue.process.child import Child, Streams
 from retinue.process.ladder import Ladder, stop
 from retinue.process.reading import Bounds, Counts
@@ -30,16 +34,46 @@ class SessionLost(Exception):
     """The CLI does not know its own earlier session any more; nothing was done yet."""
 
 
+class Begun(NamedTuple):
+    """A process of an agent's CLI that was started: its TMPDIR, and its place on record."""
+
+    child: Child
+    tmp: Path
+    record: Supervised
+
+    @property
+    def paused(self) -> bool:
+        """Whether a person has stopped it where it is."""
+        return self.record.record.state is InstanceState.PAUSED
+
+
 async def spawn(
-    instance: CodingInstance, name: str, argv: list[str], more: dict[str, str], *, stdin: bool
-) -> tuple[Child, Path]:
-    """Start a process of an agent's CLI; return it and its TMPDIR.
+    instance: CodingInstance,
+    name: str,
+    argv: list[str],
+    more: dict[str, str],
+    *,
+    stdin: bool,
+    execution: Execution | None = None,
+    end: Callable[[float], Awaitable[object]] | None = None,
+) -> Begun:
+    """Start a process of an agent's CLI, on record before it runs.
+
+    ``execution`` is what it is started for, if for one; ``end`` stops it otherwise.
 
     Raises:
         SpawnFailed: it cannot be started, or is to run in a sandbox and this host has none.
+        Fenced: this worker's epoch is over.
     """
     place = instance.place
     tmp, log = await asyncio.to_thread(place.begin, name)
+    birth = Birth(
+        agent_id=instance.handle.agent_id,
+        owner=execution.owner if execution is not None else LOCAL,
+        driver=instance.driver,
+        handle={"scope": place.ground.link.scope, "log": str(log)},
+        execution=execution,
+    )
     streams = Streams(
         Bounds(line_bytes=MOST_LINE, most_bytes=2 * MOST_LINE),
         Bounds(lines=False, most=0, when_full="drop"),
@@ -47,10 +81,17 @@ async def spawn(
     )
     try:
         command = await place.command(argv, tmp, more=more, stdin=stdin)
-        return await place.spawn(command, streams), tmp
+        record = await instance.lent.instances.begin(birth, end)
+        try:
+            child = await place.spawn(command, streams, record.id)
+        except BaseException:
+            record.failed("it was not started")
+            raise
     except BaseException:
         await place.leave(tmp)
         raise
+    record.started(child)
+    return Begun(child, tmp, record)
 
 
 class SpokenTurn(Turn):
@@ -63,7 +104,7 @@ class SpokenTurn(Turn):
     def __init__(self, instance: CodingInstance, job: Job) -> None:
         super().__init__(instance, job)
         self.talk: Talk | None = None
-        self._tmp: Path | None = None
+        self._begun: Begun | None = None
         self._hearing: asyncio.Task[None] | None = None
         self._greeting: asyncio.Task[None] | None = None
         self._refused = 0
@@ -97,6 +138,11 @@ class SpokenTurn(Turn):
         """Have the work stopped in the protocol's own way; return when it says that it was."""
         raise NotImplementedError
 
+    @property
+    def paused(self) -> bool:
+        """Whether a person has stopped its process where it is."""
+        return self._begun is not None and self._begun.paused
+
     # -- the process ---------------------------------------------------------------------------
 
     async def start(self) -> None:
@@ -108,10 +154,11 @@ class SpokenTurn(Turn):
         self._starts += 1
         execution = self.job.execution
         name = f"{execution.id}-{execution.attempt}" + ("b" if self._starts > 1 else "")
-        child, self._tmp = await spawn(
-            self.instance, name, self.arguments(), self.environment(), stdin=self.stdin
+        argv, more = self.arguments(), self.environment()
+        self._begun = await spawn(
+            self.instance, name, argv, more, stdin=self.stdin, execution=execution
         )
-        self.talk = Talk(child)
+        self.talk = Talk(self._begun.child)
         self._greeting = asyncio.create_task(self._greet())
 
     async def _greet(self) -> None:
@@ -203,6 +250,8 @@ class SpokenTurn(Turn):
         if self.talk is not None:
             child = self.talk.child
             done = self.ended.is_set() and self.error is None
+            if self._begun is not None and child.exit is None:
+                self._begun.record.draining()
             if done:
                 self.talk.close()
                 await _within(child.wait(), self.finish_seconds)
@@ -216,9 +265,9 @@ class SpokenTurn(Turn):
         if self._greeting is not None:
             self._greeting.cancel()
             await asyncio.wait({self._greeting})
-        if self._tmp is not None:
-            await self.instance.place.leave(self._tmp)
-            self._tmp = None
+        if self._begun is not None:
+            await self.instance.place.leave(self._begun.tmp)
+            self._begun = None
 
     async def _call_off(self) -> None:
         """Have the work called off, then let the process end: most stay until their input ends."""

@@ -76,6 +76,11 @@ class Turn:
         """End whatever ``start`` began; when ``error`` is set or there is no end, stop the work."""
         raise NotImplementedError
 
+    @property
+    def paused(self) -> bool:
+        """Whether a person has stopped its process where it is."""
+        return False
+
     # -- the engine's side ---------------------------------------------------------------------
 
     async def __aenter__(self) -> AsyncIterator[EventData]:
@@ -402,7 +407,7 @@ class Turn:
             return
         now = self._loop.time()
         waits = self._question_now is not None or self._asks or self._tools or self.full
-        if waits:
+        if waits or self.paused:
             self._heard_at = now
         silent = now - self._heard_at
         most = self.config.silence_seconds

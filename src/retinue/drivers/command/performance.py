@@ -112,6 +112,7 @@ class Performance:
             handle=handle,
             execution=execution,
             kept=config.keep_running,
+            told=config.stdin_open,
         )
         self._record = await instance.lent.instances.begin(birth)
         self._child = await place.spawn(command, streams, self._record.id)

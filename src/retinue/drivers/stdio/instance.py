@@ -130,11 +130,13 @@ class StdioInstance:
             raise AgentUnavailable("this process of the worker is being stopped; try again")
         self.pipe.begin(request, performance)
         self._running[performance.message_id] = performance
+        self._record.busy(performance.job.execution)
         self.lifecycle.began()
 
     def done(self, performance: Performance, *, failed: bool) -> None:
         """Forget an execution."""
         if self._running.pop(performance.message_id, None) is not None:
+            self._record.idle(performance.job.execution)
             self.lifecycle.ended(len(self._running), failed=failed)
 
     async def answer(self, question_id: str, answer: Any, /) -> None:
