@@ -4,6 +4,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from retinue.errors import SettingsError, SpawnFailed
 from retinue.process import LocalProcessRunner, ProcessRunnerConfig, ResourceLimits
 from retinue.process.capacity import FILES_EACH, FILES_KEPT, Host, fits, refusal
 from retinue.runtime import check_capacity
-from retinue.settings import CommandReference, Settings
+from retinue.settings import CommandReference, Settings, WorkerReference
 
 AMPLE = 1 << 40
 
@@ -43,6 +44,44 @@ def test_an_agents_own_limit_counts(tmp_path: Path) -> None:
         check_capacity(settings, host)
     check_capacity(settings.model_copy(update={"max_concurrent_executions": 5}), host)
     check_capacity(Settings(data_dir=tmp_path), Host(0, 0, 0))
+
+
+def worker(**more: Any) -> WorkerReference:
+    return WorkerReference(driver="stdio", name="w", command=("x",), **more)
+
+
+@pytest.mark.requirement("001.capacity")
+def test_a_workers_processes_count(tmp_path: Path) -> None:
+    few = Host(FILES_KEPT + 10 * FILES_EACH, AMPLE, AMPLE)
+    agent = CommandReference(driver="command", agent_id="a", command=("x",), concurrency=6)
+    settings = Settings(data_dir=tmp_path, agents=(agent, worker(process_pool_size=4)))
+    check_capacity(settings, few)
+    more = settings.model_copy(update={"agents": (agent, worker(process_pool_size=5))})
+    with pytest.raises(SettingsError, match=r"11 agents .* open files are enough for 10"):
+        check_capacity(more, few)
+    # Only what runs per task is bounded by how many tasks run.
+    check_capacity(more.model_copy(update={"max_concurrent_executions": 5}), few)
+    alone = Settings(data_dir=tmp_path, agents=(worker(process_pool_size=11),))
+    with pytest.raises(SettingsError, match=r"11 agents .*process_pool_size"):
+        check_capacity(alone.model_copy(update={"max_concurrent_executions": 1}), few)
+
+
+@pytest.mark.requirement("001.capacity")
+def test_a_workers_memory_counts_as_its_operator_sets_it_aside(tmp_path: Path) -> None:
+    small = Host(AMPLE, AMPLE, 1 << 30)
+    # Three processes that may have 4 GiB each by default, and are not what they may be.
+    check_capacity(Settings(data_dir=tmp_path, agents=(worker(),)), small)
+    said = worker(max_memory_mb=4096)
+    with pytest.raises(SettingsError, match=r"3 agents .* memory are enough for 0"):
+        check_capacity(Settings(data_dir=tmp_path, agents=(said,)), small)
+    agent = CommandReference(
+        driver="command", agent_id="a", command=("x",), concurrency=2, max_memory_mb=100
+    )
+    beside = worker(process_pool_size=2, max_memory_mb=400)
+    check_capacity(Settings(data_dir=tmp_path, agents=(agent, beside)), small)
+    beside = worker(process_pool_size=2, max_memory_mb=420)
+    with pytest.raises(SettingsError, match="memory are enough for 3"):
+        check_capacity(Settings(data_dir=tmp_path, agents=(agent, beside)), small)
 
 
 @pytest.mark.requirement("001.capacity")

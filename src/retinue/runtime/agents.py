@@ -193,27 +193,37 @@ def worker(given: WorkerReference) -> AgentDefinition:
 def check_capacity(settings: Settings, host: Host | None = None) -> None:
     """Check that the processes which agents may be at one time fit this machine.
 
+    Commands and coding CLIs have one per task. A worker's processes are there whatever runs. Memory
+    counts as the operator set it aside: a worker's limit that is only our default is a bound for
+    what has gone wrong, and no measure of what it uses.
+
     Raises:
         SettingsError: they do not; it says how many would.
     """
     commands = [
         given for given in settings.agents if isinstance(given, CommandReference | CodingReference)
     ]
-    wanted = sum(given.concurrency for given in commands)
+    workers = [given for given in settings.agents if isinstance(given, WorkerReference)]
+    tasks = sum(given.concurrency for given in commands)
     bound = settings.max_concurrent_executions
-    if bound is not None:
-        wanted = min(wanted, bound)
+    most = tasks if bound is None else min(tasks, bound)
+    wanted = most + sum(given.process_pool_size for given in workers)
     if not wanted:
         return
-    memory = sum(
-        given.concurrency * int((given.max_memory_mb or 0) * (1 << 20) or MEMORY_EACH)
-        for given in commands
-    ) // sum(given.concurrency for given in commands)
-    why = refusal(wanted, host or Host.here(), memory)
+    memory = sum(given.concurrency * _counted(given) for given in commands) * most // max(tasks, 1)
+    memory += sum(given.process_pool_size * _counted(given) for given in workers)
+    why = refusal(wanted, host or Host.here(), memory // wanted)
     if why is not None:
         raise SettingsError(
-            f"{why}: lower the agents' concurrency, or set max_concurrent_executions"
+            f"{why}: lower the agents' concurrency or the workers' process_pool_size,"
+            " or set max_concurrent_executions"
         )
+
+
+def _counted(given: CommandReference | CodingReference | WorkerReference) -> int:
+    """Return the memory that a process of an agent counts for."""
+    said = given.max_memory_mb if "max_memory_mb" in given.model_fields_set else None
+    return size_of(said) or MEMORY_EACH
 
 
 def coding_agent(given: CodingReference) -> AgentDefinition:
