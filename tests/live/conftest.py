@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,19 @@ async def started(tmp_path: Path, models: ModelServer) -> AsyncIterator[Start]:
     for system in systems:
         await system.stop(grace=0)
     assert [pid for system in systems for pid in marked(system.keeper.scope)] == []
+
+
+def relayed(kind: str, models: ModelServer, directory: Path) -> tuple[str, Path]:
+    """Return a program that runs a CLI where only the model is, and the file it is reached by."""
+    from retinue.drivers.coding.place import native_of  # noqa: PLC0415 only here
+
+    file, script = directory / "model", directory / kind
+    real = native_of(kind, str(program(kind)))
+    relay = Path(__file__).with_name("relay.py")
+    start = f"{sys.executable} -I -S {relay} {file} {models.port} {real}"
+    script.write_text(f'#!/bin/sh\nexec {start} "$@"\n')
+    script.chmod(0o755)
+    return str(script), file
 
 
 def watched(kind: str, directory: Path) -> tuple[str, Path]:

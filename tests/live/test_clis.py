@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from tests.engine.test_coding import data, found, logs, question, run, text
-from tests.live.conftest import Start, watched
+from tests.live.conftest import Start, relayed, watched
+from tests.live.relay import outside
 from tests.process.rig import marked, needs_sandbox, until
 
 from retinue.domain.execution import State
@@ -159,7 +160,7 @@ async def test_one_error_of_the_model_is_tried_again(started: Start, kind: str) 
 
 async def test_it_connects_to_this_machine_only(started: Start, kind: str, tmp_path: Path) -> None:
     if kind == "opencode":
-        pytest.skip("at its first start it fetches a plugin from npm, which nothing turns off")
+        pytest.skip("it tries to fetch a plugin: see the sandbox without a way out")
     path, log = watched(kind, tmp_path)
     system = await started(kind, path=path)
     answer, _ = await run(system, kind, "[[say hi]]")
@@ -188,6 +189,23 @@ async def test_in_a_sandbox_it_works_and_writes_nothing_else(
     answer, events = await run(system, kind, "[[say two]]")
     assert data(answer).strip() == "two"
     assert found(events, "log")[0]["resumed"] is True, logs(events)
+
+
+@needs_sandbox
+@pytest.mark.requirement("001.network-isolation")
+async def test_in_a_network_of_its_own_it_needs_a_model_and_nothing_else(
+    started: Start, kind: str, models: ModelServer, tmp_path: Path
+) -> None:
+    path, file = relayed(kind, models, tmp_path)
+    box = {"network": "loopback"}
+    with outside(file, models.port):
+        system = await started(kind, path=path, approvals="allow", sandbox=box)
+        step = runs(kind, "cat /proc/net/dev > devices")
+        answer, _ = await run(system, kind, f"{step} [[say hi]]")
+        assert data(answer).strip() == "hi"
+    devices = (work(system, kind) / "devices").read_text()
+    assert re.findall(r"(\w+):", devices) == ["lo"]
+    assert len(models.requests) >= 2
 
 
 async def test_the_simple_form(started: Start, kind: str) -> None:
