@@ -51,7 +51,16 @@ from retinue.errors import (
     Timeout,
 )
 from retinue.errors import Conflict as ConflictError
-from retinue.interfaces import Driver, DriverContext, Features, Keeping, Memory, Sink, Store
+from retinue.interfaces import (
+    Driver,
+    DriverContext,
+    Features,
+    Keeping,
+    Leavings,
+    Memory,
+    Sink,
+    Store,
+)
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +87,7 @@ class Engine:
         max_memory: int | None = None,
         step_us: int = 60_000_000,
         own_only: bool = False,
+        leavings: Leavings | None = None,
     ) -> None:
         """Put the parts together.
 
@@ -96,12 +106,14 @@ class Engine:
             max_running: executions at one time in this process; None: as agents allow.
             step_us: how long a task has to wait to make up for one step of priority.
             own_only: perform what is submitted here, not what else waits in the store.
+            leavings: what agents' processes leave beside the store.
         """
         self.store = store
         self.step_us = step_us
         store.sinks = tuple(sink.name for sink in sinks)
         self.outbox = Outbox(store, sinks)
         self.memory = memory
+        self.leavings = leavings
         self.memory_watch = Watch(memory) if memory is not None else None
         self.retention = Retention(store, policy or Policy(), cleanup_interval)
         self.registry = Registry(max_running, max_memory)

@@ -2,10 +2,14 @@
 
 Bodies, the content of events, questions and answers go; hashes stay, so that all chains still
 verify, and a row of the audit says who erased what, and when. It is done when ``erase`` returns;
-after a crash in between the next process goes on with it.
+after a crash in between the next process goes on with it. What agents' processes left on this
+machine goes after that: whoever was not told that it is done asks again.
 """
 
 from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
 
 import msgspec
 
@@ -16,7 +20,7 @@ from retinue.domain.principal import Principal
 from retinue.domain.result import Erased
 from retinue.engine.retention import Retention
 from retinue.errors import Conflict
-from retinue.interfaces import Store
+from retinue.interfaces import Leavings, Store
 
 _PAGE = 100
 
@@ -29,7 +33,11 @@ class Erasure(msgspec.Struct, frozen=True):
 
 
 async def erase_execution(
-    store: Store, retention: Retention, execution: Execution, by: Principal
+    store: Store,
+    retention: Retention,
+    execution: Execution,
+    by: Principal,
+    leavings: Leavings | None = None,
 ) -> Erasure:
     """Erase what an execution was given, did and answered.
 
@@ -55,11 +63,17 @@ async def erase_execution(
             f"execution {execution.id} is {execution.state.value}: erase it when it has ended"
         )
     await retention.sweep()
+    await _forget(leavings, {execution.id}, execution.owner, execution.session_id)
     return Erasure(done.contracts, 0)
 
 
 async def erase_session(
-    store: Store, retention: Retention, owner: str, session_id: str, by: Principal
+    store: Store,
+    retention: Retention,
+    owner: str,
+    session_id: str,
+    by: Principal,
+    leavings: Leavings | None = None,
 ) -> Erasure:
     """Erase every exchange of a session that has ended; those that come later are not erased."""
     total = waiting = after = 0
@@ -86,4 +100,18 @@ async def erase_session(
         waiting += done.open
         after = places[-1]
     await retention.sweep()
+    left = await asyncio.to_thread(leavings.executions) if leavings is not None else ()
+    ended = set()
+    for execution_id in left:
+        execution = await store.execution(execution_id, owner)
+        if execution is not None and execution.session_id == session_id and execution.terminal:
+            ended.add(execution_id)
+    await _forget(leavings, ended, owner, session_id)
     return Erasure(total, waiting)
+
+
+async def _forget(
+    leavings: Leavings | None, executions: Collection[str], owner: str, session_id: str
+) -> None:
+    if leavings is not None:
+        await asyncio.to_thread(leavings.forget, executions, owner, session_id)

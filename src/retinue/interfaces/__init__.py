@@ -38,6 +38,7 @@ from retinue.interfaces.listings import (
     Watched,
 )
 from retinue.interfaces.services import (
+    Leavings,
     Memory,
     Peer,
     Sink,
@@ -66,6 +67,7 @@ __all__ = [
     "Job",
     "Keeping",
     "KeepingDriver",
+    "Leavings",
     "Listing",
     "LiveInstance",
     "Memory",

@@ -1,7 +1,8 @@
-"""Other services that we call: Sink and Memory."""
+"""Other services that we call, Sink and Memory; and what agents leave beside the store."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, ClassVar, Protocol
 
 from retinue.domain.contract import Contract
@@ -48,4 +49,16 @@ class Memory(Peer, Protocol):
         Raises:
             PeerUnavailable, PeerRefused: there is none.
         """
+        ...
+
+
+class Leavings(Protocol):
+    """What the processes of agents leave on this machine, beside the store."""
+
+    def executions(self) -> Collection[str]:
+        """Return the executions of which something of their own is left; blocks."""
+        ...
+
+    def forget(self, executions: Collection[str], owner: str, session_id: str, /) -> None:
+        """Remove what is left of these, and let no agent go on with its own session; blocks."""
         ...

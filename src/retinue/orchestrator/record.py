@@ -60,8 +60,9 @@ class Record(Desk):
         """
         await self.require(principal, Role.ADMIN, "session.erase", session_id)
         await self.session(session_id, principal)
+        engine, owner = self._engine, principal.owner
         return await erase_session(
-            self._store, self._engine.retention, principal.owner, session_id, principal
+            self._store, engine.retention, owner, session_id, principal, engine.leavings
         )
 
     async def compress_session(

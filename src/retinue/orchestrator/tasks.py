@@ -156,7 +156,10 @@ class Tasks(Desk):
         """
         await self.require(principal, Role.ADMIN, "execution.erase", execution_id)
         execution = await self.execution(execution_id, principal)
-        return await erase_execution(self._store, self._engine.retention, execution, principal)
+        engine = self._engine
+        return await erase_execution(
+            self._store, engine.retention, execution, principal, engine.leavings
+        )
 
     async def cancel(self, execution_id: str, principal: Principal = LOCAL_ADMIN) -> Execution:
         """Cancel an execution and return it as it is now.

@@ -8,13 +8,15 @@ they write these directories, and what that names; where it cannot be made, noth
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
+from retinue.domain.ids import is_ulid
 from retinue.errors import SpawnFailed
 from retinue.process.child import Child, Streams
 from retinue.process.executable import directory, find, refused
@@ -61,6 +63,33 @@ class Ground:
         self.working: set[Path] = set()
         """The TMPDIRs of the processes that run."""
 
+    def executions(self) -> set[str]:
+        """Return the executions that have a log of their own here; blocks."""
+        return {id_ for log in self._logs() if (id_ := _execution_of(log)) is not None}
+
+    def forget(self, executions: Collection[str], owner: str, session_id: str, /) -> None:
+        """Remove the logs of these, and which session of its own an agent had; blocks."""
+        self.link.logs.settle()
+        for log in self._logs():
+            if _execution_of(log) in executions:
+                shutil.rmtree(log, ignore_errors=True)
+        for file in self.root.glob(f"*/sessions/{session_file(owner, session_id)}"):
+            file.unlink(missing_ok=True)
+
+    def _logs(self) -> list[Path]:
+        return list(self.root.glob("*/logs/*"))
+
+
+def _execution_of(log: Path) -> str | None:
+    """Return whose log it is alone: that of an attempt is named by it."""
+    name, _, attempt = log.name.partition("-")
+    return name if attempt and is_ulid(name) else None
+
+
+def session_file(owner: str, session_id: str) -> str:
+    """Return the name of the file that says which session of its own an agent has for one."""
+    return hashlib.sha256(f"{owner}\0{session_id}".encode()).hexdigest()[:32] + ".json"
+
 
 class Quarters:
     """One agent's directories and program, and what its processes see of the world."""
@@ -72,6 +101,7 @@ class Quarters:
         self.home = Path(config.home) if config.home else self.root / "home"
         self.work_dir = Path(config.work_dir) if config.work_dir else self.root / "work"
         self.logs = self.root / "logs"
+        self.sessions = self.root / "sessions"
         self.path = ""
 
     # -- before anything is started ------------------------------------------------------------

@@ -161,6 +161,7 @@ class Runtime:
             max_memory=size_of(self.settings.max_agents_memory_mb),
             step_us=int(self.settings.priority_step_seconds * 1_000_000),
             own_only=own_only,
+            leavings=ground,
         )
         self.orchestrator = Orchestrator(self.engine)
 

@@ -1,21 +1,21 @@
 """Which session of a CLI's own goes with which of ours, kept beside the CLI's HOME.
 
 The CLI keeps its conversations in that HOME; a name of one is worth nothing without it. So both
-stand in the same directory, survive a restart together, and go together. One file per session,
-replaced as a whole. Turns of one session follow one another: two processes that go on with the
-same conversation would write over each other.
+stand in the same directory, survive a restart together, and go together; an erasure of our session
+removes the name. One file per session, replaced as a whole. Turns of one session follow one
+another: two processes that go on with the same conversation would write over each other.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 from pathlib import Path
 
 import msgspec
 
 from retinue.domain.ids import now_us, ulid
+from retinue.process.quarters import session_file
 
 
 class Native(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,7 +40,7 @@ class Natives:
         """Return the lock that a turn of this session holds."""
         if len(self._turns) > 1000:  # noqa: PLR2004 those that nobody holds
             self._turns = {key: lock for key, lock in self._turns.items() if lock.locked()}
-        return self._turns.setdefault(_name(owner, session_id), asyncio.Lock())
+        return self._turns.setdefault(session_file(owner, session_id), asyncio.Lock())
 
     def find(self, owner: str, session_id: str) -> Native | None:
         """Return what is kept of a session; blocks."""
@@ -50,10 +50,12 @@ class Natives:
             return None
         return found if (found.owner, found.session_id) == (owner, session_id) else None
 
-    def keep(self, native: Native) -> None:
-        """Keep a session, durably; blocks."""
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    def keep(self, native: Native, *, known: bool = False) -> None:
+        """Keep a session, durably; ``known``: unless it was forgotten meanwhile. Blocks."""
         file = self._file(native.owner, native.session_id)
+        if known and not file.exists():
+            return
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         part = file.with_suffix(f".{ulid()}")
         with part.open("wb") as out:
             out.write(msgspec.json.encode(msgspec.structs.replace(native, updated_at=now_us())))
@@ -66,8 +68,4 @@ class Natives:
         self._file(owner, session_id).unlink(missing_ok=True)
 
     def _file(self, owner: str, session_id: str) -> Path:
-        return self._directory / f"{_name(owner, session_id)}.json"
-
-
-def _name(owner: str, session_id: str) -> str:
-    return hashlib.sha256(f"{owner}\0{session_id}".encode()).hexdigest()[:32]
+        return self._directory / session_file(owner, session_id)

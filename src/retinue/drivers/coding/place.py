@@ -72,7 +72,6 @@ class Place(Quarters):
     def __init__(self, ground: Ground, agent_id: str, config: CodingConfig) -> None:
         # An id may be ".."; with the prefix it is a plain name.
         super().__init__(ground, f"agent-{agent_id}", config)
-        self.sessions = self.root / "sessions"
 
     def find(self) -> str:
         """Return the program's file, the native one where a script only starts that.

@@ -126,7 +126,7 @@ class Turn:
             if self._keeping is not None:
                 await asyncio.wait({self._keeping})
             if self.native is not None and self._held:
-                await asyncio.to_thread(self.instance.natives.keep, self.native)
+                await asyncio.to_thread(self.instance.natives.keep, self.native, known=True)
         finally:
             if self._lock is not None:
                 self._lock.release()
