@@ -69,16 +69,12 @@ class CodexOnce(OnceTurn):
         """Return the arguments after the program."""
         config = self.config
         common = ["--json", "--skip-git-repo-check"]
+        # As an option of its own only a new session takes it.
+        box = ("-c", f'sandbox_mode="{codex_sandbox(config)}"')
+        start = [*codex_arguments(config), *box, "exec"]
         if self.native is not None:
-            return [
-                *codex_arguments(config),
-                "exec",
-                "resume",
-                *common,
-                self.native.native_session,
-                "-",
-            ]
-        return [*codex_arguments(config), "exec", *common, "-s", codex_sandbox(config), "-"]
+            return [*start, "resume", *common, self.native.native_session, "-"]
+        return [*start, *common, "-"]
 
     def environment(self) -> dict[str, str]:
         """Return variables that Codex needs."""
