@@ -673,6 +673,18 @@ async def test_a_task_that_is_too_large_for_a_line_is_refused_and_was_not_begun(
     await rig.result()
 
 
+@pytest.mark.requirement("000.timeout")
+@pytest.mark.parametrize(("settings", "seconds"), [({}, 30), ({"timeout": 7}, 7)])
+async def test_a_task_without_a_limit_has_thirty_seconds_or_what_is_set(
+    started: Any, settings: dict[str, Any], seconds: int
+) -> None:
+    rig = await started(**settings)
+    reply = await rig.ask()
+    execution = await rig.system.store.execution(reply.execution_id, None)
+    assert execution.allowed_us == seconds * 1_000_000
+
+
+@pytest.mark.requirement("000.timeout")
 async def test_past_its_deadline_it_is_told_to_cancel_and_a_late_answer_is_counted(
     started: Any,
 ) -> None:
@@ -680,6 +692,8 @@ async def test_past_its_deadline_it_is_told_to_cancel_and_a_late_answer_is_count
     reply = await rig.ask("hold", file=str(rig.tmp / "go"), deadline_us=200_000)
     assert reply.error["code"] == "E_TIMEOUT"
     assert reply.error["message"] == "Agent invocation timed out after 200ms"
+    assert reply.error["details"]["elapsed_ms"] >= 200
+    assert reply.error["details"]["agent_state"] == "processing"
     rig.go()
     (member,) = rig.pool.members.values()
     instance: Any = member.instance

@@ -86,7 +86,8 @@ def test_every_operation_is_complete(document: dict[str, Any]) -> None:
             assert response["description"], where
             if int(status) >= 400 and path != "/v1/health":
                 schema = response["content"]["application/json"]["schema"]
-                assert schema == {"$ref": "#/components/schemas/ErrorBody"}, where
+                name = "Fault" if operation["tags"] == ["invocations"] else "ErrorBody"
+                assert schema == {"$ref": f"#/components/schemas/{name}"}, where
         for status in (s for s in responses if s.startswith("2") and s != "204"):
             assert responses[status]["content"], where
             for media in responses[status]["content"].values():
@@ -136,7 +137,7 @@ def test_what_is_prefilled_is_accepted(client: httpx.Client, document: dict[str,
             jsonschema_rs.validate({**schema, **components}, content["example"])
             record(content["example"], operation.body)
             examples[operation.path] = content["example"]
-    assert len(examples) == 12
+    assert len(examples) == 15
     done = client.post("/v1/orchestrate", json=examples["/v1/orchestrate"])
     assert (done.status_code, done.json()["success"]) == (200, True)
     assert client.post("/v1/executions", json=examples["/v1/executions"]).status_code == 202
@@ -204,10 +205,10 @@ def test_what_is_answered_fits_its_schema(
 ) -> None:
     fits = Fits(document)
     program = CommandReference(driver="command", agent_id="p", command=("cat",), stdin_open=True)
-    parts = (_tasks, _record, _service, _agents, _instances, _workers, _questions, _administration)
+    parts = (_tasks, _invocations, _record, _service, _agents, _instances, _workers, _questions)
     agents = (program, WorkerReference(driver="stdio", name="w", command=(*PYTHON, str(WORKER))))
     with start(egress_allow=("127.0.0.1",), agents=agents).client() as client:
-        for part in parts:
+        for part in (*parts, _administration):
             part(client, fits)
     assert fits.left == set()
 
@@ -239,6 +240,31 @@ def _tasks(client: httpx.Client, fits: Fits) -> None:
         ranked = client.post(path, json={"priority": 5})
         fits("POST /v1/executions/{execution_id}/priority", ranked)
     fits("GET /v1/queue", client.get("/v1/queue"))
+
+
+def _invocations(client: httpx.Client, fits: Fits) -> None:
+    asked = {"agent_name": "ask", "options": {"async": True}}
+    echo = {"agent_name": "agent_example_001", "input": {"text": "hi"}}
+    post, one = "POST /v1/invocations", "/v1/invocations/{invoke_id}"
+    for options in ({"capability": "echo"}, {"capability": "echo", "stream": True}, {}):
+        answer = client.post("/v1/invocations", json={**echo, "options": options})
+        fits(post, answer)
+    fits(post, client.post("/v1/invocations", json={"agent_name": "failing", "x": 1}))
+    fits(post, client.post("/v1/invocations", json={"options": {"capability": "raise"}}))
+    begun = fits(post, client.post("/v1/invocations", json=asked))["invoke_id"]
+    for invoke_id in (begun, "x"):
+        step = client.get(f"/v1/invocations/{invoke_id}/next_step")
+        fits(f"GET {one}/next_step", step)
+        pending = client.get("/v1/human_input", params={"invoke_id": invoke_id})
+        fits("GET /v1/human_input", pending)
+    fits(f"GET {one}/result", client.get(f"/v1/invocations/{begun}/result?timeout_ms=1"))
+    listed = fits("GET /v1/human_input", client.get("/v1/human_input"))
+    ids = {name: listed["result"][0][name] for name in ("invoke_id", "input_id")}
+    for _ in range(2):
+        given = client.post("/v1/human_input", json={**ids, "value": "x"})
+        fits("POST /v1/human_input", given)
+    done = client.get(f"/v1/invocations/{begun}/result")
+    assert fits(f"GET {one}/result", done)["result"] == "x"
 
 
 def _record(client: httpx.Client, fits: Fits) -> None:
@@ -301,6 +327,8 @@ def _workers(client: httpx.Client, fits: Fits) -> None:
             fits("POST /v1/workers/{name}/scale", scaled)
         restarted = client.post(f"/v1/workers/{name}/restart", json={})
         fits("POST /v1/workers/{name}/restart", restarted)
+        ended = client.post(f"/v1/workers/{name}/shutdown", json={})
+        fits("POST /v1/workers/{name}/shutdown", ended)
     fits("GET /v1/agents/{agent_id}", client.get("/v1/agents/it"))
 
 

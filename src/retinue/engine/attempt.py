@@ -177,13 +177,17 @@ class Attempt:
         """Return the end of an attempt that is not begun because its deadline has passed."""
         self.came_late = True
         first = self.execution.attempt == 1
-        return _timeout(self.execution, outcome="not_started" if first else "unknown")
+        outcome: Outcome = "not_started" if first else "unknown"
+        return _timeout(self.execution, outcome, state="queued")
 
 
-def _timeout(execution: Execution, outcome: Outcome = "unknown") -> Timeout:
+def _timeout(
+    execution: Execution, outcome: Outcome = "unknown", state: str = "processing"
+) -> Timeout:
     allowed = (execution.allowed_us or 0) // 1000
+    elapsed = (now_us() - execution.waits_since) // 1000
     return Timeout(
         f"Agent invocation timed out after {allowed}ms",
-        details={"elapsed_ms": (now_us() - execution.waits_since) // 1000},
+        details={"elapsed_ms": elapsed, "agent_state": state},
         outcome=outcome,
     )

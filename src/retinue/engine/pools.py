@@ -166,8 +166,10 @@ class Pools:
                 return {name: self._supervisors[name].pool.state}
         return None
 
-    def scale(self, name: str, least: int, most: int) -> None:
+    def scale(self, name: str, least: int, most: int, drain_seconds: float | None = None) -> None:
         """Have at least and at most so many instances from now on.
+
+        The work of one that is too many has ``drain_seconds`` (None: the policy's).
 
         Raises:
             NotFound: there is no such pool.
@@ -176,7 +178,7 @@ class Pools:
         if not 0 <= least <= most:
             raise InvalidInput(f"a pool cannot have from {least} to {most} instances")
         supervisor = self._known(name)
-        supervisor.scale(least, most)
+        supervisor.scale(least, most, drain_seconds)
         capacity = supervisor.pool.policy.capacity
         for entry in self._entries[name].values():
             self._registry.resize(entry, max(capacity, 1))

@@ -175,7 +175,10 @@ class Scheduler:
         end = failed(
             Timeout(
                 f"Agent invocation timed out after {allowed}ms, {where}",
-                details={"elapsed_ms": (now - execution.waits_since) // 1000},
+                details={
+                    "elapsed_ms": (now - execution.waits_since) // 1000,
+                    "agent_state": "queued",
+                },
                 outcome=execution.known_in_queue,
             )
         )

@@ -82,9 +82,11 @@ class Supervisor:
         """Look at the pool again: something happened."""
         self._bell.set()
 
-    def scale(self, least: int, most: int) -> None:
-        """Have other bounds from now on; what is too many is drained."""
+    def scale(self, least: int, most: int, drain_seconds: float | None = None) -> None:
+        """Have other bounds from now on; what is too many is drained (None: as the policy says)."""
         self.pool.policy = self.pool.policy.scaled(least, most)
+        for member in self.pool.members.values():
+            member.drain_seconds = drain_seconds
         self.pool.lost = 0
         self.ring()
 

@@ -11,15 +11,28 @@ import msgspec
 
 from retinue.domain.event import EventType
 from retinue.domain.execution import Task
-from retinue.domain.question import Question
+from retinue.domain.principal import Principal
+from retinue.domain.question import Question, QuestionState
 from retinue.domain.strictjson import loads
-from retinue.errors import Cancelled, Gone, InvalidInput, RetinueError, Timeout, error_from
+from retinue.errors import (
+    Cancelled,
+    Conflict,
+    Gone,
+    InvalidInput,
+    NotFound,
+    RetinueError,
+    Timeout,
+    error_from,
+)
+from retinue.interfaces import Page
 from retinue.orchestrator.agents import Agents
+from retinue.orchestrator.tasks import Tasks
 from retinue.wire.inputs import named
-from retinue.wire.payloads import Asking, Invoke, InvokeOptions
+from retinue.wire.payloads import Asking, Invoke, InvokeOptions, Provide
 
 DEFAULT_MS = 30_000.0
 _NO_OPTIONS = InvokeOptions()
+_PAGE = Page(limit=1000)
 
 
 def task_of(agents: Agents, asked: Invoke, session_id: str) -> Task:
@@ -123,3 +136,59 @@ def asking_of(question: Question) -> Asking:
         kind=question.kind.value,
         role=question.role.value,
     )
+
+
+def begun(invoke_id: str) -> dict[str, Any]:
+    """Return the answer's payload for an invocation that nobody waits for."""
+    ids = {"invoke_id": invoke_id}
+    return {"status": "success", "result": ids, "metadata": ids, **ids}
+
+
+async def pending(
+    tasks: Tasks, invoke_id: str | None, principal: Principal
+) -> list[dict[str, Any]]:
+    """Return the open questions of an invocation (None: of all of the caller's).
+
+    Raises:
+        NotFound: there is no such invocation.
+    """
+    if invoke_id is not None:
+        await tasks.execution(invoke_id, principal)
+    found: list[dict[str, Any]] = []
+    page = _PAGE
+    while True:
+        listed = await tasks.questions(page, principal)
+        found += [
+            msgspec.to_builtins(asking_of(question))
+            for question in listed.items
+            if invoke_id in {None, question.execution_id}
+        ]
+        if listed.next_cursor is None:
+            return found
+        page = msgspec.structs.replace(_PAGE, cursor=listed.next_cursor)
+
+
+async def provide(tasks: Tasks, given: Provide, principal: Principal) -> dict[str, str]:
+    """Answer a question; return its two ids.
+
+    Raises:
+        InvalidInput: there is no such question, it is not open any more, the answer does not fit.
+    """
+    path = {"path": "$.payload.input_id"}
+    try:
+        question = await tasks.question(given.input_id, principal)
+    except NotFound:
+        question = None
+    if question is None or question.execution_id != given.invoke_id:
+        raise InvalidInput(
+            f"invocation {given.invoke_id} asks no question {given.input_id}", details=path
+        )
+    if question.state is not QuestionState.OPEN:
+        raise InvalidInput(
+            f"question {given.input_id} is {question.state.value} already", details=path
+        )
+    try:
+        await tasks.answer(given.input_id, given.value, principal)
+    except Conflict as error:
+        raise InvalidInput(error.message, details=path) from None
+    return {"invoke_id": given.invoke_id, "input_id": given.input_id}

@@ -43,6 +43,21 @@ class Pools(Desk):
         )
         return self._engine.pools.view(name)
 
+    async def shut_down_pool(
+        self, name: str, drain_seconds: float | None = None, principal: Principal = LOCAL_ADMIN
+    ) -> PoolView:
+        """Have no processes any more; what they are doing has ``drain_seconds`` (unset: as set).
+
+        New tasks for its agents are refused until it is scaled up again.
+
+        Raises:
+            NotFound, Forbidden.
+        """
+        await self.require(principal, Role.OPERATOR, "worker.shutdown", name)
+        self._engine.pools.scale(name, 0, 0, drain_seconds)
+        await self._audit(principal, "worker.shutdown", name)
+        return self._engine.pools.view(name)
+
     async def restart_pool(
         self, name: str, drain_seconds: float | None = None, principal: Principal = LOCAL_ADMIN
     ) -> PoolView:

@@ -22,6 +22,7 @@ from retinue.server import (
     executions,
     info,
     instances,
+    invocations,
     keys,
     ledger,
     orchestrate,
@@ -42,6 +43,7 @@ from retinue.settings import Settings
 OPERATIONS: tuple[Operation, ...] = (
     *orchestrate.OPERATIONS,
     *executions.OPERATIONS,
+    *invocations.OPERATIONS,
     *queue.OPERATIONS,
     *info.OPERATIONS,
     *agents.OPERATIONS,
@@ -56,6 +58,7 @@ OPERATIONS: tuple[Operation, ...] = (
 )
 _TAGS = [
     {"name": "tasks", "description": "Have work done, and follow it."},
+    {"name": "invocations", "description": "The same in the words of the worker protocol."},
     {"name": "agents", "description": "Who can be asked."},
     {"name": "instances", "description": "The processes that agents are."},
     {"name": "workers", "description": "Programs whose processes stand ready for tasks."},

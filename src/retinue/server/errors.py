@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from starlette.exceptions import HTTPException
+from starlette.responses import Response
 from starlette.types import Message, Send
 
 from retinue.errors import (
     AgentNotFound,
+    Cancelled,
     CircuitOpen,
     CommunicationError,
     Conflict,
@@ -31,6 +33,7 @@ from retinue.errors import (
     RateLimited,
     RetinueError,
     SessionBusy,
+    SpawnFailed,
     StoreFull,
     Timeout,
     TooLarge,
@@ -62,6 +65,8 @@ STATUS: dict[type[RetinueError], HTTPStatus] = {
     CommunicationError: HTTPStatus.BAD_GATEWAY,
     ProviderError: HTTPStatus.BAD_GATEWAY,
     PeerRefused: HTTPStatus.BAD_GATEWAY,
+    SpawnFailed: HTTPStatus.SERVICE_UNAVAILABLE,
+    Cancelled: HTTPStatus.CONFLICT,
     HumanInputRequired: HTTPStatus.CONFLICT,
 }
 
@@ -85,6 +90,19 @@ class ErrorBody(msgspec.Struct, frozen=True):
     message: str
     retryable: bool
     details: dict[str, Any]
+
+
+class Fault(ErrorBody, frozen=True, kw_only=True):
+    """What is refused, or failed, in the worker protocol's words, too.
+
+    `error_code` is `code`, `error_type` its class, `outcome` what is known of the work:
+    `not_started`, `failed`, or `unknown` (it may have had effects). What is refused before it
+    reaches the operation has only the first four fields.
+    """
+
+    error_code: str | msgspec.UnsetType = msgspec.UNSET
+    error_type: str | msgspec.UnsetType = msgspec.UNSET
+    outcome: Literal["not_started", "failed", "unknown"] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Refused(Exception):
@@ -126,21 +144,37 @@ async def send_error(send: Send, error: RetinueError, status: int | None = None)
 
 def error_messages(error: RetinueError, status: int | None = None) -> tuple[Message, Message]:
     """Return the two ASGI messages that answer with ``error``."""
-    status = status or status_of(error)
-    body = _encode(error.as_dict())
+    return _messages(error, status or status_of(error), _encode(error.as_dict()))
+
+
+def fault_answer(error: RetinueError, fault: object) -> Response:
+    """Return the answer with ``error`` whose body has the fields of ``fault``, too."""
+    body = _encode(error.as_dict() | msgspec.to_builtins(fault, enc_hook=str))
+    status = status_of(error)
+    headers = _headers(error, status)
+    return Response(body, status, headers=headers, media_type="application/json")
+
+
+def _messages(error: RetinueError, status: int, body: bytes) -> tuple[Message, Message]:
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(body)),
+        *((name.encode(), value.encode()) for name, value in _headers(error, status).items()),
     ]
-    if status in _RETRY_AFTER:
-        headers.append((b"retry-after", b"%d" % retry_after(error)))
-    if status == HTTPStatus.UNAUTHORIZED:
-        headers.append((b"www-authenticate", b'Bearer realm="retinue"'))
-    if status == HTTPStatus.METHOD_NOT_ALLOWED:
-        headers.append((b"allow", ", ".join(error.details.get("allowed", ())).encode()))
-    if status in _CLOSING:
-        headers.append((b"connection", b"close"))
     return (
         {"type": "http.response.start", "status": status, "headers": headers},
         {"type": "http.response.body", "body": body},
     )
+
+
+def _headers(error: RetinueError, status: int) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    if status in _RETRY_AFTER:
+        headers["retry-after"] = str(retry_after(error))
+    if status == HTTPStatus.UNAUTHORIZED:
+        headers["www-authenticate"] = 'Bearer realm="retinue"'
+    if status == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["allow"] = ", ".join(error.details.get("allowed", ()))
+    if status in _CLOSING:
+        headers["connection"] = "close"
+    return headers

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from retinue.server.errors import ErrorBody
+from retinue.server.errors import ErrorBody, Fault
 from retinue.server.records import SESSION_ID_SCHEMA, ULID_PATTERN
 from retinue.server.routing import Operation
 
@@ -39,7 +39,7 @@ class Schemas:
     """The JSON Schemas of all records that the operations name."""
 
     def __init__(self, operations: Iterable[Operation]) -> None:
-        kinds: list[Any] = [ErrorBody]
+        kinds: list[Any] = [ErrorBody, Fault]
         for operation in operations:
             named = (operation.body, operation.gives, *operation.also.values())
             kinds.extend(kind for kind in named if kind is not None and kind not in kinds)
@@ -96,11 +96,12 @@ def _responses(operation: Operation, schemas: Schemas) -> dict[str, Any]:
     if operation.gives_text is not None:
         content = responses[str(operation.status)].setdefault("content", {})
         content[operation.gives_text] = {"schema": operation.text or {"type": "string"}}
+    wrong = schemas.of(Fault if operation.faults else ErrorBody)
     for status in _failures(operation):
         if status not in good:
             responses[str(status)] = {
                 "description": http.HTTPStatus(status).phrase,
-                "content": {"application/json": {"schema": schemas.of(ErrorBody)}},
+                "content": {"application/json": {"schema": wrong}},
             }
     return responses
 

@@ -26,14 +26,15 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from retinue.domain.ids import is_ulid
 from retinue.domain.principal import Principal
 from retinue.domain.strictjson import NotJson, body_within, check, decode
-from retinue.errors import InvalidInput, NotFound
+from retinue.errors import InvalidInput, NotFound, RetinueError
 from retinue.orchestrator import Orchestrator
 from retinue.server.admission import share_of
 from retinue.server.auth import Access
-from retinue.server.errors import Refused
+from retinue.server.errors import Refused, fault_answer
 from retinue.server.gate import ANSWERED, HEADERS
 from retinue.server.streams import LEFT
 from retinue.settings import Settings
+from retinue.wire.faults import fault_of
 
 T = TypeVar("T", bound=msgspec.Struct)
 R = TypeVar("R")
@@ -294,8 +295,8 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     ``query`` and ``body`` are the records it takes, ``gives`` the one it answers with (None: no
     JSON). ``errors`` are statuses beyond those that every operation may answer. ``headers`` are
     the request headers it reads: name → (what it is, JSON Schema). ``gives_text`` is the media type
-    of an answer that is no JSON, ``text`` its schema (of a stream: of each event). ``public`` needs
-    no credential.
+    of an answer that is no JSON, ``text`` its schema (of a stream: of each event). ``faults``: its
+    errors are told in the worker protocol's words, too. ``public`` needs no credential.
     """
 
     method: str
@@ -311,6 +312,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     also: dict[int, Any] = {}
     errors: tuple[int, ...] = ()
     headers: dict[str, tuple[str, dict[str, Any]]] = {}
+    faults: bool = False
     public: bool = False
 
     def guarded(self) -> Endpoint:
@@ -328,4 +330,19 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
                 record(decode(sent), _Nothing)
             return await endpoint(call)
 
-        return guarded
+        return _with_faults(guarded) if self.faults else guarded
+
+
+def _with_faults(endpoint: Endpoint) -> Endpoint:
+    @functools.wraps(endpoint)
+    async def told(call: Call) -> bytes | Response:
+        try:
+            return await endpoint(call)
+        except RetinueError as error:
+            path = error.details.get("path")
+            if isinstance(path, str):  # here the body is the payload
+                error.details["path"] = path.replace("$.payload", "$", 1)
+            error.message = error.message.replace("$.payload", "$")
+            return fault_answer(error, fault_of(error))
+
+    return told

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 
@@ -34,6 +34,23 @@ class RestartBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     EXAMPLE: ClassVar[dict[str, Any]] = {"drain_timeout_ms": 10_000}
 
     drain_timeout_ms: Annotated[int, msgspec.Meta(ge=0, le=86_400_000)] | None = None
+
+
+class ShutdownBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The payload of the worker protocol's `shutdown`; `timeout_ms` unset: as configured."""
+
+    EXAMPLE: ClassVar[dict[str, Any]] = {"reason": "graceful", "timeout_ms": 5000}
+
+    operation: Literal["shutdown"] = "shutdown"
+    reason: str | None = None
+    timeout_ms: Annotated[int, msgspec.Meta(ge=0, le=86_400_000)] | None = None
+
+
+class ShutdownReply(msgspec.Struct, frozen=True, kw_only=True):
+    """The worker is being shut down."""
+
+    status: Literal["shutting_down"]
+    worker: PoolView
 
 
 async def list_workers(call: Call) -> bytes:
@@ -76,6 +93,19 @@ async def restart_worker(call: Call) -> bytes:
     )
 
 
+async def shut_down_worker(call: Call) -> bytes:
+    """Shut a worker's processes down: nothing new is taken, what runs may finish in `timeout_ms`.
+
+    It has none until it is scaled up again; tasks for its agents are refused as unavailable.
+    """
+    body = await call.record(ShutdownBody)
+    wait = body.timeout_ms
+    view = await call.orchestrator.shut_down_pool(
+        call.path_params["name"], wait / 1000 if wait is not None else None, call.principal
+    )
+    return encode(ShutdownReply(status="shutting_down", worker=view))
+
+
 OPERATIONS = (
     Operation(
         method="GET", path="/v1/workers", endpoint=list_workers, tag="workers", gives=WorkerList
@@ -99,6 +129,15 @@ OPERATIONS = (
         tag="workers",
         body=RestartBody,
         gives=PoolView,
+        errors=(507,),
+    ),
+    Operation(
+        method="POST",
+        path="/v1/workers/{name}/shutdown",
+        endpoint=shut_down_worker,
+        tag="workers",
+        body=ShutdownBody,
+        gives=ShutdownReply,
         errors=(507,),
     ),
 )

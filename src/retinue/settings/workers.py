@@ -89,7 +89,8 @@ class WorkerReference(BaseModel):
         default=None,
         gt=0,
         le=86_400,
-        description="seconds for a task without a limit of its own; unset: as the agent says",
+        description="seconds for a task without a limit of its own; unset: as the agent says,"
+        " else 30",
     )
     delivery: Delivery | None = Field(default=None, description="unset: as the agent says")
     max_attempts: int | None = Field(default=None, ge=1, le=100)

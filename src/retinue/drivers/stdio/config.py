@@ -14,6 +14,9 @@ from retinue.process.quarters import ProcessConfig
 from retinue.wire.envelope import LINE_BYTES
 from retinue.wire.payloads import Card, Ready
 
+TIMEOUT_SECONDS = 30.0
+"""The deadline of a task for an agent of a worker, where nobody set one (specification 000)."""
+
 
 class WorkerConfig(ProcessConfig, frozen=True, kw_only=True):
     """A command line, and what holds for the agents it brings.
@@ -55,7 +58,7 @@ def _offer(worker: AgentDefinition, config: WorkerConfig, card: Card) -> AgentDe
         on_busy = BusyPolicy(given.on_busy or default.on_busy)
     except (msgspec.ValidationError, ValueError) as error:
         raise SpawnFailed(f"{worker.agent_id}: the options of {card.name}: {error}") from None
-    timeout = config.timeout or given.timeout
+    timeout = config.timeout or given.timeout or TIMEOUT_SECONDS
     waits, base = given.retry_waits_ms, default.retry
     return msgspec.structs.replace(
         default,
@@ -69,7 +72,7 @@ def _offer(worker: AgentDefinition, config: WorkerConfig, card: Card) -> AgentDe
             for c in card.capabilities
         )
         or (Capability(name=card.name, description=card.description),),
-        timeout_us=int(timeout * 1_000_000) if timeout else default.timeout_us,
+        timeout_us=int(timeout * 1_000_000),
         delivery=delivery,
         on_busy=on_busy,
         retry=RetryPolicy(

@@ -13,16 +13,11 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import msgspec
-
 from retinue.domain.agent import AgentDefinition
 from retinue.domain.ids import iso, now_us, ulid
 from retinue.domain.principal import Principal
-from retinue.domain.question import QuestionState
 from retinue.errors import (
-    Conflict,
     InvalidInput,
-    NotFound,
     QueueFull,
     RetinueError,
     ShuttingDown,
@@ -30,10 +25,9 @@ from retinue.errors import (
     UnknownOperation,
     said,
 )
-from retinue.interfaces import Page
 from retinue.orchestrator import LOCAL_ADMIN, Orchestrator
-from retinue.orchestrator.invoking import DEFAULT_MS, asking_of, task_of
-from retinue.server.stdio.telling import Telling
+from retinue.orchestrator.invoking import DEFAULT_MS, begun, pending, provide, task_of
+from retinue.server.telling import Telling
 from retinue.wire import envelope
 from retinue.wire.envelope import Control, Frame, Request
 from retinue.wire.faults import fault_of, payload_as
@@ -54,7 +48,6 @@ from retinue.wire.strict import BadFrame
 log = logging.getLogger(__name__)
 GRACE_MS = 5000.0
 MAX_IN_FLIGHT = 1000
-_PAGE = Page(limit=1000)
 
 
 class StdioDoor:
@@ -228,9 +221,7 @@ class StdioDoor:
         telling = Telling(self, frame.message_id, asked, node=node)
         accepted = await self.orchestrator.submit(task, self.principal)
         if asked.options is not None and asked.options.run_async:
-            ids = {"invoke_id": accepted.execution_id}
-            payload = {"status": "success", "result": ids, "metadata": ids}
-            self.reply(frame.message_id, payload | ids)
+            self.reply(frame.message_id, begun(accepted.execution_id))
             return
         self._executions[frame.message_id] = accepted.execution_id
         if frame.message_id in self._unwanted:
@@ -239,56 +230,21 @@ class StdioDoor:
 
     async def _result(self, frame: Request) -> None:
         asked: Result = payload_as(frame.payload, Result)
-        execution = await self.orchestrator.execution(asked.invoke_id, self.principal)
-        telling = Telling(self, frame.message_id, None)
-        # Only its last event is of interest.
-        after = max(execution.last_seq - 1, 0) if execution.terminal else execution.last_seq
-        await telling.within(asked.timeout_ms, telling.follow(execution.id, after=after))
+        await Telling(self, frame.message_id, None).end_of(asked.invoke_id, asked.timeout_ms)
 
     async def _next_step(self, frame: Request) -> None:
         asked: NextStep = payload_as(frame.payload, NextStep)
-        execution = await self.orchestrator.execution(asked.invoke_id, self.principal)
         telling = Telling(self, frame.message_id, None, stop_at_questions=True)
-        await telling.within(asked.timeout_ms, telling.follow(execution.id))
+        await telling.step_of(asked.invoke_id, asked.timeout_ms)
 
     async def _pending(self, frame: Request) -> None:
         asked: Pending = payload_as(frame.payload, Pending)
-        if asked.invoke_id is not None:
-            await self.orchestrator.execution(asked.invoke_id, self.principal)
-        found: list[dict[str, Any]] = []
-        page = _PAGE
-        while True:
-            listed = await self.orchestrator.questions(page, self.principal)
-            found += [
-                msgspec.to_builtins(asking_of(question))
-                for question in listed.items
-                if asked.invoke_id in {None, question.execution_id}
-            ]
-            if listed.next_cursor is None:
-                break
-            page = msgspec.structs.replace(_PAGE, cursor=listed.next_cursor)
+        found = await pending(self.orchestrator, asked.invoke_id, self.principal)
         self.reply(frame.message_id, {"status": "success", "result": found})
 
     async def _provide(self, frame: Request) -> None:
         given: Provide = payload_as(frame.payload, Provide)
-        path = {"path": "$.payload.input_id"}
-        try:
-            question = await self.orchestrator.question(given.input_id, self.principal)
-        except NotFound:
-            question = None
-        if question is None or question.execution_id != given.invoke_id:
-            raise InvalidInput(
-                f"invocation {given.invoke_id} asks no question {given.input_id}", details=path
-            )
-        if question.state is not QuestionState.OPEN:
-            raise InvalidInput(
-                f"question {given.input_id} is {question.state.value} already", details=path
-            )
-        try:
-            await self.orchestrator.answer(given.input_id, given.value, self.principal)
-        except Conflict as error:
-            raise InvalidInput(error.message, details=path) from None
-        ids = {"invoke_id": given.invoke_id, "input_id": given.input_id}
+        ids = await provide(self.orchestrator, given, self.principal)
         self.reply(frame.message_id, {"status": "success", "result": ids})
 
     # -- the end -------------------------------------------------------------------------------

@@ -1,26 +1,29 @@
-"""One execution, told to a parent: its events become frames, its end the answer."""
+"""One execution, told to who asked for it: its events become frames, its end the answer.
+
+The protocol's frames are the same whichever door they leave by: ``server.stdio`` writes them as
+lines, ``server.invocations`` sends them over HTTP.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import msgspec
 
 from retinue.domain.event import Event, EventType
+from retinue.domain.principal import Principal
 from retinue.domain.question import QuestionState
 from retinue.domain.strictjson import loads
 from retinue.errors import HumanInputRequired, NotFound, RetinueError, ShuttingDown, Timeout
+from retinue.orchestrator import Orchestrator
 from retinue.orchestrator.invoking import DEFAULT_MS, asking_of, result_in, timed_out
 from retinue.wire import envelope
 from retinue.wire.payloads import Invoke, InvokeOptions, Note
 from retinue.wire.streams import Narration, answer
-
-if TYPE_CHECKING:
-    from retinue.server.stdio.door import StdioDoor
 
 _NOTES = frozenset(
     {
@@ -35,6 +38,18 @@ _NOTES = frozenset(
 _NO_OPTIONS = InvokeOptions()
 
 
+class Hearer(Protocol):
+    """Who asked: whose frames these are, and how long one may be."""
+
+    orchestrator: Orchestrator
+    principal: Principal
+    line_bytes: int
+
+    def send(self, line: bytes, /) -> None:
+        """Send a frame."""
+        ...
+
+
 class Telling:
     """Answers the request ``message_id`` with what becomes of an execution.
 
@@ -44,7 +59,7 @@ class Telling:
 
     def __init__(
         self,
-        door: StdioDoor,
+        door: Hearer,
         message_id: str,
         asked: Invoke | None,
         *,
@@ -85,19 +100,54 @@ class Telling:
                 details={"elapsed_ms": self._elapsed()},
             ) from None
 
+    async def end_of(self, execution_id: str, timeout_ms: float | None) -> None:
+        """Wait for the end of an execution that was asked for earlier.
+
+        Raises:
+            RetinueError: there is none, it has not ended in time, or ended without a result.
+        """
+        execution = await self._door.orchestrator.execution(execution_id, self._door.principal)
+        # Only its last event is of interest.
+        after = max(execution.last_seq - 1, 0) if execution.terminal else execution.last_seq
+        await self.within(timeout_ms, self.follow(execution_id, after=after))
+
+    async def step_of(self, execution_id: str, timeout_ms: float | None) -> None:
+        """Wait for its end or (``stop_at_questions``) for what it asks.
+
+        Raises:
+            RetinueError: as ``end_of`` does.
+        """
+        await self._door.orchestrator.execution(execution_id, self._door.principal)
+        await self.within(timeout_ms, self.follow(execution_id))
+
     async def follow(self, execution_id: str, *, after: int = 0) -> None:
         """Tell of the execution from event ``after`` on, until its request is answered.
 
         Raises:
             RetinueError: it ended without a result, or this system stops first.
         """
+        async with aclosing(self.steps(execution_id, after=after)) as steps:
+            async for _ in steps:
+                pass
+
+    async def steps(
+        self, execution_id: str, *, after: int = 0, heartbeat: float | None = None
+    ) -> AsyncGenerator[None, None]:
+        """Do what ``follow`` does and yield whenever something was told, or nothing happened.
+
+        Raises:
+            RetinueError: as ``follow`` does.
+        """
         door = self._door
-        batches = door.orchestrator.follow(execution_id, after=after, principal=door.principal)
+        batches = door.orchestrator.follow(
+            execution_id, after=after, heartbeat=heartbeat, principal=door.principal
+        )
         async with aclosing(batches) as events:
             async for some in events:
                 for event in some:
                     if await self._tell(execution_id, event):
                         return
+                yield
         raise ShuttingDown(
             "the system is shutting down; the execution is kept and goes on later",
             details={"invoke_id": execution_id},
@@ -156,7 +206,8 @@ class Telling:
         asking = asking_of(question)
         if self._stops:
             ids = msgspec.to_builtins(asking)
-            door.reply(self._to, {"status": "human_input_required", "human_input": ids})
+            payload = {"status": "human_input_required", "human_input": ids}
+            door.send(envelope.encode_checked(envelope.response(self._to, payload)))
             return True
         if self._options.human_input == "error":
             raise HumanInputRequired(
