@@ -1,4 +1,4 @@
-"""``retinue worker list | scale | restart``, against a running server."""
+"""``retinue worker list | scale | restart | deploy``, against a running server."""
 
 import json
 import sys
@@ -6,22 +6,28 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from tests.cli.conftest import SECONDS, Place, Server
 
 PROGRAM = Path(__file__).parents[1] / "engine" / "misbehaving.py"
 
 
-@pytest.fixture
-def server(place: Place) -> Iterator[Server]:
+def configure(place: Place, *words: str, **more: object) -> None:
     worker = {
         "driver": "stdio",
         "name": "w",
-        "command": [sys.executable, "-I", "-S", str(PROGRAM)],
+        "command": [sys.executable, "-I", "-S", str(PROGRAM), *words],
         "process_pool_size": 1,
+        **more,
     }
     common = {"examples": False, "entry_points": False, "grace_seconds": 1}
     place.write("retinue.yaml", json.dumps({**common, "agents": [worker]}))
+
+
+@pytest.fixture
+def server(place: Place) -> Iterator[Server]:
+    configure(place)
     with place.serve() as server:
         yield server
 
@@ -40,3 +46,26 @@ def test_a_worker_is_listed_scaled_and_restarted(place: Place, server: Server) -
     missing = place.call("worker", "scale", "x", "2")
     assert missing.code != 0
     assert "no pool x" in missing.err
+
+
+@pytest.mark.requirement("000.deploy-update")
+def test_what_the_file_says_now_is_deployed_or_taken_back(place: Place, server: Server) -> None:
+    configure(place, "agents=it,other", environment={"COLOUR": "green"}, process_pool_size=2)
+    done = place.call("worker", "deploy", "w")
+    assert (done.code, done.out) == (0, "w is at version 2\n")
+    ran = place.call("run", "other", "do=env", "--json").json
+    assert ran["data"]["env"]["COLOUR"] == "green"
+    place.write("stopper", "")
+    configure(place, f"stopper={place.directory / 'stopper'}")
+    failed = place.call("worker", "deploy", "w")
+    assert (failed.code, failed.out) == (1, "")
+    assert "version 3 of w was taken back: the worker exited 4" in failed.err
+    assert "version 2 is at work" in failed.err
+    row = place.call("worker", "list").out.splitlines()[1].split()
+    assert row[:5] == ["w", "ready", "ready", "ready", "2"]
+    assert place.call("run", "other", "--json").code == 0
+    place.write("retinue.yaml", "agents: [{driver: stdio, name: w}]\n")
+    wrong = place.call("worker", "deploy", "w", "--url", server.url)
+    assert "E_SETTINGS" in wrong.err
+    assert "command" in wrong.err
+    assert httpx.post(f"{server.url}/v1/workers/w/deploy", json={}).status_code == 422

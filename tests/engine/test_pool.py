@@ -19,7 +19,7 @@ from retinue.domain.agent import Capability
 from retinue.domain.execution import State, Task
 from retinue.domain.policy import Delivery, RetryPolicy
 from retinue.domain.supervision import PoolPolicy, Restart, RestartPolicy
-from retinue.engine.pool import PoolView
+from retinue.engine.views import PoolView
 from retinue.errors import AgentNotFound, AgentUnavailable, InvalidInput, NotFound
 from retinue.interfaces import Page
 from retinue.orchestrator import Reply

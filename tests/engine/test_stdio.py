@@ -22,7 +22,7 @@ from retinue.domain.execution import State, Task
 from retinue.domain.instance import InstanceState
 from retinue.drivers.stdio.lifecycle import EDGES, Lifecycle, Stage
 from retinue.engine.instances import WORK_SECONDS
-from retinue.engine.pool import PoolView
+from retinue.engine.views import PoolView
 from retinue.errors import AgentUnavailable, Conflict, IllegalTransition, QueueFull
 from retinue.interfaces import InstanceFilter, Page
 from retinue.orchestrator import Reply

@@ -137,7 +137,7 @@ def test_what_is_prefilled_is_accepted(client: httpx.Client, document: dict[str,
             jsonschema_rs.validate({**schema, **components}, content["example"])
             record(content["example"], operation.body)
             examples[operation.path] = content["example"]
-    assert len(examples) == 15
+    assert len(examples) == 16
     done = client.post("/v1/orchestrate", json=examples["/v1/orchestrate"])
     assert (done.status_code, done.json()["success"]) == (200, True)
     assert client.post("/v1/executions", json=examples["/v1/executions"]).status_code == 202
@@ -327,6 +327,9 @@ def _workers(client: httpx.Client, fits: Fits) -> None:
             fits("POST /v1/workers/{name}/scale", scaled)
         restarted = client.post(f"/v1/workers/{name}/restart", json={})
         fits("POST /v1/workers/{name}/restart", restarted)
+        for _ in range(2):
+            deployed = client.post(f"/v1/workers/{name}/deploy", json={})
+            fits("POST /v1/workers/{name}/deploy", deployed)
         ended = client.post(f"/v1/workers/{name}/shutdown", json={})
         fits("POST /v1/workers/{name}/shutdown", ended)
     fits("GET /v1/agents/{agent_id}", client.get("/v1/agents/it"))

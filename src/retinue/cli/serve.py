@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -59,18 +59,19 @@ def serve(
 ) -> None:
     """Serve agents over HTTP until Ctrl-C or SIGTERM."""
     from retinue.cli import logs
+    from retinue.settings import here
 
     pipes = _take_stdio() if stdio else None
 
+    options: dict[str, object] = {
+        "host": host,
+        "port": port,
+        "data_dir": data_dir,
+        "database_url": database_url,
+        "examples": False if no_examples else None,
+    }
     try:
-        settings = prepared(
-            config,
-            host=host,
-            port=port,
-            data_dir=data_dir,
-            database_url=database_url,
-            examples=False if no_examples else None,
-        )
+        settings = prepared(config, **options)
     except RetinueError as error:
         output.fail(error)
     logs.configure(settings.log_level, settings.log_format)
@@ -78,7 +79,7 @@ def serve(
         _serve_stdio(settings, pipes)
         return
     listener = _bind(settings)
-    complete(lambda: _serve(settings, listener), fast=True)
+    complete(lambda: _serve(settings, listener, lambda: here(config, **options)), fast=True)
 
 
 def _take_stdio() -> tuple[int, int]:
@@ -114,11 +115,11 @@ def _bind(settings: Settings) -> socket:
         raise typer.Exit(output.FAILED) from None
 
 
-async def _serve(settings: Settings, listener: socket) -> None:
+async def _serve(settings: Settings, listener: socket, reread: Callable[[], Settings]) -> None:
     from retinue.runtime import Runtime
     from retinue.server import serve as serving
 
-    runtime = Runtime(settings, url=serving.url_of(listener))
+    runtime = Runtime(settings, url=serving.url_of(listener), reread=reread)
 
     def ready(_: Orchestrator, url: str) -> None:
         if settings.log_format == "json":

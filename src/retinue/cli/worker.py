@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -13,6 +14,7 @@ from retinue.cli.options import Config, Json, Url
 
 if TYPE_CHECKING:
     from retinue.cli.check.suite import Finding
+    from retinue.cli.client import Client
 
 app = typer.Typer(
     help="Programs in any language that perform tasks, over their stdin and stdout.",
@@ -74,6 +76,7 @@ def check(
 
 
 _PATH = "/v1/workers"
+_LOOK_SECONDS = 0.1
 
 
 @app.command("list")
@@ -83,7 +86,10 @@ def list_(url: Url = None, config: Config = None, json: Json = False) -> None:
     if json:
         output.show(answer)
         return
-    columns = ("name", "state", "in_flight", "waiting", "requests", "errors", "restarts", "reason")
+    columns = (
+        *("name", "state", "version", "in_flight", "waiting", "requests", "errors"),
+        *("restarts", "breaches", "reason"),
+    )
     output.table(
         (*columns[:2], "processes", *columns[2:]),
         [
@@ -144,6 +150,45 @@ def restart(
         output.show(answer)
     else:
         output.say(f"{name} is being restarted; `retinue worker list` shows how it goes")
+
+
+@app.command()
+def deploy(
+    name: Annotated[str, typer.Argument(help="The worker.", show_default=False)],
+    drain_ms: Annotated[
+        int | None, typer.Option(min=0, help="How long its work may take; else as configured.")
+    ] = None,
+    url: Url = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Replace a worker's processes by its new version, one by one; if it fails, keep the old one.
+
+    The new version is what retinue.yaml says of it now, and its program as it is now.
+    """
+
+    async def work(client: Client) -> Any:
+        answer = await client.post(f"{_PATH}/{name}/deploy", {"drain_timeout_ms": drain_ms})
+        mine = answer["rollout"]
+        while mine == answer["rollout"] and mine["state"] == "running":
+            await asyncio.sleep(_LOOK_SECONDS)
+            answer = await client.get(f"{_PATH}/{name}")
+        return answer
+
+    answer = ask(work, url=url, config=config, power="server")
+    rollout = answer["rollout"]
+    if json:
+        output.show(answer)
+    elif rollout["state"] == "done":
+        output.say(f"{name} is at version {rollout['version']}")
+    else:
+        output.complain(
+            "E_MODULE_LOAD",
+            f"version {rollout['version']} of {name} was taken back: {rollout['reason']}",
+            f"version {answer['version']} is at work; `retinue agent logs` shows what it said",
+        )
+    if rollout["state"] != "done":
+        raise typer.Exit(output.FAILED)
 
 
 @app.command()

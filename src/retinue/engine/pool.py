@@ -14,17 +14,19 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-import msgspec
-
 from retinue.domain.agent import AgentDefinition
 from retinue.domain.event import EventData
 from retinue.domain.ids import ulid
+from retinue.domain.latency import Meter
 from retinue.domain.supervision import Count, Phase, PoolPolicy, Stand
+from retinue.engine.views import MemberView, PoolView, RolloutView
 from retinue.errors import AgentUnavailable, CommunicationError
 from retinue.interfaces import Health, InstanceHandle, Job, LiveInstance
 
 Key = tuple[str, str]
 """Owner and session, where an instance serves one session only."""
+_Place = tuple["asyncio.Future[Member]", Key | None, str | None]
+"""Who waits, for which session, with work for which agent."""
 
 
 class Member:
@@ -32,10 +34,12 @@ class Member:
 
     ``broken`` says that it took nothing any more; its end will be heard of. ``key`` is the session
     it serves, ``stalled`` says that its work brings nothing, ``reason`` why
-    it was ended, where we did that.
+    it was ended, where we did that. ``agents`` are those it performs (None: the pool's one),
+    ``version`` which of the pool's versions it is.
     """
 
     __slots__ = (
+        "agents",
         "broken",
         "changed_at",
         "drain_seconds",
@@ -50,10 +54,13 @@ class Member:
         "stale",
         "stalled",
         "turns",
+        "version",
     )
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, version: int = 1) -> None:
         self.name = ulid()
+        self.version = version
+        self.agents: frozenset[str] | None = None
         self.phase = Phase.STARTING
         self.instance: LiveInstance | None = None
         self.in_flight = 0
@@ -91,49 +98,6 @@ class Member:
         return self.instance.stage if self.instance is not None else "initializing"
 
 
-class MemberView(msgspec.Struct, frozen=True, kw_only=True):
-    """An instance of a pool as it is shown.
-
-    `state` is starting, ready, busy, stalled (it works, and nothing has come from it for long) or
-    draining, `stage` its own protocol's word for that. `age_seconds` counts from its start,
-    `served` what it has taken on. `latency_ms` is how long its last answer to a ping took.
-    """
-
-    instance_id: str
-    state: str
-    stage: str | None
-    in_flight: int
-    served: int
-    age_seconds: float
-    session_id: str | None
-    latency_ms: float | None
-
-
-class PoolView(msgspec.Struct, frozen=True, kw_only=True):
-    """A pool as it is shown.
-
-    `state` is starting, ready, short (fewer instances are ready than wanted), stopped or failed
-    (nothing is started any more, `reason` says why). `waiting` executions found no instance with
-    room. `requests`, `errors` and `average_ms` count since the start of the server, `restarts`
-    what was started in the place of one that ended unasked.
-    """
-
-    name: str
-    state: str
-    reason: str | None
-    least: int
-    most: int
-    in_flight_limit: int
-    in_flight: int
-    waiting: int
-    requests: int
-    errors: int
-    average_ms: float
-    started: int
-    restarts: int
-    instances: list[MemberView]
-
-
 class Pool:
     """Who is there, who waits. ``bell`` is rung when the supervisor may have something to do."""
 
@@ -150,13 +114,24 @@ class Pool:
         self.lost = 0
         self.failed: str | None = None
         self.closed = False
+        self.version = 1
+        self.rollout: RolloutView | None = None
+        self.meter = Meter()
         self._bell = bell
-        self._waiting: deque[tuple[asyncio.Future[Member], Key | None]] = deque()
+        self._waiting: deque[_Place] = deque()
 
     # -- who takes and gives back --------------------------------------------------------------
 
-    def take(self, key: Key | None = None) -> Member | None:
-        """Occupy the least loaded instance that has room for ``key``; None: there is none."""
+    def become(
+        self, definition: AgentDefinition, version: int, policy: PoolPolicy | None = None
+    ) -> None:
+        """Start instances of another definition from now on."""
+        self.definition = definition
+        self.version = version
+        self.policy = policy or definition.pool or PoolPolicy(in_flight=definition.concurrency)
+
+    def take(self, key: Key | None = None, agent: str | None = None) -> Member | None:
+        """Occupy the least loaded instance that has room for ``key`` and performs ``agent``."""
         best: Member | None = None
         limit = self.policy.in_flight
         for member in self.members.values():
@@ -164,6 +139,8 @@ class Pool:
             if load >= limit or member.phase is not Phase.READY or member.broken:
                 continue
             if key is not None and member.key is not None and member.key != key:
+                continue
+            if agent is not None and member.agents is not None and agent not in member.agents:
                 continue
             if best is None or self._before(member, best, key):
                 best = member
@@ -179,22 +156,24 @@ class Pool:
     def _before(one: Member, other: Member, key: Key | None) -> bool:
         if key is not None and (one.key == key) != (other.key == key):
             return one.key == key
+        if one.stale != other.stale:
+            return other.stale
         # Among equals the one that had less to do so far: they wear alike.
         return (one.in_flight, one.turns) < (other.in_flight, other.turns)
 
-    async def acquire(self, key: Key | None = None) -> Member:
+    async def acquire(self, key: Key | None = None, agent: str | None = None) -> Member:
         """Occupy an instance, waiting in order for one.
 
         Raises:
             AgentUnavailable: there is none, and there will be none.
         """
         if not self._waiting or self.bound:
-            member = self.take(key)
+            member = self.take(key, agent)
             if member is not None:
                 return member
         self._check()
         future: asyncio.Future[Member] = asyncio.get_running_loop().create_future()
-        place = (future, key)
+        place = (future, key, agent)
         self._waiting.append(place)
         self._bell()
         try:
@@ -222,17 +201,17 @@ class Pool:
 
     def serve(self) -> None:
         """Give those who wait what there is."""
-        if self.bound:
-            for place in list(self._waiting):
+        if self.bound or len({member.version for member in self.members.values()}) > 1:
+            for place in list(self._waiting):  # who comes first may want what others do not
                 self._serve(place)
             return
         while self._waiting and self._serve(self._waiting[0]):
             pass
 
-    def _serve(self, place: tuple[asyncio.Future[Member], Key | None]) -> bool:
-        future, key = place
+    def _serve(self, place: _Place) -> bool:
+        future, key, agent = place
         if not future.done():
-            member = self.take(key)
+            member = self.take(key, agent)
             if member is None:
                 return False
             future.set_result(member)
@@ -248,10 +227,19 @@ class Pool:
         try:
             self._check()
         except AgentUnavailable as error:
-            while self._waiting:
-                future, _ = self._waiting.popleft()
-                if not future.done():
-                    future.set_exception(AgentUnavailable(error.message))
+            self._refuse(list(self._waiting), error.message)
+
+    def forget(self, agents: set[str]) -> None:
+        """Tell those who wait for one of ``agents``, which nobody performs any more."""
+        gone = [place for place in self._waiting if place[2] in agents]
+        name = self.definition.agent_id
+        self._refuse(gone, f"version {self.version} of {name} does not have that agent")
+
+    def _refuse(self, places: list[_Place], why: str) -> None:
+        for place in places:
+            self._waiting.remove(place)
+            if not place[0].done():
+                place[0].set_exception(AgentUnavailable(why))
 
     # -- how it stands -------------------------------------------------------------------------
 
@@ -319,6 +307,10 @@ class Pool:
             average_ms=round(self.count.average_ms, 3),
             started=self.started,
             restarts=self.restarts,
+            version=self.version,
+            rollout=self.rollout,
+            breaches=self.meter.breaches,
+            latency=self.meter.views(),
             instances=[
                 MemberView(
                     instance_id=member.instance_id,
@@ -329,6 +321,7 @@ class Pool:
                     age_seconds=round(now - member.since, 3),
                     session_id=member.key[1] if member.key is not None else None,
                     latency_ms=member.latency_ms,
+                    version=member.version,
                 )
                 for member in members
             ],
@@ -383,10 +376,11 @@ class Turn:
     async def __aenter__(self) -> AsyncIterator[EventData]:
         pool, execution = self._pool, self._job.execution
         key = (execution.owner, execution.session_id) if pool.bound else None
+        agent = execution.agent_id
         while True:
-            member = self._member = pool.take(key) if not pool.waiting else None
+            member = self._member = pool.take(key, agent) if not pool.waiting else None
             if member is None:
-                member = self._member = await pool.acquire(key)
+                member = self._member = await pool.acquire(key, agent)
             self._begun = time.monotonic()
             assert member.instance is not None
             try:

@@ -23,16 +23,16 @@ from retinue.domain.intent import Audit
 from retinue.domain.principal import LOCAL
 from retinue.domain.strictjson import dumps
 from retinue.engine.entry import Entry
-from retinue.engine.pool import Door, PoolView
+from retinue.engine.pool import Door
 from retinue.engine.pulse import MOST_FAILURES
 from retinue.engine.registry import Registry
 from retinue.engine.schema import parameters_schema
 from retinue.engine.supervisor import Supervisor
+from retinue.engine.views import PoolView
 from retinue.errors import Conflict, InvalidInput, NotFound, RetinueError
 from retinue.interfaces import Driver, DriverContext, Instance, Store
 
 log = logging.getLogger(__name__)
-FAILED = "pool.failed"
 
 
 class Pools:
@@ -53,6 +53,8 @@ class Pools:
         self._supervisors: dict[str, Supervisor] = {}
         self._entries: dict[str, dict[str, Entry]] = {}
         self._running = False
+        self.current: Callable[[str], Awaitable[AgentDefinition]] | None = None
+        """Tells what the operator says now of a program; None: what was said at the start."""
 
     # -- what there is -------------------------------------------------------------------------
 
@@ -104,7 +106,8 @@ class Pools:
             context,
             on_ready=self._offered,
             on_change=self._changed,
-            alert=self._failed,
+            on_version=self._versioned,
+            alert=self._alert,
         )
         self._supervisors[name] = supervisor
         self._entries[name] = {}
@@ -179,10 +182,7 @@ class Pools:
             raise InvalidInput(f"a pool cannot have from {least} to {most} instances")
         supervisor = self._known(name)
         supervisor.scale(least, most, drain_seconds)
-        capacity = supervisor.pool.policy.capacity
-        for entry in self._entries[name].values():
-            self._registry.resize(entry, max(capacity, 1))
-            self._on_free(entry)
+        self._resize(supervisor)
         self._changed(supervisor, again=True)
 
     def renew(self, name: str, drain_seconds: float | None = None) -> None:
@@ -193,6 +193,21 @@ class Pools:
         """
         supervisor = self._known(name)
         supervisor.renew(drain_seconds)
+        self._changed(supervisor, again=True)
+
+    async def deploy(self, name: str, drain_seconds: float | None = None) -> None:
+        """Replace every instance of a program by one of what is said of it now, as ``renew`` does.
+
+        If the first of them does not become ready, the version before stays.
+
+        Raises:
+            NotFound: there is no such program, or nothing is said of it any more.
+            Conflict: such a thing is under way.
+            SettingsError: what is said of it is not valid.
+        """
+        supervisor = self._known(name)
+        definition = await self.current(name) if self.current is not None else None
+        supervisor.deploy(definition or supervisor.pool.definition, drain_seconds)
         self._changed(supervisor, again=True)
 
     def _known(self, name: str) -> Supervisor:
@@ -243,12 +258,30 @@ class Pools:
                 entry.pulse.reason = reason
                 self._registry.set_health(entry, reason)
 
-    async def _failed(self, supervisor: Supervisor, reason: str) -> None:
-        """Leave the one mark in the record that a pool has failed."""
+    def _versioned(self, supervisor: Supervisor) -> None:
+        """Take agents out of routing that the version which is at work does not perform."""
+        pool = supervisor.pool
+        performed = {a for m in pool.members.values() if not m.stale for a in m.agents or ()}
+        entries = self._entries[supervisor.name]
+        gone = entries.keys() - performed if performed else set()
+        for agent_id in gone:
+            log.warning("%s: version %d has no agent %s", supervisor.name, pool.version, agent_id)
+            self._drop(entries.pop(agent_id))
+        pool.forget(gone)
+        self._resize(supervisor)
+
+    def _resize(self, supervisor: Supervisor) -> None:
+        capacity = max(supervisor.pool.policy.capacity, 1)
+        for entry in self._entries[supervisor.name].values():
+            self._registry.resize(entry, capacity)
+            self._on_free(entry)
+
+    async def _alert(self, supervisor: Supervisor, what: str, reason: str) -> None:
+        """Leave the one mark in the record that a pool has failed, or a version was taken back."""
         draft = AuditDraft(
             owner=LOCAL,
             actor="retinue",
-            action=FAILED,
+            action=f"pool.{what}",
             target=supervisor.name,
             outcome="failed",
             detail=dumps({"worker": self._store.worker, "reason": reason}),

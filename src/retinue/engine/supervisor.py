@@ -15,9 +15,13 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
+from msgspec.structs import replace
+
 from retinue.domain.agent import AgentDefinition
+from retinue.domain.latency import Operation
 from retinue.domain.supervision import Departure, Phase, judge, plan
 from retinue.engine.pool import Member, Pool
+from retinue.engine.rollout import Rollout
 from retinue.errors import RetinueError, said
 from retinue.interfaces import Driver, DriverContext, LiveInstance
 
@@ -29,7 +33,8 @@ class Supervisor:
     """The keeper of one pool.
 
     ``on_ready`` is told what an instance that became ready offers, ``on_change`` that the pool may
-    take work now, or no longer. ``alert`` is called when it has failed.
+    take work now, or no longer, ``on_version`` that a new version is all there is, or that it was
+    taken back. ``alert`` is called when it has failed, with what and why.
     """
 
     def __init__(
@@ -40,14 +45,17 @@ class Supervisor:
         *,
         on_ready: Callable[[Supervisor, Sequence[AgentDefinition]], None],
         on_change: Callable[[Supervisor], None],
-        alert: Callable[[Supervisor, str], Coroutine[Any, Any, None]],
+        on_version: Callable[[Supervisor], None],
+        alert: Callable[[Supervisor, str, str], Coroutine[Any, Any, None]],
     ) -> None:
         self.pool = Pool(definition, bound=driver.features.session_bound, bell=self.ring)
         self.last_error: str | None = None
         self._driver = driver
-        self._context = context
+        self._context = replace(context, meter=self.pool.meter)
+        self._rollout = Rollout(self.pool)
         self._on_ready = on_ready
         self._on_change = on_change
+        self._on_version = on_version
         self._alert = alert
         self._bell = asyncio.Event()
         self._first = asyncio.Event()
@@ -99,11 +107,23 @@ class Supervisor:
         for member in self.pool.members.values():
             member.stale = True
             member.drain_seconds = drain_seconds
+        self._anew()
+
+    def _anew(self) -> None:
         self.pool.failed = None
         self.pool.lost = 0
         self._restarts = ()
         self._start_at = 0.0
         self.ring()
+
+    def deploy(self, definition: AgentDefinition, drain_seconds: float | None = None) -> None:
+        """Replace every instance by one of ``definition``, as ``renew`` does; or go back.
+
+        Raises:
+            Conflict: such a thing is under way.
+        """
+        self._rollout.begin(definition, drain_seconds)
+        self._anew()
 
     async def stop(self, grace: float) -> None:
         """Stop all instances within about ``grace`` seconds."""
@@ -160,10 +180,14 @@ class Supervisor:
         for member in list(pool.members.values()):
             if member.phase is Phase.DRAINING and not member.in_flight:
                 self._end(member, STOP_SECONDS)
+        if self._rollout.arrived():
+            log.info("%s: version %d is at work", self.name, pool.version)
+            self._on_version(self)
+            self.ring()
         return todo.look_in
 
     def _begin(self) -> None:
-        member = Member(time.monotonic())
+        member = Member(time.monotonic(), self.pool.version)
         self.pool.members[member.name] = member
         self.pool.started += 1
         self._aside(self._life(member), member.name)
@@ -217,15 +241,29 @@ class Supervisor:
         asked = departure.asked and member.reason is None
         if pool.closed or member.phase is Phase.DRAINING or asked:
             log.info("%s: an instance was stopped", self.name, extra=self._fields(member))
+        elif self._rollout.breaks(member):
+            self._back(member.reason or departure.reason)
         else:
             self._judge(member, departure)
         pool.refuse()
         self._on_change(self)
         self.ring()
 
+    def _back(self, reason: str) -> None:
+        """Have the version before again: the new one does not work."""
+        self.last_error = reason
+        version = self.pool.version
+        log.error("%s: version %d is taken back: %s", self.name, version, reason)
+        for member in self._rollout.back(reason):
+            if member.instance is not None:
+                self._on_ready(self, member.instance.offers)
+        self._on_version(self)
+        self._aside(self._alert(self, "rolled_back", reason))
+
     async def _lived(self, member: Member) -> Departure:
         seconds = self.pool.policy.start_seconds
-        begun = time.monotonic()
+        meter = self.pool.meter
+        begun = meter.clock()
         try:
             async with asyncio.timeout(seconds):
                 instance = await self._driver.start(self.pool.definition, self._context)
@@ -241,7 +279,7 @@ class Supervisor:
         if self.pool.closed:
             self._end(member, 0.0)
         elif member.phase is Phase.STARTING:
-            took = (time.monotonic() - begun) * 1000
+            took = meter.since(Operation.STARTUP, begun) * 1000
             log.info(
                 "%s: an instance is ready after %.0f ms",
                 self.name,
@@ -250,6 +288,8 @@ class Supervisor:
             )
             member.phase = Phase.READY
             member.changed_at = time.monotonic()
+            if live.offers:
+                member.agents = frozenset(offer.agent_id for offer in live.offers)
             self._on_ready(self, live.offers)
             self._on_change(self)
             if self.pool.ready >= self.pool.policy.least:
@@ -279,7 +319,7 @@ class Supervisor:
                 *(self.name, verdict.failed),
                 extra=fields,
             )
-            self._aside(self._alert(self, verdict.failed))
+            self._aside(self._alert(self, "failed", verdict.failed))
         elif verdict.restart:
             pool.restarts += 1
             self._start_at = verdict.start_at
@@ -314,14 +354,17 @@ class Supervisor:
     async def _ask(self, member: Member, instance: LiveInstance) -> None:
         """Ask one; what does not answer, and says nothing else either, is ended and replaced."""
         asked = time.monotonic()
+        meter = self.pool.meter
+        begun = meter.clock()
         seconds = self.pool.policy.answer_seconds
         reason: str | None
         try:
             async with asyncio.timeout(seconds):
                 health = await instance.ping()
-            member.latency_ms = (time.monotonic() - asked) * 1000
+            member.latency_ms = meter.since(Operation.HEALTH, begun) * 1000
             reason = None if health.healthy else health.reason or "it says that it is not healthy"
         except TimeoutError:
+            meter.since(Operation.HEALTH, begun)
             reason = f"no answer to a ping within {seconds:g} s"
             if instance.last_event > asked:
                 reason = None  # it speaks: it is only slow to answer

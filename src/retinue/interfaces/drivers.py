@@ -13,6 +13,7 @@ from retinue.domain.budget import Budget
 from retinue.domain.event import EventData
 from retinue.domain.execution import Execution, Task
 from retinue.domain.instance import InstanceRecord
+from retinue.domain.latency import Meter
 from retinue.domain.principal import Authority
 from retinue.domain.supervision import Departure
 
@@ -237,11 +238,15 @@ class InstanceBook(Protocol):
 
 
 class DriverContext(msgspec.Struct, frozen=True):
-    """What the engine lends a driver."""
+    """What the engine lends a driver.
+
+    ``meter`` is where instances of a pool count how long their operations took.
+    """
 
     submit: SubmitPort
     max_result_bytes: int
     instances: InstanceBook
+    meter: Meter | None = None
 
 
 class Instance(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from retinue.domain.principal import Principal, Role
 from retinue.domain.strictjson import dumps
-from retinue.engine.pool import MemberView, PoolView
+from retinue.engine.views import MemberView, PoolView
 from retinue.orchestrator.base import LOCAL_ADMIN, Desk
 
 __all__ = ["MemberView", "PoolView", "Pools"]
@@ -57,6 +57,24 @@ class Pools(Desk):
         self._engine.pools.scale(name, 0, 0, drain_seconds)
         await self._audit(principal, "worker.shutdown", name)
         return self._engine.pools.view(name)
+
+    async def deploy_pool(
+        self, name: str, drain_seconds: float | None = None, principal: Principal = LOCAL_ADMIN
+    ) -> PoolView:
+        """Replace every process by one of what the configuration file says of the worker now.
+
+        One by one, as ``restart_pool`` does; if one of them does not become ready, or ends before
+        all have been replaced, the version before takes over again.
+
+        Raises:
+            NotFound, Forbidden; Conflict: such a thing is under way; SettingsError: the file is not
+                valid.
+        """
+        await self.require(principal, Role.OPERATOR, "worker.deploy", name)
+        await self._engine.pools.deploy(name, drain_seconds)
+        view = self._engine.pools.view(name)
+        await self._audit(principal, "worker.deploy", name, detail=dumps({"version": view.version}))
+        return view
 
     async def restart_pool(
         self, name: str, drain_seconds: float | None = None, principal: Principal = LOCAL_ADMIN

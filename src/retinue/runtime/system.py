@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 
 from retinue.agent import Agent
+from retinue.domain.agent import AgentDefinition
 from retinue.domain.egress import Policy as Egress
 from retinue.domain.policy import RatePolicy
 from retinue.drivers.coding import AcpDriver, ClaudeDriver, CodexDriver
@@ -23,7 +24,7 @@ from retinue.drivers.stdio import StdioDriver
 from retinue.engine.core import Engine
 from retinue.engine.journal import Journal
 from retinue.engine.retention import Policy as Keeping
-from retinue.errors import StoreBroken
+from retinue.errors import NotFound, StoreBroken
 from retinue.interfaces import Driver, Memory, Sink, Store
 from retinue.orchestrator import Orchestrator
 from retinue.process.environment import inherited
@@ -106,7 +107,8 @@ class Runtime:
 
     With no settings it is embedded: an in-memory store, no example fleet, nothing read from the
     environment. ``store``, ``journal`` and ``drivers`` (by name) take the place of our own: who
-    tests us wraps them. With ``own_only`` it performs what is submitted to it, and leaves what
+    tests us wraps them. ``reread`` returns the settings as they are now: a worker that is deployed
+    is started as these say. With ``own_only`` it performs what is submitted to it, and leaves what
     else waits in the store to others.
     """
 
@@ -119,6 +121,7 @@ class Runtime:
         journal: Callable[[Store], Journal] = Journal,
         drivers: Iterable[Driver] = (),
         own_only: bool = False,
+        reread: Callable[[], Settings] | None = None,
     ) -> None:
         self.settings = settings or Settings(database_url="sqlite://", examples=False)
         self._failure: StoreBroken | None = None
@@ -163,7 +166,24 @@ class Runtime:
             own_only=own_only,
             leavings=ground,
         )
+        self._reread = reread
+        self.engine.pools.current = self._worker
         self.orchestrator = Orchestrator(self.engine)
+
+    async def _worker(self, name: str) -> AgentDefinition:
+        """Return what the settings say of a worker now.
+
+        Raises:
+            NotFound: nothing.
+            SettingsError: they are not valid.
+        """
+        settings = self.settings
+        if self._reread is not None:
+            settings = await asyncio.to_thread(self._reread)
+        for given in settings.agents:
+            if isinstance(given, WorkerReference) and given.name == name:
+                return worker(given)
+        raise NotFound(f"the configuration names no worker {name}")
 
     def lost(self) -> None:
         """Stop what runs: the store's ``on_lost``."""

@@ -93,6 +93,24 @@ async def restart_worker(call: Call) -> bytes:
     )
 
 
+async def deploy_worker(call: Call) -> bytes:
+    """Replace every process of a worker by its new version, one by one, or keep the old one.
+
+    The new version is what `retinue.yaml` says of the worker now, and its program as it is now.
+    Work in progress ends where it runs; later work goes to the new version. If one of its processes
+    does not become ready, or ends before all have been replaced, the version before takes over
+    again. `rollout` says how it goes. 409 while another one is under way, 422 when the file is not
+    valid.
+    """
+    body = await call.record(RestartBody)
+    wait = body.drain_timeout_ms
+    return encode(
+        await call.orchestrator.deploy_pool(
+            call.path_params["name"], wait / 1000 if wait is not None else None, call.principal
+        )
+    )
+
+
 async def shut_down_worker(call: Call) -> bytes:
     """Shut a worker's processes down: nothing new is taken, what runs may finish in `timeout_ms`.
 
@@ -130,6 +148,15 @@ OPERATIONS = (
         body=RestartBody,
         gives=PoolView,
         errors=(507,),
+    ),
+    Operation(
+        method="POST",
+        path="/v1/workers/{name}/deploy",
+        endpoint=deploy_worker,
+        tag="workers",
+        body=RestartBody,
+        gives=PoolView,
+        errors=(409, 507),
     ),
     Operation(
         method="POST",

@@ -15,6 +15,7 @@ import msgspec
 
 from retinue.domain.event import EventData, EventType
 from retinue.domain.ids import iso, now_us, ulid
+from retinue.domain.latency import Operation
 from retinue.errors import (
     Cancelled,
     CommunicationError,
@@ -51,15 +52,20 @@ class Performance:
 
     __slots__ = (
         "_answers",
+        "_begun",
         "_bell",
         "_calls",
         "_closed",
         "_error",
         "_events",
+        "_heard",
         "_instance",
+        "_meter",
         "_over",
         "_pieces",
         "_size",
+        "_taken",
+        "_used",
         "job",
         "message_id",
         "questions",
@@ -79,6 +85,11 @@ class Performance:
         self._over = False
         self._closed = False
         self._calls: set[asyncio.Task[None]] = set()
+        self._meter = meter = instance.lent.meter
+        self._begun = meter.clock() if meter is not None else 0.0
+        self._heard: deque[float] = deque()
+        self._taken: float | None = None
+        self._used = False
 
     async def __aenter__(self) -> AsyncIterator[EventData]:
         self._instance.begin(self, self._request())
@@ -116,6 +127,8 @@ class Performance:
         return self
 
     async def __anext__(self) -> EventData:
+        if self._taken is not None:
+            self._handed_on()
         while not self._events:
             if self._error is not None:
                 raise self._error
@@ -124,12 +137,26 @@ class Performance:
             self._bell = asyncio.get_running_loop().create_future()
             await self._bell
         event = self._events.popleft()
+        if self._heard and event.type is EventType.CONTENT_CHUNK:
+            self._taken = self._heard.popleft()
         if len(self._events) == MOST_EVENTS - 1:
             self._instance.pipe.drained()
         return event
 
+    def _handed_on(self) -> None:
+        """Count how long the last chunk took from the pipe into the journal."""
+        assert self._meter is not None
+        assert self._taken is not None
+        self._meter.since(Operation.CHUNK, self._taken)
+        self._taken = None
+
     async def __aexit__(self, *_: object) -> None:
         self._closed = True
+        if self._meter is not None:
+            if self._taken is not None:
+                self._handed_on()
+            kind = Operation.LLM_INVOKE if self._used else Operation.INVOKE
+            self._meter.since(kind, self._begun)
         instance = self._instance
         for question in self.questions:
             instance.questions.pop(question, None)
@@ -186,6 +213,8 @@ class Performance:
             data["node_name"] = chunk.node_name
         if chunk.is_reset:
             data["is_reset"] = True
+        if self._meter is not None:
+            self._heard.append(self._meter.clock())
         self._put(EventType.CONTENT_CHUNK, data)
         self._ring()
 
@@ -200,6 +229,7 @@ class Performance:
     def noted(self, note: Note) -> None:
         """Take in something that the agent says beside its answer."""
         if note.event in _NOTES:
+            self._used = self._used or note.event == EventType.USAGE
             self._put(EventType(note.event), note.data)
             self._ring()
         else:
