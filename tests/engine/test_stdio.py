@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -702,6 +703,108 @@ async def test_past_its_deadline_it_is_told_to_cancel_and_a_late_answer_is_count
     await rig.result()
     assert '"operation":"cancel"' in await rig.log("stdout")
 
+
+# -- what it says, and how long it takes ----------------------------------------------------------
+
+
+class Clock:
+    """A clock that goes when it is told to, and by ``step`` whenever it is read."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.step = 0.0
+
+    def __call__(self) -> float:
+        self.now += self.step
+        return self.now
+
+
+USED = (
+    '{"type":"control","correlation_id":"$ID","payload":{"operation":"agent.event",'
+    '"event":"usage","data":{"input_tokens":3,"output_tokens":4}}}\n'
+)
+
+
+@pytest.mark.requirement("000.latency")
+async def test_what_takes_longer_than_it_may_is_counted_as_a_breach(
+    started: Any, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    gate.touch()
+    rig = await started(f"gate={gate}", health_interval=0.2)
+    clock = rig.pool.meter.clock = Clock()
+
+    def shown() -> dict[str, tuple[int, int]]:
+        return {view.operation.value: (view.count, view.breaches) for view in rig.view.latency}
+
+    await rig.result()
+    assert shown()["startup"] == (1, 0)
+    assert shown()["simple_invoke"] == (1, 0)
+    held = rig.hold()
+    await until(lambda: rig.view.in_flight == 1)
+    clock.now += 31
+    rig.go()
+    await held
+    assert shown()["simple_invoke"] == (2, 1)
+    clock.step = 11  # every operation takes at least that long now
+    await rig.result("chunks", count=3)
+    assert shown()["stream_chunk"] == (3, 3)
+    await rig.result("lines", lines=[USED])
+    assert shown()["llm_invoke"] == (1, 0)
+    await until(lambda: shown().get("health_check", (0, 0))[1] > 0)
+    clock.step = 61
+    await rig.result("lines", lines=[USED])
+    assert shown()["llm_invoke"] == (2, 1)
+    gate.unlink()
+    await rig.system.orchestrator.restart_pool("w")
+    await until(lambda: len(rig.view.instances) == 2)
+    gate.touch()
+    await until(lambda: len(rig.view.instances) == 1)
+    assert shown()["startup"] == (2, 1)
+    assert rig.view.breaches == sum(breaches for _, breaches in shown().values())
+
+
+@pytest.mark.requirement("000.frame-log")
+async def test_frames_are_in_the_log_when_that_is_wanted_and_secrets_are_masked(
+    started: Any,
+) -> None:
+    secret = 'sé"cret\\x\t\u2028 2'
+    rig = await started(frame_log=True, environment={"KEY": secret, "EMPTY": "", "SHORT": "it"})
+    done = await rig.result("env", said=[secret, "sé"])
+    assert done["env"]["KEY"] == secret  # it is masked in the log and nowhere else
+    assert done["input"]["said"] == [secret, "sé"]
+    await rig.result("chunks", count=2)
+    await rig.result("lines", lines=["{broken " + secret + "\n"])
+    await rig.ask("lines", lines=["x\n", CHUNK % ("late", "")], mute=True, deadline_us=300_000)
+    lines = (await rig.log("stdout")).splitlines()
+    framed = [line.split(" ", 2) for line in lines if line.split(" ", 2)[1] in "<>"]
+    for time_of, _, text in framed:
+        assert datetime.fromisoformat(time_of).tzinfo is not None
+        frame = json.loads(text)
+        assert frame.keys() >= {"type", "payload", "correlation_id"}
+    told = [(way, json.loads(text)) for _, way, text in framed]
+    sent = [frame["payload"].get("operation") for way, frame in told if way == ">"]
+    assert sent.count("agent.invoke") == 4
+    assert "cancel" in sent
+    got = [frame["type"] for way, frame in told if way == "<"]
+    assert (got[0], told[0][1]["payload"]["status"]) == ("control", "ready")
+    assert got.count("stream") == 4
+    whole = "\n".join(lines)
+    assert "cret" not in whole
+    assert whole.count("***") >= 3
+    assert '"agent_name":"it"' in whole  # what is as short as that is no secret
+
+
+@pytest.mark.requirement("000.frame-log")
+async def test_frames_are_not_in_the_log_unless_that_is_wanted(started: Any) -> None:
+    rig = await started()
+    await rig.result("chunks", count=2)
+    await rig.result("lines", lines=["{broken\n"])
+    (line,) = (await rig.log("stdout")).splitlines()
+    assert "bad frame" in line
+
+
+# -- bad frames ----------------------------------------------------------------------------------
 
 ANSWER = '{"type":"response","correlation_id":"$ID","payload":{"result":%s}}\n'
 CHUNK = '{"type":"stream","correlation_id":"$ID","payload":{"node_name":"a","chunk":"%s"%s}}\n'

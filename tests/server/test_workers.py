@@ -53,6 +53,11 @@ def test_a_worker_is_shown_scaled_and_restarted(client: httpx.Client) -> None:
     assert {i["stage"] for i in shown["instances"]} == {"ready"}
     ran(client)
     assert client.get("/v1/workers/w").json()["requests"] == 1
+    latency = {one["operation"]: one for one in client.get("/v1/workers/w").json()["latency"]}
+    assert (latency["startup"]["count"], latency["simple_invoke"]["count"]) == (2, 1)
+    assert latency["startup"]["target_ms"] == 5000
+    assert (latency["startup"]["most_ms"], latency["startup"]["breaches"]) == (10_000, 0)
+    assert 0 < latency["startup"]["average_ms"] <= latency["startup"]["longest_ms"]
     assert client.get("/v1/agents/it").json()["pool"] == {"w": "ready"}
     scaled = client.post("/v1/workers/w/scale", json={"processes": 3, "min_processes": 1})
     assert (scaled.json()["least"], scaled.json()["most"]) == (1, 3)

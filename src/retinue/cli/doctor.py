@@ -324,12 +324,13 @@ def _worker(reference: WorkerReference) -> Finding:
     """Whether a worker has its program, and where."""
     from retinue.process.environment import inherited
     from retinue.process.executable import directory, find
+    from retinue.runtime.agents import worker
     from retinue.settings import environment
 
     path = {**environment(inherited), **reference.environment}.get("PATH")
     try:
         cwd = directory(str(reference.work_dir)) if reference.work_dir is not None else "/"
-        program = find(reference.command[0], path, cwd)
+        program = find(worker(reference).config.command[0], path, cwd)
         box = _in_box(reference)
     except RetinueError as error:
         text = f"worker {reference.name}: {error.message}"

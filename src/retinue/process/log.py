@@ -7,6 +7,7 @@ counts them, and nothing else waits.
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections import deque
@@ -14,6 +15,8 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
+
+import msgspec
 
 MOST_QUEUED = 16 << 20
 MOST_READ = 1 << 20
@@ -100,14 +103,28 @@ class _File:
 
 LEAST_SECRET = 4
 """Shorter values are no secrets, and to mask them would mask words."""
+_BREAKS = "\u2028\u2029\u0085"
+"""What our frames have escaped beyond what JSON asks for."""
+
+
+def forms(secrets: Iterable[str]) -> list[str]:
+    """Return how secrets may stand in a text: as they are, and as JSON has them; longest first."""
+    found: set[str] = set()
+    for secret in secrets:
+        if len(secret) >= LEAST_SECRET:
+            written = msgspec.json.encode(secret).decode()[1:-1]
+            for mark in _BREAKS:
+                written = written.replace(mark, f"\\u{ord(mark):04x}")
+            found |= {secret, written}
+            found |= {json.dumps(secret, ensure_ascii=plain)[1:-1] for plain in (True, False)}
+    return sorted(found, key=len, reverse=True)
 
 
 class Mask:
     """Takes secrets out of a stream of pieces, also one that comes in two."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
-        given = {secret.encode() for secret in secrets if len(secret) >= LEAST_SECRET}
-        self._secrets = sorted(given, key=len, reverse=True)
+        self._secrets = [form.encode("utf-8", "surrogateescape") for form in forms(secrets)]
         self._kept = b""
 
     def feed(self, data: bytes) -> bytes:

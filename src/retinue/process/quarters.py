@@ -21,7 +21,7 @@ from retinue.errors import SpawnFailed
 from retinue.process.child import Child, Streams
 from retinue.process.executable import directory, find, refused
 from retinue.process.link import Command, KeeperLink
-from retinue.process.log import LEAST_SECRET, InstanceLog
+from retinue.process.log import InstanceLog, forms
 from retinue.process.sandbox import Bubblewrap, Sandbox, boxed
 from retinue.process.traces import clear, mark_over
 
@@ -103,6 +103,7 @@ class Quarters:
         self.logs = self.root / "logs"
         self.sessions = self.root / "sessions"
         self.path = ""
+        self._secrets = forms(config.environment.values())
 
     # -- before anything is started ------------------------------------------------------------
 
@@ -150,9 +151,8 @@ class Quarters:
 
     def masked(self, text: str) -> str:
         """Return ``text`` without the values that the operator gave this agent."""
-        for value in self.config.environment.values():
-            if len(value) >= LEAST_SECRET:
-                text = text.replace(value, "***")
+        for form in self._secrets:
+            text = text.replace(form, "***")
         return text
 
     # -- one process ---------------------------------------------------------------------------

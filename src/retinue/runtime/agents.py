@@ -23,7 +23,7 @@ from retinue.drivers.coding import AcpDriver, ClaudeDriver, CodexDriver, CodingC
 from retinue.drivers.coding.look import Look as Look  # noqa: PLC0414 doctor shows it
 from retinue.drivers.coding.look import look
 from retinue.drivers.command import CommandConfig, CommandDriver
-from retinue.drivers.stdio import StdioDriver, WorkerConfig
+from retinue.drivers.stdio import StdioDriver, WorkerConfig, jvm_command
 from retinue.engine.roster import checked
 from retinue.engine.schema import parameters_schema
 from retinue.errors import InvalidInput, SettingsError
@@ -158,7 +158,8 @@ def worker(given: WorkerReference) -> AgentDefinition:
         name=given.name,
         driver=StdioDriver.name,
         config=WorkerConfig(
-            command=given.command,
+            command=given.command
+            or jvm_command(given.module_class or "", given.classpath or "", given.extra_jvm_opts),
             agents=given.agents,
             environment=given.environment,
             work_dir=str(given.work_dir) if given.work_dir is not None else None,

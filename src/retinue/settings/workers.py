@@ -23,7 +23,20 @@ class WorkerReference(BaseModel):
     driver: Literal["stdio"]
     name: str = Field(pattern=f"^{AGENT_ID_PATTERN}$", description="the worker's own name")
     command: tuple[str, ...] = Field(
-        min_length=1, description="the program and its arguments; no shell"
+        default=(), description="the program and its arguments; no shell"
+    )
+    module_class: str | None = Field(
+        default=None,
+        min_length=1,
+        description="in place of a command: the class of an agent-o-rama module, run by java",
+    )
+    classpath: str | None = Field(
+        default=None, min_length=1, description="java's, for module_class; relative to work_dir"
+    )
+    extra_jvm_opts: tuple[str, ...] = Field(
+        default=(),
+        description="more options for java, after -Xss6m -Xms2g -Xmx4g -XX:+UseG1GC"
+        " -Djava.awt.headless=true; the last one of a kind counts",
     )
     agents: tuple[str, ...] = Field(
         default=(), description="agents that it must have; without one of them it is not started"
@@ -105,6 +118,12 @@ class WorkerReference(BaseModel):
     def _bounds(self) -> Self:
         if self.min_processes is not None and self.min_processes > self.process_pool_size:
             raise ValueError("min_processes is more than process_pool_size")
+        if bool(self.command) == (self.module_class is not None):
+            raise ValueError("it needs a command, or else module_class and classpath")
+        if (self.module_class is None) != (self.classpath is None):
+            raise ValueError("module_class and classpath need each other")
+        if self.extra_jvm_opts and self.module_class is None:
+            raise ValueError("extra_jvm_opts are for module_class")
         return self
 
     def at(self, cwd: Path) -> WorkerReference:
