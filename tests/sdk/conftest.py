@@ -10,6 +10,7 @@ import pytest
 from retinue.cli.check.peer import Peer, Plan
 
 Serve = Callable[..., Peer]
+Program = Callable[[str], list[str]]
 
 HEAD = """\
 import asyncio, os, subprocess, sys, threading, time
@@ -20,7 +21,7 @@ from retinue.sdk import Reference, get_human_input, serve
 
 
 @pytest.fixture
-def program(tmp_path: Path) -> Callable[[str], list[str]]:
+def program(tmp_path: Path) -> Program:
     """Return the command line of a worker with this body."""
 
     def write(body: str) -> list[str]:
@@ -32,6 +33,6 @@ def program(tmp_path: Path) -> Callable[[str], list[str]]:
 
 
 @pytest.fixture
-def worker(program: Callable[[str], list[str]]) -> Serve:
+def worker(program: Program) -> Serve:
     """A worker with a given body, to be entered."""
     return lambda body: Peer(Plan(program(body), start_seconds=30, seconds=30))

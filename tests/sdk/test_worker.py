@@ -1,17 +1,21 @@
 """A worker's side of the protocol: invocations, questions, streams, time and its end."""
 
 import asyncio
+import fcntl
 import json
 import os
 import resource
+import select
 import signal
 import subprocess
 import sys
+import termios
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.sdk.conftest import Serve
+from tests.sdk.conftest import Program, Serve
 
 from retinue.cli.check.peer import Peer, Plan
 from retinue.wire import Control, Error, Frame, Request, Response
@@ -39,6 +43,17 @@ def success(answer: Response | Error) -> Any:
 def failure(answer: Response | Error) -> Fault:
     assert isinstance(answer, Error), answer
     return answer.payload
+
+
+def unread(fd: int) -> int:
+    """Return how many bytes are in a pipe."""
+    return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+def memory(pid: int) -> int:
+    """Return how much memory a process has, in bytes."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmRSS"))
 
 
 async def question(peer: Peer, to: str) -> Asking:
@@ -730,3 +745,107 @@ def test_a_worker_is_ready_soon(tmp_path: Path) -> None:
         "import sys, retinue.sdk; sys.exit(bool({'pydantic', 'typer', 'httpx'} & set(sys.modules)))"
     )
     subprocess.run([sys.executable, "-c", heavy], check=True, env=environment)
+
+
+ODD_ANSWERS = {
+    "pieces that are no JSON": (
+        '{"type": "stream", "correlation_id": "ID",'
+        f' "payload": {{"node_name": "{RESULT_NODE}", "chunk": "not json"}}}}\n'
+        '{"type": "response", "correlation_id": "ID",'
+        f' "payload": {{"status": "success", "result_node": "{RESULT_NODE}"}}}}\n',
+        "no JSON",
+    ),
+    "another status": (
+        '{"type": "response", "correlation_id": "ID", "payload": {"status": "failed"}}\n',
+        "the status 'failed'",
+    ),
+    "no frame": ('{"type": "response", "correlation_id": "ID", "payload": 5}\n', "no frame"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_ANSWERS)
+async def test_an_odd_answer_fails_its_call_and_nothing_else(worker: Serve, kind: str) -> None:
+    text, said = ODD_ANSWERS[kind]
+    async with worker(
+        """
+        @capability()
+        async def delegate(context: Context) -> Any:
+            return await context.call("sum", {}, agent="math", timeout=30)
+        @capability()
+        async def echo(n: int) -> int:
+            return n
+        serve(delegate, echo)
+        """
+    ) as peer:
+        asked = peer.invoke("delegate")
+        call = await peer.first("the call", lambda f: f if isinstance(f, Request) else None, 30)
+        # In one write with requests of others, which must not go down with it.
+        task = {"operation": "agent.invoke", "agent_name": "echo"}
+        others = [make.request({**task, "input": {"n": n}}) for n in range(5)]
+        lines = text.replace("ID", call.message_id).encode()
+        peer.write(lines + b"".join(make.encode_message(other) for other in others))
+        fault = failure(await peer.answer(asked, "delegate"))
+        assert said in fault.message
+        for n, other in enumerate(others):
+            assert success(await peer.answer(other.message_id, "echo")) == n
+
+
+@pytest.mark.parametrize("way", ["eof", "term"])
+def test_a_parent_that_does_not_read_does_not_keep_it_from_ending(
+    program: Program, way: str
+) -> None:
+    command = program(
+        """
+        @capability()
+        async def big(n: int) -> str:
+            return "x" * n
+        serve(big)
+        """
+    )
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert b"ready" in process.stdout.readline()
+        for _ in range(8):
+            frame = make.request(
+                {"operation": "agent.invoke", "agent_name": "big", "input": {"n": 500_000}}
+            )
+            process.stdin.write(make.encode_message(frame))
+        process.stdin.flush()
+        full = fcntl.fcntl(process.stdout, fcntl.F_GETPIPE_SZ)
+        while unread(process.stdout.fileno()) < full:
+            os.sched_yield()
+        if way == "eof":
+            process.stdin.close()
+        else:
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        process.stdin.close()
+
+
+def test_a_parent_that_only_writes_does_not_make_it_grow(program: Program) -> None:
+    command = program(
+        """
+        @capability()
+        async def big(n: int) -> str:
+            return "x" * n
+        serve(big)
+        """
+    )
+    frame = make.request(
+        {"operation": "agent.invoke", "agent_name": "big", "input": {"n": 100, "x": "y" * 4000}}
+    )
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert b"ready" in process.stdout.readline()
+        os.set_blocking(process.stdin.fileno(), False)
+        line, written, until = make.encode_message(frame), 0, time.monotonic() + 60
+        left = b""
+        while select.select([], [process.stdin], [], 2)[1] and time.monotonic() < until:
+            left = left or line * 15
+            left = left[os.write(process.stdin.fileno(), left[: 64 * 1024]) :]
+            written += 1
+        assert time.monotonic() < until, "it takes without end what it cannot answer"
+        assert memory(process.pid) < 120 << 20
+        process.kill()

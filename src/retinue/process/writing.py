@@ -34,6 +34,11 @@ class Writer:
         """Whether nothing can be written any more."""
         return self._fd is None
 
+    @property
+    def waiting(self) -> int:
+        """How many bytes were put, and are not in the pipe yet; 0 when it is closed."""
+        return self.offered - self.bytes if self._fd is not None else 0
+
     async def write(self, data: bytes) -> None:
         """Write ``data``; return when the pipe has all of it.
 
@@ -42,9 +47,7 @@ class Writer:
         """
         try:
             async with self._turn:
-                while self._queue:
-                    self._empty = self._empty or asyncio.Event()
-                    await self._empty.wait()
+                await self.drained()
                 self.offered += len(data)
                 left = memoryview(data)
                 while left:
@@ -77,6 +80,12 @@ class Writer:
         if not self._flushing and not self._turn.locked():
             self._flush_soon()
         return self.offered
+
+    async def drained(self) -> None:
+        """Return once all that was put is in the pipe, or nobody reads it any more."""
+        while self._queue:
+            self._empty = self._empty or asyncio.Event()
+            await self._empty.wait()
 
     def _flush_soon(self) -> None:
         self._flushing = True

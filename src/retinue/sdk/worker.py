@@ -21,6 +21,7 @@ from retinue.domain.ids import iso, now_us
 from retinue.errors import (
     AgentNotFound,
     Cancelled,
+    CommunicationError,
     InvalidInput,
     QueueFull,
     RetinueError,
@@ -30,7 +31,7 @@ from retinue.errors import (
 )
 from retinue.sdk.catalog import Reference, Served, catalog
 from retinue.sdk.invocation import Invocation, threaded
-from retinue.sdk.output import Output, take_stdio
+from retinue.sdk.output import GRACE_SECONDS, LOOK_SECONDS, Output, hung_up, take_stdio
 from retinue.wire import envelope
 from retinue.wire.envelope import Control, Error, Frame, Request, Response, Stream
 from retinue.wire.faults import error_of, fault_of, payload_as
@@ -39,8 +40,10 @@ from retinue.wire.reader import FrameReader
 from retinue.wire.strict import BadFrame, decode_strictly
 
 CHUNK = 64 * 1024
-GRACE_MS = 5000.0
+GRACE_MS = GRACE_SECONDS * 1000
 MAX_IN_FLIGHT = 1000
+_MOST_AHEAD = 2 * MAX_IN_FLIGHT
+"""How many frames are read that the loop has not taken yet: it may be waiting for the parent."""
 _LINE_VARIABLE = "RETINUE_LINE_BYTES"
 _SHOWN_BAD = 100
 
@@ -61,7 +64,7 @@ class Worker:
         self.loop = asyncio.new_event_loop()
         self.home = threading.get_ident()
         self.line_bytes = line_bytes
-        self.output = Output(target, self.loop.call_soon)
+        self.output = Output(target, self.loop.call_soon, source)
         self.late = 0
         self._agents = agents
         self._module_name = module_name
@@ -72,6 +75,8 @@ class Worker:
         self._by_invoke: dict[str, Invocation] = {}
         self._calls: dict[str, asyncio.Future[Any]] = {}
         self._pieces: dict[str, list[str]] = {}
+        self._handed = self._taken = 0
+        self._took = threading.Event()
         self._stopping = False
         self._deadline: float | None = None
         self._stopped = asyncio.Event()
@@ -87,7 +92,8 @@ class Worker:
     async def _main(self) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             if threading.current_thread() is threading.main_thread():
-                self.loop.add_signal_handler(number, self._stop, GRACE_MS)
+                # Not the loop's: it may be waiting for a parent that does not read.
+                signal.signal(number, lambda *_: self._end_within(GRACE_MS))
         cards = [served.card() for served in self._agents.values()]
         ready = Ready(
             module_name=self._module_name,
@@ -124,8 +130,15 @@ class Worker:
             found = self._reader.feed(chunk) if chunk else self._reader.rest()
             self._sort(found)
             if not chunk:
-                self._soon(self._stop, GRACE_MS)
+                self._end_within(GRACE_MS)
                 return
+            self._wait_for_the_loop()
+
+    def _wait_for_the_loop(self) -> None:
+        while self._handed - self._taken > _MOST_AHEAD:
+            self._took.clear()
+            if not self._took.wait(LOOK_SECONDS) and hung_up(self._source):
+                self._end_within(GRACE_MS)
 
     def _sort(self, found: list[Frame | BadFrame]) -> None:
         """Answer what is for the reader, and hand the rest to the loop, in order."""
@@ -135,13 +148,17 @@ class Worker:
                 self._refuse(item)
             elif isinstance(item, Control):
                 if batch and item.payload.get("operation") != "ping":
-                    self._soon(self._take, batch, self._stopping)
+                    self._hand_over(batch)
                     batch = []
                 self._order(item)
             else:
                 batch.append(item)
         if batch:
-            self._soon(self._take, batch, self._stopping)
+            self._hand_over(batch)
+
+    def _hand_over(self, batch: list[Frame]) -> None:
+        self._handed += len(batch)
+        self._soon(self._take, batch, self._stopping)
 
     def _soon(self, call: Callable[..., object], *values: Any) -> None:
         try:
@@ -157,6 +174,8 @@ class Worker:
         error: RetinueError = bad
         if kind == "oversize":
             error = TooLarge(bad.message, details=bad.details)
+        if bad.correlation_id is not None:
+            self._soon(self._misread, bad)
         self.send(envelope.error(bad.message_id, fault_of(error)))
 
     def _order(self, frame: Control) -> None:
@@ -191,12 +210,20 @@ class Worker:
             self.send(envelope.response(frame.message_id, answer))
             if grace is not None:
                 # Only now: the program may end before anything else is written.
-                self._soon(self._stop, grace)
+                self._end_within(grace)
+
+    def _end_within(self, grace_ms: float) -> None:
+        """Have the program end; from any thread, also while the loop waits for its reader."""
+        at = time.monotonic() + grace_ms / 1000
+        self.output.give_up_at = min(at, self.output.give_up_at or at)
+        self._soon(self._stop, grace_ms)
 
     # -- the loop's thread ---------------------------------------------------------------------
 
     def _take(self, batch: list[Frame], stopping: bool) -> None:
         """Begin what was asked; what came before a shutdown is taken, what came after it not."""
+        self._taken += len(batch)
+        self._took.set()
         for frame in batch:
             if not isinstance(frame, Request):
                 self._answered(frame)
@@ -308,17 +335,44 @@ class Worker:
             return
         if isinstance(frame, Stream):
             if frame.payload.node_name == RESULT_NODE:
+                if frame.payload.is_reset:
+                    self._pieces.pop(to, None)
                 self._pieces.setdefault(to, []).append(frame.payload.chunk)
         elif isinstance(frame, Error):
             future.set_exception(error_of(frame.payload))
-        elif frame.payload.get("result_node"):
-            future.set_result(_joined(self._pieces.get(to, [])))
-        else:
-            future.set_result(frame.payload.get("result"))
+        elif isinstance(frame, Response):
+            try:
+                future.set_result(_result(frame.payload, self._pieces.get(to, [])))
+            except RetinueError as error:
+                future.set_exception(error)
+
+    def _misread(self, bad: BadFrame) -> None:
+        """Fail the call whose answer was no frame: no other one will come."""
+        future = self._calls.get(bad.correlation_id or "")
+        if future is not None and not future.done():
+            message = f"the parent's answer is no frame: {bad.message}"
+            future.set_exception(CommunicationError(message))
 
 
-def _joined(pieces: list[str]) -> Any:
-    return decode_strictly("".join(pieces).encode())
+def _result(payload: dict[str, Any], pieces: list[str]) -> Any:
+    """Return what a response brings.
+
+    Raises:
+        CommunicationError: it is no success, or its pieces are no JSON.
+    """
+    # One who leaves the status out and brings a result is understood all the same.
+    status = payload.get("status", "success" if "result" in payload else None)
+    if status != "success":
+        said = str(status)[:80]
+        raise CommunicationError(f"the parent answered with the status {said!r}, not with a result")
+    if not payload.get("result_node"):
+        return payload.get("result")
+    try:
+        return decode_strictly("".join(pieces).encode())
+    except (RetinueError, ValueError) as error:
+        raise CommunicationError(
+            f"the pieces of the parent's answer are no JSON: {error}"
+        ) from None
 
 
 def serve(

@@ -183,6 +183,9 @@ class _Asked:
         """Keep a frame."""
         self.lines.append(line)
 
+    async def room(self) -> None:
+        """Return: what is kept is taken after every step."""
+
     @property
     def answer(self) -> bytes:
         """The payload of the last frame; nothing where its reader has left."""

@@ -46,7 +46,11 @@ class Hearer(Protocol):
     line_bytes: int
 
     def send(self, line: bytes, /) -> None:
-        """Send a frame."""
+        """Send a frame; it waits for nothing."""
+        ...
+
+    async def room(self) -> None:
+        """Return once there is room for more: who reads slowly holds back what it is told."""
         ...
 
 
@@ -155,6 +159,7 @@ class Telling:
 
     async def _tell(self, execution_id: str, event: Event) -> bool:
         """Tell of one event; return whether that was the answer."""
+        await self._door.room()
         data = loads(event.data)
         kind = event.type
         if kind is EventType.CONTENT_CHUNK:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from retinue.domain.agent import AgentDefinition
@@ -57,6 +57,7 @@ class StdioDoor:
         self,
         orchestrator: Orchestrator,
         send: Callable[[bytes], None],
+        room: Callable[[], Coroutine[Any, Any, None]],
         *,
         principal: Principal = LOCAL_ADMIN,
         line_bytes: int = envelope.LINE_BYTES,
@@ -67,6 +68,7 @@ class StdioDoor:
         self.line_bytes = line_bytes
         self.session_id = f"stdio-{ulid()}"
         self.send = send
+        self.room = room
         self._most = max_in_flight
         self._running: dict[str, asyncio.Task[None]] = {}
         self._executions: dict[str, str] = {}
