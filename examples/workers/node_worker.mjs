@@ -93,6 +93,11 @@ class Invocation {
   }
 
   async perform() {
+    const limit = this.options.timeout_ms ?? 30_000;
+    const timer = setTimeout(() => {
+      const message = `Agent invocation timed out after ${limit}ms`;
+      this.interrupt(new Fault("E_TIMEOUT", "timeout", message, { elapsed_ms: limit }, true));
+    }, limit);
     try {
       const { stream_node: node, capability } = this.options;
       if (node && node !== this.name) throw invalid(`agent ${this.name} has no node ${node}`);
@@ -112,6 +117,7 @@ class Invocation {
     } catch (error) {
       sendError(this.messageId, error);
     } finally {
+      clearTimeout(timer);
       this.over = true;
       running.delete(this.messageId);
       if (stopping && running.size === 0) process.exit(0);

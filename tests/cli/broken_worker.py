@@ -13,6 +13,13 @@ from typing import Any
 
 FAULT = sys.argv[1]
 good = subprocess.Popen(sys.argv[2:], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+ODD_LINES = {
+    "array": b"[]",
+    "number": b"5",
+    "deep": b"[" * 100_000,
+    "deep-object": b'{"a":' * 3000 + b"1" + b"}" * 3000,
+    "half": b'{"type": "resp',
+}
 asked: dict[str, dict[str, Any]] = {}
 held: list[bytes] = []
 
@@ -22,7 +29,7 @@ def write(frame: dict[str, Any] | bytes) -> None:
     os.write(1, raw)
 
 
-def out(frame: dict[str, Any]) -> None:  # noqa: PLR0912, C901 one branch per fault
+def out(frame: dict[str, Any]) -> None:  # noqa: PLR0912, PLR0915, C901 one branch per fault
     """Pass on what the good worker says, spoiled."""
     payload, request = frame["payload"], asked.get(frame["correlation_id"] or "", {})
     operation = request.get("payload", {}).get("operation")
@@ -60,6 +67,26 @@ def out(frame: dict[str, Any]) -> None:  # noqa: PLR0912, C901 one branch per fa
         frame |= {"type": "response", "payload": {"status": "success", "result": None}}
     elif FAULT == "cancel" and payload.get("error_code") == "E_CANCELLED":
         payload["error_code"] = "E_INTERNAL"
+    elif FAULT == "timeout" and payload.get("error_code") == "E_TIMEOUT":
+        payload["error_type"] = "internal"
+    elif FAULT == "true-is-one" and result and payload["result"] is True:
+        payload["result"] = 1
+    elif FAULT == "twice" and result:
+        threading.Timer(0.3, write, [{**frame, "message_id": "again"}]).start()
+    elif FAULT == "metadata" and result:
+        payload["metadata"] = "none"
+    elif FAULT == "unanswered" and payload.get("error_code") == "E_CANCELLED":
+        return
+    elif FAULT == "always-accumulated" and frame["type"] == "stream":
+        payload.setdefault("accumulated", "")
+    elif FAULT == "any-node" and payload.get("error_code") == "E_INVALID_INPUT":
+        payload["error_code"] = "E_INTERNAL"
+    elif FAULT == "wrong-type" and payload.get("error_code") == "E_UNKNOWN_OPERATION":
+        payload["error_type"] = "not_found"
+    elif FAULT == "retryable-text" and frame["type"] == "error":
+        payload["retryable"] = "false"
+    elif FAULT in ODD_LINES and payload.get("status") == "pong":
+        write(ODD_LINES[FAULT] + b"\n")
     elif FAULT == "in-place" and result:
         write({**frame, "message_id": "again"})
     elif FAULT == "frames-only" and result:

@@ -2,12 +2,15 @@
 
 import asyncio
 import json
+import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 from tests.cli.conftest import Place
+from tests.process.rig import alive
 
 from retinue.cli.check.peer import Peer, Plan
 from retinue.cli.check.suite import EVERY_RUN, RULES, Finding, check
@@ -21,8 +24,18 @@ COMMANDS = {
     "shell": ["sh", str(WORKERS / "shell_worker.sh")],
 }
 # What a worker that has one agent, and does the least, has nothing to show for.
-LEAST = {"stream", "failure", "human-input", "cancel", "drain", "deadline"}
-SHOWN_BY = {"accumulated": "stream", "frames-only": "invoke", "in-place": "correlation"}
+LEAST = {"stream", "failure", "human-input", "cancel", "timeout", "drain", "deadline"}
+SHOWN_BY = {
+    "accumulated": "stream",
+    "always-accumulated": "stream",
+    "any-node": "stream",
+    "frames-only": "invoke",
+    "in-place": "correlation",
+    "metadata": "invoke-id",
+    "true-is-one": "echo",
+    "unanswered": "deadline",
+    "wrong-type": "unknown-operation",
+}
 """Faults that are not named like a rule, or are looked at in every run: the rule to run."""
 
 
@@ -40,7 +53,7 @@ async def test_a_good_worker_in_any_language_passes(language: str) -> None:
 
 
 @pytest.mark.requirement("000.any-language")
-@pytest.mark.parametrize("fault", [*RULES, *EVERY_RUN, "accumulated"])
+@pytest.mark.parametrize("fault", [*RULES, *EVERY_RUN, *(SHOWN_BY.keys() - EVERY_RUN)])
 async def test_every_rule_fails_for_a_worker_that_breaks_it(fault: str) -> None:
     command = [sys.executable, str(BROKEN), fault, *PYTHON]
     start = 1.0 if fault == "ready" else 30.0
@@ -50,6 +63,53 @@ async def test_every_rule_fails_for_a_worker_that_breaks_it(fault: str) -> None:
     failed = {f.rule: f.why for f in found if f.outcome == "fail"}
     assert broken in failed
     assert failed[broken]
+
+
+@pytest.mark.parametrize("rule", ["correlation", "stream"])
+async def test_what_comes_after_the_answer_is_noticed(rule: str) -> None:
+    command = [sys.executable, str(BROKEN), "twice", *PYTHON]
+    found = await check(Plan(command, start_seconds=30), [rule])
+    assert {f.rule for f in found if f.outcome == "fail"} == {"in-place"}
+
+
+@pytest.mark.parametrize("fault", ["array", "number", "deep", "deep-object", "half"])
+async def test_an_odd_line_is_a_finding_and_the_check_goes_on(fault: str) -> None:
+    command = [sys.executable, str(BROKEN), fault, *PYTHON]
+    found = await check(Plan(command, start_seconds=30), ["envelope", "ping", "invoke"])
+    assert [f.rule for f in found] == ["envelope", "ping", "invoke", *EVERY_RUN]
+    assert {f.rule for f in found if f.outcome == "fail"} == {"frames-only"}
+
+
+async def test_why_an_answer_is_missing_is_said_where_it_is_missed() -> None:
+    command = [sys.executable, str(BROKEN), "retryable-text", *PYTHON]
+    found = await check(Plan(command, seconds=1, start_seconds=30), ["unknown-agent"])
+    why = found[0].why or ""
+    assert "did not come" in why
+    assert "retryable" in why
+
+
+async def test_a_worker_that_writes_without_end_is_ended() -> None:
+    ready = json.dumps(
+        {"type": "control", "payload": {"status": "ready", "module_name": "m", "agents": ["a"]}}
+    )
+    command = ["sh", "-c", f"echo '{ready}'; exec yes"]
+    async with asyncio.timeout(60):
+        found = await check(Plan(command, start_seconds=30), ["ping"])
+    assert "wrote more than 1000 lines that are no frames" in (found[0].why or "")
+
+
+@pytest.mark.parametrize("rule", ["ready", "shutdown"])
+async def test_a_child_that_holds_the_pipes_holds_up_nothing(tmp_path: Path, rule: str) -> None:
+    pid = tmp_path / "pid"
+    child = f"setsid sh -c 'echo $$ > {pid}; exec sleep 300' & exec {' '.join(PYTHON)}"
+    async with asyncio.timeout(60):
+        found = await check(Plan(["sh", "-c", child], start_seconds=30), [rule])
+    outcome = {f.rule: f.why for f in found}
+    assert outcome[rule] is None or "holds its stdout" in (outcome[rule] or "")
+    while alive(int(pid.read_text())):
+        assert rule == "shutdown", "left behind"
+        os.kill(int(pid.read_text()), signal.SIGKILL)  # its parent had ended: nobody's child
+        await asyncio.sleep(0.01)
 
 
 async def test_the_filter_alone_breaks_nothing() -> None:
@@ -65,7 +125,8 @@ async def test_a_program_that_is_no_worker_is_not_checked_further() -> None:
     assert found[0].outcome == "fail"
     assert found[0].why == (
         "the ready frame (control, status ready) did not come: the program ended;"
-        " its stderr ends with: oops"
+        " its stderr ends with: oops; what it wrote last that is no frame: the line is not JSON:"
+        " JSON is malformed: invalid character (byte 0): hello"
     )
     assert [f.rule for f in found] == ["ready", *EVERY_RUN]
     assert found[1].outcome == "fail"

@@ -41,9 +41,12 @@ async def drain(peer: Peer) -> None:
 async def deadline(peer: Peer) -> None:
     """Check the rule `deadline`."""
     await peer.until_ready()
-    peer.invoke(peer.named("slow"), {"seconds": 60})
+    running = peer.invoke(peer.named("slow"), {"seconds": 60})
     await peer.answer(peer.order("ping"), "ping")
     await peer.answer(peer.order("shutdown", timeout_ms=200), "shutdown", SECONDS)
+    ended = await peer.answer(running, "the request that was running", SECONDS)
+    if not isinstance(ended, Error) or ended.payload.error_code != "E_CANCELLED":
+        raise Broken("the request that was running did not end in E_CANCELLED")
     _zero(await peer.ended(SECONDS), "shutdown with timeout_ms 200")
 
 

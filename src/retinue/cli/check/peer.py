@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import time
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from retinue.errors import SpawnFailed
+from retinue.keeper.tree import tree
 from retinue.wire import envelope
 from retinue.wire.envelope import Control, Error, Frame, Request, Response, Stream
 from retinue.wire.exchange import Exchanges
@@ -21,7 +23,11 @@ from retinue.wire.strict import BadFrame
 
 F = TypeVar("F")
 _TAIL = 20
+_SHOWN = 3
 _REST_SECONDS = 2.0
+_MOST_OUTPUT = 64 << 20
+_MOST_BAD = 1000
+_LOOK_SECONDS = 0.02
 
 
 class Broken(Exception):
@@ -57,7 +63,9 @@ class Peer:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.items: list[Frame | BadFrame] = []
-        self.raw = b""
+        self.flood: str | None = None
+        self._raw: list[bytes] = []
+        self._size = self._bad = 0
         self.misplaced: list[str] = []
         self.errors: list[str] = []
         self.ready: Ready | None = None
@@ -84,10 +92,14 @@ class Peer:
 
     async def __aexit__(self, *error: object) -> None:
         process = self._running()
+        for pid in tree([process.pid]):  # also what is in a session of its own
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
-        # Its pipes end with it, unless a child of a session of its own holds them open.
+        with contextlib.suppress(TimeoutError):
+            await self._exited(_REST_SECONDS)
+        # Its pipes end with it, unless one that is not its child any more holds them open.
         waiting = (await asyncio.wait(self._tasks, timeout=_REST_SECONDS))[1]
         for task in waiting:
             task.cancel()
@@ -103,17 +115,28 @@ class Peer:
         source = self._running().stdout
         assert source is not None
         while chunk := await source.read(1 << 16):
-            self.raw += chunk
+            self._size += len(chunk)
+            if self._size > _MOST_OUTPUT:
+                self.flood = f"wrote more than {_MOST_OUTPUT >> 20} MiB"
+                break
+            self._raw.append(chunk)
             self._take(self._reader.feed(chunk))
+            if self._bad > _MOST_BAD:
+                self.flood = f"wrote more than {_MOST_BAD} lines that are no frames"
+                break
         self._take(self._reader.rest())
 
     def _take(self, found: list[Frame | BadFrame]) -> None:
         for item in found:
-            if not isinstance(item, BadFrame):
+            if isinstance(item, BadFrame):
+                self._bad += 1
+                if self._bad > _MOST_BAD:
+                    continue
+            else:
                 kind = self._exchanges.take(item)
                 if kind is not None:
-                    what = f"{type(item).__name__.lower()} frame for {item.correlation_id!r}"
-                    self.misplaced.append(f"{kind}: {what}")
+                    what, to = type(item).__name__.lower(), item.correlation_id or "nothing"
+                    self.misplaced.append(f"{kind}: {what} frame for {to}")
             self.items.append(item)
         self._news.set()
 
@@ -126,6 +149,24 @@ class Peer:
             self.errors = [*self.errors, *lines][-_TAIL:]
             rest = rest[-4096:]
         self.errors.append(rest)
+
+    @property
+    def raw(self) -> bytes:
+        """All that it has written so far."""
+        return b"".join(self._raw)
+
+    @property
+    def objects(self) -> list[dict[str, Any]]:
+        """What it has written so far as plain values; lines that are no object are left out."""
+        found = []
+        for line in self.raw.splitlines():
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(value, dict):
+                found.append(value)
+        return found
 
     # -- saying --------------------------------------------------------------------------------
 
@@ -183,17 +224,28 @@ class Peer:
                 if not isinstance(item, BadFrame) and (found := test(item)) is not None:
                     return found
             seen = len(self.items)
+            if self.flood is not None:
+                raise Broken(f"{what} did not come: the program {self.flood}{self._why()}")
             if self._tasks[0].done():
-                raise Broken(f"{what} did not come: the program ended{self._last_words()}")
+                raise Broken(
+                    f"{what} did not come: the program ended{self._last_words()}{self._why()}"
+                )
             left = deadline - time.monotonic()
             try:
                 await asyncio.wait_for(self._news.wait(), max(left, 0))
             except TimeoutError:
-                raise Broken(f"{what} did not come within {seconds:g} s") from None
+                raise Broken(f"{what} did not come within {seconds:g} s{self._why()}") from None
 
     def _last_words(self) -> str:
-        said = next((line for line in reversed(self.errors) if line.strip()), None)
-        return f"; its stderr ends with: {said}" if said else ""
+        said = [line.strip() for line in self.errors if line.strip()][-_SHOWN:]
+        return f"; its stderr ends with: {' / '.join(said)}" if said else ""
+
+    def _why(self) -> str:
+        """Return what it wrote instead, as far as that explains why an answer is missing."""
+        bad = next((item for item in reversed(self.items) if isinstance(item, BadFrame)), None)
+        if bad is not None:
+            return f"; what it wrote last that is no frame: {bad.message}: {bad.excerpt}"
+        return f"; but {self.misplaced[-1]}" if self.misplaced else ""
 
     async def until_ready(self) -> Ready:
         """Wait for the ready frame and return it."""
@@ -236,12 +288,24 @@ class Peer:
             Broken: it does not end.
         """
         try:
-            async with asyncio.timeout(seconds):
-                code = await self._running().wait()
-                await self._tasks[0]
+            code = await self._exited(seconds)
         except TimeoutError:
             raise Broken(f"the program was still running {seconds:g} s later") from None
+        if (await asyncio.wait(self._tasks[:1], timeout=_REST_SECONDS))[1]:
+            raise Broken("the program has ended, but what it started holds its stdout open")
         return code
+
+    async def _exited(self, seconds: float) -> int:
+        """Return its exit code once it has one, whoever holds its pipes open.
+
+        Raises:
+            TimeoutError: it goes on.
+        """
+        process = self._running()
+        async with asyncio.timeout(seconds):
+            while process.returncode is None:  # noqa: ASYNC110 wait() waits for its pipes, too
+                await asyncio.sleep(_LOOK_SECONDS)
+        return process.returncode
 
     # -- its agents ----------------------------------------------------------------------------
 

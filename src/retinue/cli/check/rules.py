@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from datetime import datetime
 from typing import Any
 
 from retinue.cli.check.peer import Broken, NotShown, Peer
+from retinue.errors import InvalidInput
 from retinue.wire import envelope
 from retinue.wire.envelope import Control, Error, Frame, Response
 from retinue.wire.faults import payload_as
@@ -16,6 +18,7 @@ from retinue.wire.strict import BadFrame
 
 PING_SECONDS = 1.0
 AT_ONCE = 8
+LINGER_SECONDS = 0.75
 _CODES = {
     "E_TIMEOUT": ("timeout", True),
     "E_AGENT_NOT_FOUND": ("not_found", False),
@@ -23,8 +26,10 @@ _CODES = {
     "E_MODULE_LOAD": ("initialization", False),
     "E_STREAM_BROKEN": ("stream", True),
     "E_HUMAN_INPUT_REQUIRED": ("pending", False),
+    "E_UNKNOWN_OPERATION": ("validation", False),
+    "E_CANCELLED": ("internal", False),
 }
-"""Codes of specification 000 §3.4 with their error_type and retryable."""
+"""Codes of the protocol with their error_type and retryable."""
 
 
 async def ready(peer: Peer) -> None:
@@ -32,9 +37,11 @@ async def ready(peer: Peer) -> None:
     found = await peer.until_ready()
     first = peer.items[0]
     if isinstance(first, BadFrame):
-        raise Broken(f"the first line is no frame ({first.message}): {first.excerpt!r}")
-    if not isinstance(first, Control) or first.payload.get("status") != "ready":
-        raise Broken(f"the first frame is a {type(first).__name__.lower()} frame")
+        raise Broken(f"the first line is no frame ({first.message}): {first.excerpt}")
+    if not isinstance(first, Control):
+        raise Broken(f"the first frame is a {type(first).__name__.lower()} frame, not ready")
+    if first.payload.get("status") != "ready":
+        raise Broken(f"the first frame has the payload {_brief(first.payload)}, not status ready")
     if not peer.cards:
         raise Broken("payload.agents names no agent")
     if not found.module_name:
@@ -49,15 +56,14 @@ async def envelope_whole(peer: Peer) -> None:
     await peer.answer(peer.invoke(peer.main(), peer.given(), stream=True), "agent.invoke")
     await peer.answer(peer.order("ping"), "ping")
     seen: set[str] = set()
-    for line in peer.raw.splitlines():
-        frame = json.loads(line)
-        name = f"the {frame.get('type')} frame {line[:80]!r}"
+    for frame in peer.objects:
+        name = f"the frame {_brief(frame)}"
         if not re.match(r"1(\.\d+)*\Z", str(frame.get("protocol_version", ""))):
             raise Broken(f"{name} has no protocol_version 1.0")
         if not isinstance(frame.get("message_id"), str) or not frame["message_id"]:
             raise Broken(f"{name} has no message_id")
         if frame["message_id"] in seen:
-            raise Broken(f"two frames have the message_id {frame['message_id']!r}")
+            raise Broken(f"two frames have the message_id {frame['message_id']}")
         seen.add(frame["message_id"])
         if "correlation_id" not in frame:
             raise Broken(f"{name} has no correlation_id")
@@ -70,7 +76,7 @@ def _check_time(name: str, timestamp: Any) -> None:
     try:
         datetime.fromisoformat(timestamp)
     except ValueError:
-        raise Broken(f"{name} has the timestamp {timestamp!r}, which is none") from None
+        raise Broken(f"{name} has the timestamp {timestamp}, which is none") from None
 
 
 async def ping(peer: Peer) -> None:
@@ -113,9 +119,10 @@ async def invoke_id(peer: Peer) -> None:
     answer = await peer.answer(peer.ask("agent.invoke", **asked), "agent.invoke")
     if isinstance(answer, Error):
         raise NotShown("the agent failed")
-    metadata = answer.payload.get("metadata") or {}
-    if metadata.get("invoke_id") != "inv-1":
-        raise Broken(f"it was given inv-1, and answered {metadata.get('invoke_id')!r}")
+    metadata = answer.payload.get("metadata")
+    got = metadata.get("invoke_id") if isinstance(metadata, dict) else None
+    if got != "inv-1":
+        raise Broken(f"it was given inv-1, and answered {_brief(got)}")
 
 
 async def echo(peer: Peer) -> None:
@@ -128,13 +135,12 @@ async def echo(peer: Peer) -> None:
         [[{"id": 7}]],
         {"a": {"b": [1, -2.5, True, None, ""]}},
         "line one\nline two\ttab \\ back \"quoted\" / é ü 漢 😀 \u2028 end",
-        0,
-        [],
+        0, 1, True, False, None, "", {}, [],
     ]  # fmt: skip
     for value in values:
         answer = await peer.answer(peer.invoke(name, value), "agent.invoke of echo")
         got = answer.payload.get("result") if isinstance(answer, Response) else answer.payload
-        if got != value:
+        if not same(got, value):
             raise Broken(f"echo was given {_brief(value)} and answered {_brief(got)}")
 
 
@@ -146,12 +152,14 @@ async def correlation(peer: Peer) -> None:
         await peer.answer(message_id, f"one of {AT_ONCE} requests that were sent at once")
     await peer.answer(peer.order("ping"), "ping")
     if "echo" not in peer.cards:
+        await asyncio.sleep(LINGER_SECONDS)
         return
     numbered = {peer.invoke("echo", [[{"id": n}]]): n for n in range(AT_ONCE)}
     for message_id, n in numbered.items():
         answer = await peer.answer(message_id, "agent.invoke of echo")
         if not isinstance(answer, Response) or answer.payload.get("result") != [[{"id": n}]]:
             raise Broken(f"the request with id {n} got the answer {_shown(answer)}")
+    await asyncio.sleep(LINGER_SECONDS)  # for what should not come any more
 
 
 async def busy(peer: Peer) -> None:
@@ -188,8 +196,8 @@ async def stream(peer: Peer) -> None:
         sums[node] = ("" if chunk.is_reset else sums.get(node, "")) + chunk.chunk
         if isinstance(chunk.accumulated, str) and chunk.accumulated != sums[node]:
             raise Broken(
-                f"node {node}: accumulated is {chunk.accumulated!r}, the chunks joined since the"
-                f" last is_reset are {sums[node]!r}"
+                f"node {node}: accumulated is {_brief(chunk.accumulated)}, the chunks joined since"
+                f" the last is_reset are {_brief(sums[node])}"
             )
         if chunk.is_complete:
             complete.append(node)
@@ -198,6 +206,17 @@ async def stream(peer: Peer) -> None:
     for node in sums:
         if complete.count(node) != 1:
             raise Broken(f"node {node} has {complete.count(node)} frames with is_complete true")
+    await _stream_options(peer, name, given)
+    await asyncio.sleep(LINGER_SECONDS)  # for what should not come any more
+
+
+async def _stream_options(peer: Peer, name: str, given: Any) -> None:
+    brief = peer.invoke(name, given, stream=True, accumulated=False)
+    await peer.answer(brief, f"agent.invoke of {name} without accumulated")
+    if any(isinstance(c.payload.accumulated, str) for c in peer.chunks(brief)):
+        raise Broken("options.accumulated is false, and a stream frame has accumulated")
+    astray = peer.invoke(name, given, stream=True, stream_node="no-such-node")
+    _expect(await peer.answer(astray, "the stream_node no-such-node"), "E_INVALID_INPUT")
 
 
 async def stream_off(peer: Peer) -> None:
@@ -234,7 +253,7 @@ async def version(peer: Peer) -> None:
     answer = await peer.answer(peer.send(frame), "a request of protocol_version 2.0")
     _expect(answer, "E_INVALID_INPUT")
     if isinstance(answer, Error) and "1.0" not in answer.payload.message:
-        raise Broken(f"the message does not name 1.0: {answer.payload.message!r}")
+        raise Broken(f"the message does not name 1.0: {answer.payload.message}")
 
 
 async def double_wrap(peer: Peer) -> None:
@@ -284,16 +303,20 @@ async def bad_lines(peer: Peer) -> None:
     peer.begin("s")  # the one id that can be made out
     for line in BAD_LINES:
         peer.write(line)
-        _pong(await peer.answer(peer.order("ping"), f"a ping after the line {line!r}"))
+        shown = line.decode().strip()
+        _pong(await peer.answer(peer.order("ping"), f"a ping after the line {shown}"))
     await peer.answer(peer.invoke(peer.main(), peer.given()), "agent.invoke after bad lines")
 
 
 async def large_line(peer: Peer) -> None:
     """Check the rule `large-line`."""
     await peer.until_ready()
-    peer.write(b'{"type":"control","payload":{"operation":"ping","x":"' + b"x" * (1 << 20))
-    peer.write(b'"}}\n')
-    _pong(await peer.answer(peer.order("ping"), "a ping after a line of 1 MiB"))
+    for mib in (1, 8):
+        name = f"large-{mib}"
+        peer.begin(name)  # a worker without a limit answers it
+        peer.write(f'{{"type":"control","message_id":"{name}","payload":'.encode())
+        peer.write(b'{"operation":"ping","x":"' + b"x" * (mib << 20) + b'"}}\n')
+        _pong(await peer.answer(peer.order("ping"), f"a ping after a line of {mib} MiB"))
 
 
 async def failure(peer: Peer) -> None:
@@ -302,20 +325,16 @@ async def failure(peer: Peer) -> None:
     answer = await peer.answer(peer.invoke(peer.named("fail"), {}), "agent.invoke of fail")
     if not isinstance(answer, Error):
         raise Broken(f"the agent fails, and its answer is {_shown(answer)}")
-    raw = next(
-        json.loads(line)["payload"]
-        for line in peer.raw.splitlines()
-        if json.loads(line).get("message_id") == answer.message_id
-    )
-    for field, kind in (
-        ("error_type", str),
-        ("error_code", str),
-        ("message", str),
-        ("retryable", bool),
-        ("details", dict),
+    raw = next(f["payload"] for f in peer.objects if f.get("message_id") == answer.message_id)
+    for field, kind, word in (
+        ("error_type", str, "a string"),
+        ("error_code", str, "a string"),
+        ("message", str, "a string"),
+        ("retryable", bool, "true or false"),
+        ("details", dict, "an object"),
     ):
         if not isinstance(raw.get(field), kind):
-            raise Broken(f"payload.{field} is {_brief(raw.get(field))}, not a {kind.__name__}")
+            raise Broken(f"payload.{field} is {_brief(raw.get(field))}, not {word}")
     _expect(answer, answer.payload.error_code)
 
 
@@ -327,8 +346,11 @@ async def human_input(peer: Peer) -> None:
     def test(frame: Frame) -> Asking | None:
         if isinstance(frame, Control) and frame.payload.get("operation") == "human_input.request":
             if frame.correlation_id != message_id:
-                raise Broken(f"its correlation_id is {frame.correlation_id!r}, not the request's")
-            found: Asking = payload_as(frame.payload, Asking)
+                raise Broken(f"its correlation_id is {frame.correlation_id}, not the request's")
+            try:
+                found: Asking = payload_as(frame.payload, Asking)
+            except InvalidInput as error:
+                raise Broken(f"the human_input.request frame: {error.message}") from None
             return found
         return None
 
@@ -364,6 +386,14 @@ async def cancel(peer: Peer) -> None:
     _expect(ended, "E_CANCELLED")
 
 
+async def timeout(peer: Peer) -> None:
+    """Check the rule `timeout`."""
+    await peer.until_ready()
+    message_id = peer.invoke(peer.named("slow"), {"seconds": 60}, timeout_ms=200)
+    _expect(await peer.answer(message_id, "a request with timeout_ms 200"), "E_TIMEOUT")
+    _pong(await peer.answer(peer.order("ping"), "a ping after a request that timed out"))
+
+
 def _expect(answer: Response | Error, code: str) -> None:
     if not isinstance(answer, Error):
         raise Broken(f"it was answered by {_shown(answer)}, not by an error frame with {code}")
@@ -373,8 +403,8 @@ def _expect(answer: Response | Error, code: str) -> None:
     kind, retryable = _CODES.get(code, (found.error_type, found.retryable))
     if (found.error_type, found.retryable) != (kind, retryable):
         raise Broken(
-            f"{code} has error_type {found.error_type!r} and retryable {found.retryable}; they"
-            f" are {kind!r} and {retryable}"
+            f"{code} has error_type {found.error_type} and retryable {_brief(found.retryable)};"
+            f" they are {kind} and {_brief(retryable)}"
         )
 
 
@@ -387,3 +417,12 @@ def _shown(frame: Response | Error) -> str:
 def _brief(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 200 else text[:200] + " …"  # noqa: PLR2004 what a line can show
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two values are the same JSON: 1 and 1.0 are, 1 and true are not."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return isinstance(one, bool) is isinstance(other, bool) and bool(one == other)

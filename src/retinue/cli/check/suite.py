@@ -49,7 +49,8 @@ RULES: dict[str, tuple[Rule, str]] = {
     ),
     "stream": (
         rules.stream,
-        "With options.stream each node ends with one frame is_complete, and then comes the answer.",
+        "With options.stream each node ends with one frame is_complete, then comes the answer;"
+        " accumulated false and stream_node are kept to.",
     ),
     "stream-off": (
         rules.stream_off,
@@ -81,7 +82,7 @@ RULES: dict[str, tuple[Rule, str]] = {
     ),
     "large-line": (
         rules.large_line,
-        "A line over 1 MiB does no harm: the next one is answered.",
+        "A line far over 1 MiB does no harm: the next one is answered.",
     ),
     "failure": (
         rules.failure,
@@ -95,6 +96,10 @@ RULES: dict[str, tuple[Rule, str]] = {
         rules.cancel,
         "A request (of an agent named slow) that is cancelled ends in E_CANCELLED.",
     ),
+    "timeout": (
+        rules.timeout,
+        "A request (of an agent named slow) that takes longer than its timeout_ms is E_TIMEOUT.",
+    ),
     "shutdown": (
         endings.shutdown,
         "Control shutdown is answered shutting_down, and the program exits with 0.",
@@ -105,7 +110,8 @@ RULES: dict[str, tuple[Rule, str]] = {
     ),
     "deadline": (
         endings.deadline,
-        "What still runs at the end of shutdown's timeout_ms is ended, and the exit code is 0.",
+        "What still runs at the end of shutdown's timeout_ms ends in E_CANCELLED, the exit code"
+        " is 0.",
     ),
     "end-of-input": (
         endings.end_of_input,
@@ -178,11 +184,14 @@ async def _one(plan: Plan, name: str, rule: Rule, demand: str, faults: dict[str,
             finding = Finding(name, "fail", demand, str(fault))
         except InvalidInput as fault:
             finding = Finding(name, "fail", demand, fault.message)
-        except ValueError as fault:
-            finding = Finding(name, "fail", demand, f"a line on stdout is not JSON: {fault}")
+        except Exception as fault:  # what a worker can write has no end
+            why = f"what it wrote is not understood: {type(fault).__name__}: {fault}"
+            finding = Finding(name, "fail", demand, why)
+    if peer.flood is not None:
+        faults.setdefault(FRAMES_ONLY, f"it {peer.flood} (seen in {name})")
     for item in peer.items:
         if isinstance(item, BadFrame):
-            text = f"{item.message}: {item.excerpt!r} (seen in {name})"
+            text = f"{item.message}: {item.excerpt} (seen in {name})"
             faults.setdefault(FRAMES_ONLY, text)
     if peer.misplaced:
         faults.setdefault(IN_PLACE, f"{peer.misplaced[0]} (seen in {name})")
