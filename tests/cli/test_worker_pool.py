@@ -69,3 +69,20 @@ def test_what_the_file_says_now_is_deployed_or_taken_back(place: Place, server: 
     assert "E_SETTINGS" in wrong.err
     assert "command" in wrong.err
     assert httpx.post(f"{server.url}/v1/workers/w/deploy", json={}).status_code == 422
+
+
+def test_a_process_is_shown_with_what_it_works_on(place: Place, server: Server) -> None:
+    held = {"do": "hold", "file": str(place.directory / "go")}
+    task = {"session_id": "s", "agent_id": "it", "parameters": held}
+    ids = [server.post("/v1/executions", task)["execution_id"] for _ in range(3)]
+    deadline = time.monotonic() + SECONDS
+    while len((row := place.call("agent", "ps", "--json").json["instances"][0])["executions"]) < 3:
+        assert time.monotonic() < deadline
+    assert sorted(row["executions"]) == sorted(ids)
+    shown = place.call("agent", "ps").out.splitlines()[1]
+    assert "running" in shown.split()
+    assert f"{row['execution_id']} +2" in shown
+    (place.directory / "go").touch()
+    while place.call("agent", "ps", "--json").json["instances"][0]["status"] != "idle":
+        assert time.monotonic() < deadline
+    assert ids[0] not in place.call("agent", "ps").out

@@ -228,6 +228,20 @@ async def test_a_coding_cli_in_a_sandbox_writes_its_directories_and_reaches_what
     assert json.loads(json.loads(answer.data or b""))["turns_before"] == 1
 
 
+def test_the_paths_of_every_sandbox_are_those_of_the_file(tmp_path: Path) -> None:
+    box = SandboxReference(write=(Path("shared"),), hide=(Path("../secret"), Path("~/.ssh")))
+    given = (
+        command("x", sandbox=box),
+        WorkerReference(driver="stdio", name="w", command=("x",), sandbox=box),
+        CodingReference.model_validate({"driver": "claude", "sandbox": box.model_dump()}),
+    )
+    for agent in given:
+        found = agent.at(tmp_path).sandbox
+        assert isinstance(found, SandboxReference)
+        assert found.write == (tmp_path / "shared",)
+        assert found.hide == (tmp_path / "../secret", Path.home() / ".ssh")
+
+
 @needs_sandbox
 async def test_what_a_sandbox_may_write_has_to_be_there(started: Any, tmp_path: Path) -> None:
     box = SandboxReference(write=(tmp_path / "absent",))

@@ -343,7 +343,8 @@ async def erase_execution(call: Call) -> bytes:
     """Erase what an execution was given, did and answered. For admins.
 
     Its contracts stay in their chain without bodies, its events without content; the audit says
-    who erased them. 409 when it has not ended.
+    who erased them. The logs of its processes on this server's machine go; a coding CLI does not go
+    on with the session it was in. 409 when it has not ended.
     """
     execution_id = call.ulid("execution_id", "execution")
     done = await call.orchestrator.erase(execution_id, call.principal)

@@ -99,7 +99,8 @@ async def erase_session(call: Call) -> bytes:
     """Erase every exchange of a session that has ended. For admins.
 
     Its contracts stay in their chain without bodies, its events without content; the audit says
-    who erased them. `open` counts what was left alone because its execution has not ended.
+    who erased them. The logs of its processes on this server's machine go; a coding CLI does not go
+    on with it. `open` counts what was left alone because its execution has not ended.
     """
     session_id = check_session_id(call.path_params["session_id"])
     done = await call.orchestrator.erase_session(session_id, call.principal)
