@@ -112,7 +112,8 @@ def relayed(kind: str, models: ModelServer, directory: Path) -> tuple[str, Path]
 def watched(kind: str, directory: Path) -> tuple[str, Path]:
     """Return a program that runs a CLI and keeps which connections it asks for."""
     strace = shutil.which("strace")
-    assert strace is not None, "strace is needed to see which connections a CLI asks for"
+    if strace is None:
+        pytest.skip("strace is needed to see which connections a CLI asks for")
     from retinue.drivers.coding.place import native_of  # noqa: PLC0415 only here
 
     log = directory / "connections"
