@@ -1,5 +1,6 @@
 """``retinue repl``: a conversation, over a pipe and at a terminal."""
 
+import json
 import os
 import pty
 import re
@@ -37,6 +38,15 @@ def test_every_verb_works_on_a_pipe(fleet: Place) -> None:
     assert '" 1"' in done.out
     assert done.out.count("text") == 1  # nothing after quit
     assert "error" not in done.err
+
+
+@pytest.mark.requirement("000.repl")
+@pytest.mark.requirement("000.input")
+@pytest.mark.parametrize("given", ['[["hi"]]', "5", '"text"', "true", "0"])
+def test_any_value_can_be_given(fleet: Place, given: str) -> None:
+    done = fleet.retinue("repl", given=f"invoke echo {given}\n")
+    assert (done.code, done.err.count("error")) == (0, 0), done.err
+    assert json.loads(done.out) == json.loads(given)
 
 
 @pytest.mark.requirement("000.repl")

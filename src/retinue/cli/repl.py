@@ -48,6 +48,10 @@ def repl(url: Url = None, config: Config = None) -> None:
     complete(program)
 
 
+_LONG_MS = 300_000
+"""What an agent that is told nothing else has."""
+
+
 class Conversation:
     """The lines of one person, or program, and what becomes of them."""
 
@@ -138,14 +142,28 @@ class Conversation:
         if not name:
             raise InvalidInput(f"write: {'stream' if follow else 'invoke'} AGENT JSON")
         task = await self._task(name, text.strip())
-        accepted = await self._client.post("/v1/executions", task)
+        execution_id = await self._submit(task)
         printer = Printer(as_json=False)
-        watching = asyncio.create_task(
-            self._watch(accepted["execution_id"], printer, follow=follow)
-        )
+        watching = asyncio.create_task(self._watch(execution_id, printer, follow=follow))
         self._waiting.add(watching)
         watching.add_done_callback(self._waiting.discard)
         await self._until_asked(watching)
+
+    async def _submit(self, task: dict[str, Any]) -> str:
+        """Have a task accepted; return its execution's id."""
+        given = task["parameters"]
+        if isinstance(given, dict):
+            accepted = await self._client.post("/v1/executions", task)
+            return str(accepted["execution_id"])
+        # An agent without named parameters takes any value; specification 003's door does not.
+        options = {"async": True, "capability": task["capability"], "timeout_ms": _LONG_MS}
+        asked = {
+            "agent_name": task["agent_id"],
+            "input": given,
+            "metadata": {"session_id": task["session_id"]},
+            "options": options,
+        }
+        return str((await self._client.post("/v1/invocations", asked))["invoke_id"])
 
     async def _task(self, name: str, text: str) -> dict[str, Any]:
         from retinue.domain.strictjson import decode
