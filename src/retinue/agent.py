@@ -350,7 +350,10 @@ class FunctionAgent(Agent):
                 try:
                     values[name] = msgspec.convert(given[name], kind)
                 except msgspec.ValidationError as error:
-                    raise InvalidInput(f"$.parameters.{name}: {error}") from None
+                    reason, _, within = str(error).partition(" - at `$")
+                    path = f"$.parameters.{name}{within.rstrip('`')}"
+                    details = {"path": path, "capability": self.capability}
+                    raise InvalidInput(f"{path}: {reason}", details=details) from None
         if self._context_name is not None:
             values[self._context_name] = context
         return values

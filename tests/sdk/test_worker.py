@@ -849,3 +849,44 @@ def test_a_parent_that_only_writes_does_not_make_it_grow(program: Program) -> No
         assert time.monotonic() < until, "it takes without end what it cannot answer"
         assert memory(process.pid) < 120 << 20
         process.kill()
+
+
+async def test_what_does_not_fit_is_named_by_its_path(worker: Serve) -> None:
+    async with worker(
+        """
+        @capability()
+        async def nap(seconds: float, deep: dict[str, list[int]] | None = None) -> None: ...
+        serve(nap)
+        """
+    ) as peer:
+        for given, path in (
+            ({"seconds": "x"}, "$.parameters.seconds"),
+            ({"seconds": 1, "deep": {"a": [1, "b"]}}, "$.parameters.deep[...][1]"),
+            ({}, "$.parameters.seconds"),
+        ):
+            fault = failure(await peer.answer(peer.invoke("nap", given), "nap"))
+            assert (fault.error_code, (fault.details or {})["path"]) == ("E_INVALID_INPUT", path)
+        for limit in (0, -1):
+            answer = await peer.answer(peer.invoke("nap", {}, timeout_ms=limit), "nap")
+            assert failure(answer).details == {"path": "$.payload.options.timeout_ms"}
+
+
+async def test_two_invocations_under_one_id_are_each_answered(worker: Serve) -> None:
+    async with worker(
+        """
+        @capability()
+        async def ask(context: Context, prompt: str) -> Any:
+            return [prompt, await context.ask(prompt)]
+        serve(ask)
+        """
+    ) as peer:
+        questions = {}
+        for prompt in ("one", "two"):
+            task = {"agent_name": "ask", "input": {"prompt": prompt}}
+            asked = peer.ask("agent.invoke", **task, metadata={"invoke_id": "same"})
+            questions[asked] = (prompt, await question(peer, asked))
+        for asked, (prompt, found) in questions.items():
+            assert found.invoke_id == "same"
+            ids = {"invoke_id": "same", "input_id": found.input_id}
+            success(await peer.answer(peer.ask("human_input.provide", **ids, value=1), "provide"))
+            assert success(await peer.answer(asked, "ask")) == [prompt, 1]

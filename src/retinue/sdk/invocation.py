@@ -322,6 +322,11 @@ class Invocation:
             self._answered.add(asking.input_id)
             self._arm()
 
+    def asks(self, input_id: str) -> bool:
+        """Whether it waits for the answer to that question."""
+        future = self._questions.get(input_id)
+        return future is not None and not future.done()
+
     def provide(self, input_id: str, value: Any, error: RetinueError | None) -> None:
         """Hand in an answer.
 

@@ -72,7 +72,7 @@ class Worker:
         self._reader = FrameReader(line_bytes)
         self._most = max_in_flight
         self._running: dict[str, Invocation] = {}
-        self._by_invoke: dict[str, Invocation] = {}
+        self._by_invoke: dict[str, list[Invocation]] = {}
         self._calls: dict[str, asyncio.Future[Any]] = {}
         self._pieces: dict[str, list[str]] = {}
         self._handed = self._taken = 0
@@ -241,6 +241,11 @@ class Worker:
         if operation != "agent.invoke":
             raise UnknownOperation(f"there is no operation {operation!r}")
         asked: Invoke = payload_as(frame.payload, Invoke)
+        limit = asked.options.timeout_ms if asked.options is not None else None
+        if limit is not None and limit <= 0:
+            raise InvalidInput(
+                "timeout_ms is more than 0", details={"path": "$.payload.options.timeout_ms"}
+            )
         if stopping:
             raise ShuttingDown("this worker is shutting down and takes no new work")
         if frame.message_id in self._running:
@@ -259,12 +264,15 @@ class Worker:
             raise QueueFull(f"{self._most} requests are in progress, which is the limit")
         invocation = Invocation(self, frame.message_id, asked, served)
         self._running[frame.message_id] = invocation
-        self._by_invoke[invocation.execution_id] = invocation
+        self._by_invoke.setdefault(invocation.execution_id, []).append(invocation)
         invocation.start()
 
     def _provide(self, frame: Request) -> None:
         given: Provide = payload_as(frame.payload, Provide)
-        invocation = self._by_invoke.get(given.invoke_id)
+        # An earlier attempt, which nobody wants any more, may still be here under the same id.
+        found = self._by_invoke.get(given.invoke_id, [])
+        latest = found[-1] if found else None
+        invocation = next((one for one in found if one.asks(given.input_id)), latest)
         if invocation is None:
             raise InvalidInput(
                 f"no invocation {given.invoke_id} is in progress",
@@ -293,7 +301,9 @@ class Worker:
     def ended(self, invocation: Invocation) -> None:
         """Forget an invocation whose agent has come to its end."""
         self._running.pop(invocation.message_id, None)
-        if self._by_invoke.get(invocation.execution_id) is invocation:
+        same = self._by_invoke[invocation.execution_id]
+        same.remove(invocation)
+        if not same:
             del self._by_invoke[invocation.execution_id]
         self._empty.set()
 
