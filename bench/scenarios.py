@@ -250,14 +250,50 @@ STDIO = Scenario(
         Contender("durable, worker", "bench.ours.stdio", ("--way", "durable")),
         Contender("cold", "bench.ours.stdio", ("--way", "cold", *SDK)),
         Contender("warm", "bench.ours.stdio", ("--way", "warm", *SDK)),
+        # Its low-level server: the faster of its two, see the module.
+        Contender("mcp", "bench.peers.mcp_stdio", peer=True),
     ),
     targets=(
         Target("driver", 0.5, of="bare pipe"),
+        Target("driver", 40, of="mcp"),
+        Target("driver, sdk child", 40, of="mcp"),
         Target("driver, sdk child", 0.5, of="bare pipe, sdk child"),
         Target("durable, worker", 0.5, of="durable, in process"),
         Target("warm", 5, of="cold"),
     ),
     unit="round trips/s",
+)
+
+FIRST = "bench.ours.first_chunk"
+FIRST_CHUNK = Scenario(
+    name="first-chunk",
+    title="from asking to the first chunk, 10 streams of one worker at a time: through the record,"
+    " beside one durable commit and a bare pipe",
+    contenders=(
+        Contender("commit + pipe", FIRST, ("--way", "pipe")),
+        Contender("durable", FIRST, ("--way", "durable")),
+    ),
+    targets=(Target("durable", 3, of="commit + pipe", metric="p50_ms", at_most=True),),
+    unit="streams/s",
+)
+
+BUDGET = "bench.ours.budget"
+LATENCY = Scenario(
+    name="latency",
+    title="what specification 000 (8.1) aims at, one worker of the SDK, one caller; the model that"
+    " llm says it used takes no time; datasets are not there yet",
+    contenders=tuple(
+        Contender(name, BUDGET, ("--of", name))
+        for name in ("startup", "simple_invoke", "llm_invoke", "stream_chunk", "health_check")
+    ),
+    targets=(
+        Target("startup", 5_000, metric="p99_ms", at_most=True),
+        Target("simple_invoke", 2_000, metric="p99_ms", at_most=True),
+        Target("llm_invoke", 10_000, metric="p99_ms", at_most=True),
+        Target("stream_chunk", 100, metric="p99_ms", at_most=True),
+        Target("health_check", 100, metric="p99_ms", at_most=True),
+    ),
+    unit="/s",
 )
 
 EACH = ("--watchers", "each")
@@ -352,5 +388,17 @@ HOSTILE = Scenario(
     unit="trees/s",
 )
 
-AGENTS = (PROCESSES, EXITS, POOL, CALLS, FLOOD, HOSTILE, CODING, MULTIPLEX, STDIO)
+AGENTS = (
+    PROCESSES,
+    EXITS,
+    POOL,
+    CALLS,
+    FLOOD,
+    HOSTILE,
+    CODING,
+    MULTIPLEX,
+    STDIO,
+    FIRST_CHUNK,
+    LATENCY,
+)
 SCENARIOS = (ECHO, POSTGRES, HTTP, SSE, STAGES, ROUTING, LOOKUP, QUEUE, *AGENTS, STORE)

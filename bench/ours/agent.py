@@ -16,6 +16,22 @@ async def echo(text: str) -> str:
     return text
 
 
+@capability(options=Options(concurrency=256))
+async def used(text: str, context: Context) -> str:
+    """Answer, and say what a model used for that."""
+    context.spend(input_tokens=100, output_tokens=20)
+    return text
+
+
+@capability(options=Options(concurrency=256))
+async def say(text: str, context: Context) -> str:
+    """Stream the answer, word by word."""
+    for word in text.split():
+        context.text(word)
+        await asyncio.sleep(0)
+    return text
+
+
 @capability()
 async def emit(name: str, count: int, context: Context) -> None:
     """Emit an event, and ``count`` more once told to begin."""
