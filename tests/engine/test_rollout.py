@@ -13,7 +13,7 @@ from tests.process.rig import marked, until
 from retinue import Runtime, Settings
 from retinue.domain.execution import Task
 from retinue.domain.supervision import Phase
-from retinue.errors import AgentNotFound, Conflict, NotFound
+from retinue.errors import AgentNotFound, AgentUnavailable, Conflict, NotFound
 from retinue.interfaces import Page
 from retinue.settings import WorkerReference
 
@@ -68,11 +68,16 @@ async def deploys(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
         assert marked(rig.system.keeper.scope) == []
 
 
-async def working(rig: Deploys, pids: list[int], fewest: list[int]) -> None:
-    """Have work done without a pause, and note by whom, and how many are ready at the least."""
+async def working(rig: Deploys, seen: list[tuple[bool, int]], fewest: list[int]) -> None:
+    """Have work done without a pause.
+
+    Note whether version 2 was there when it was asked, and by whom it was done; and how many were
+    ready.
+    """
     while True:
         fewest.append(rig.pool.ready)
-        pids.append(await rig.pid())
+        there = any(m.version == 2 and m.phase is Phase.READY for m in rig.pool.members.values())
+        seen.append((there, await rig.pid()))
 
 
 async def ended(tasks: Sequence["asyncio.Task[None]"]) -> None:
@@ -89,10 +94,10 @@ async def test_a_new_version_takes_over_one_by_one_and_no_request_fails(deploys:
     old = rig.pids()
     held = [rig.hold() for _ in range(6)]
     await until(lambda: [m.in_flight for m in rig.view.instances] == [2, 2, 2])
-    pids: list[int] = []
+    seen: list[tuple[bool, int]] = []
     fewest: list[int] = []
-    callers = [asyncio.create_task(working(rig, pids, fewest)) for _ in range(4)]
-    await until(lambda: len(pids) > 20)
+    callers = [asyncio.create_task(working(rig, seen, fewest)) for _ in range(4)]
+    await until(lambda: len(seen) > 20)
     await rig.deploy("agents=it,more")
     assert (rig.view.version, rig.rollout()) == (2, "running")
     with pytest.raises(Conflict):
@@ -100,9 +105,7 @@ async def test_a_new_version_takes_over_one_by_one_and_no_request_fails(deploys:
     # One new one is there, one old one is drained: that has work, so the others wait.
     await until(lambda: sorted(m.version for m in rig.view.instances) == [1, 1, 1, 2])
     await until(lambda: any(m.phase is Phase.DRAINING for m in rig.pool.members.values()))
-    seen = len(pids)
-    await until(lambda: len(pids) > seen + 20)
-    assert set(pids[seen + 8 :]).isdisjoint(old)  # later work goes to the new one
+    await until(lambda: sum(there for there, _ in seen) > 20)
     rig.go()
     assert {result["pid"] for result in await asyncio.gather(*held)} == old
     await until(lambda: rig.rollout() == "done")
@@ -110,9 +113,10 @@ async def test_a_new_version_takes_over_one_by_one_and_no_request_fails(deploys:
     assert len(new) == 3
     assert new.isdisjoint(old)
     assert {m.version for m in rig.view.instances} == {2}
-    seen = len(pids)
-    await until(lambda: len(pids) > seen + 30)
-    assert set(pids[seen + 8 :]) == new
+    done = len(seen)
+    await until(lambda: len(seen) > done + 30)
+    assert {pid for there, pid in seen if not there} >= old
+    assert {pid for there, pid in seen if there} <= new  # later work went to the new ones
     await ended(callers)
     assert min(fewest) >= 3
     assert (rig.view.errors, rig.view.restarts) == (0, 0)
@@ -188,6 +192,29 @@ async def test_one_that_dies_at_its_work_is_taken_back(deploys: Any) -> None:
     rig.go()
     await asyncio.gather(*held)
     await until(lambda: [m.version for m in rig.view.instances] == [1, 1])
+    await rig.result()
+
+
+async def test_what_is_scaled_or_shut_down_on_the_way_stays_so(deploys: Any) -> None:
+    rig = await deploys()
+    held = [rig.hold() for _ in range(3)]
+    await until(lambda: [m.in_flight for m in rig.view.instances] == [1, 1, 1])
+    await rig.deploy("agents=it,more")
+    await until(lambda: any(m.phase is Phase.DRAINING for m in rig.pool.members.values()))
+    await rig.system.orchestrator.scale_pool("w", 2)
+    rig.go()
+    await asyncio.gather(*held)
+    await until(lambda: rig.rollout() == "done")
+    await until(lambda: [m.version for m in rig.view.instances] == [2, 2])
+    assert (rig.view.least, rig.view.most, rig.view.state) == (2, 2, "ready")
+    await rig.deploy("agents=it")
+    await rig.system.orchestrator.shut_down_pool("w", 5)
+    await until(lambda: not rig.view.instances)
+    assert (rig.view.most, rig.view.state) == (0, "stopped")
+    with pytest.raises(AgentUnavailable):
+        await rig.ask()
+    await rig.system.orchestrator.scale_pool("w", 1)
+    await until(lambda: rig.view.state == "ready")
     await rig.result()
 
 

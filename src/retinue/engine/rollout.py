@@ -57,6 +57,13 @@ class Rollout:
             member.drain_seconds = drain_seconds
         pool.rollout = RolloutView(version=self._last, state="running")
 
+    def scaled(self, least: int, most: int) -> None:
+        """Take in that the pool has other bounds from now on, whichever version it ends with."""
+        self._after = self._after.scaled(least, most)
+        if self._before is not None:
+            definition, policy, version, failed = self._before
+            self._before = (definition, policy.scaled(least, most), version, failed)
+
     def breaks(self, member: Member) -> bool:
         """Say whether the unasked end of an instance is the new version's failure."""
         return self.running and member.version == self._pool.version

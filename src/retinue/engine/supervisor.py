@@ -93,6 +93,7 @@ class Supervisor:
     def scale(self, least: int, most: int, drain_seconds: float | None = None) -> None:
         """Have other bounds from now on; what is too many is drained (None: as the policy says)."""
         self.pool.policy = self.pool.policy.scaled(least, most)
+        self._rollout.scaled(least, most)
         for member in self.pool.members.values():
             member.drain_seconds = drain_seconds
         self.pool.lost = 0

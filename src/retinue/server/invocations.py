@@ -215,15 +215,17 @@ async def invoke(call: Call) -> bytes | Response:
     task = task_of(call.orchestrator, asked, f"http-{ulid()}")
     node = call.orchestrator.definition(task.agent_id).agent_id if task.agent_id else ""
     streams = options is not None and options.stream
+    waits = not (options is not None and options.run_async)
+    if streams and waits:
+        share_of(call.scope).become_stream()  # before it is accepted: it may be refused
     here = _Asked(call, envelope.LINE_BYTES if streams else WHOLE)
     telling = Telling(here, here.to, asked, node=node)
     accepted = await call.orchestrator.submit(task, call.principal)
-    if options is not None and options.run_async:
+    if not waits:
         where = {"location": f"/v1/invocations/{accepted.execution_id}/result"}
         body = encode(begun(accepted.execution_id))
         return Response(body, 202, media_type="application/json", headers=where)
     if streams:
-        share_of(call.scope).become_stream()
         return EventStream(_frames(call, here, telling, accepted.execution_id))
     await call.while_there(telling.follow(accepted.execution_id))
     return here.answer
