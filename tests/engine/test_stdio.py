@@ -552,7 +552,9 @@ async def test_it_is_scaled_while_tasks_run_and_loses_none(started: Any) -> None
     callers = [asyncio.create_task(caller()) for _ in range(8)]
     for size in (4, 2, 5, 1):
         pools.scale("w", size, size)
-        await until(lambda size=size: len(rig.view.instances) == size)  # type: ignore[misc]
+        await until(
+            lambda size=size: len(rig.view.instances) == rig.pool.ready == size  # type: ignore[misc]
+        )
         before = len(done)
         await until(lambda before=before: len(done) > before + 20)  # type: ignore[misc]
     over.set()

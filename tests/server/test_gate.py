@@ -12,8 +12,9 @@ from starlette.types import Message, Receive, Scope, Send
 from retinue import errors
 from retinue.errors import RetinueError
 from retinue.server.admission import Admission
-from retinue.server.errors import error_messages, status_of
+from retinue.server.errors import error_messages, fault_answer, status_of
 from retinue.server.gate import ANSWERED, Gate
+from retinue.wire.faults import fault_of
 
 EXPECTED = {
     "RetinueError": 500,
@@ -46,16 +47,16 @@ EXPECTED = {
     "QueueFull": 429,
     "RateLimited": 429,
     "SessionBusy": 409,
-    "SettingsError": 500,
+    "SettingsError": 422,
     "StoreLocked": 500,
     "LedgerBroken": 500,
     "AgentFailed": 500,
     "Unanswered": 504,
     "ExecutionError": 500,
     "Timeout": 504,
-    "Cancelled": 500,
+    "Cancelled": 409,
     "CircuitOpen": 503,
-    "SpawnFailed": 500,
+    "SpawnFailed": 503,
     "CommunicationError": 502,
     "IoError": 502,
     "ProviderError": 502,
@@ -89,6 +90,13 @@ def test_every_error_has_the_one_body(name: str) -> None:
     assert int(headers[b"content-length"]) == len(body["body"])
     assert (b"retry-after" in headers) == (start["status"] in {429, 503})
     assert (b"www-authenticate" in headers) == (start["status"] == 401)
+    told = fault_answer(error, fault_of(error))
+    assert told.status_code == start["status"]
+    assert dict(told.raw_headers) == headers | {b"content-length": b"%d" % len(told.body)}
+    fault = json.loads(bytes(told.body))
+    assert fault.items() >= {"code": error.code, "message": error.message}.items()
+    assert (fault["error_code"], fault["outcome"]) == (error.code, error.outcome)
+    assert fault["details"].items() >= {"a": 1}.items()
 
 
 @pytest.mark.parametrize(
