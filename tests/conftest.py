@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,13 @@ def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
     name = f"test_{next(_database_numbers)}"
     yield postgres_server.create_database(name)
     postgres_server.drop_database(name)
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Path]:
+    """A directory that does not lie in /tmp, as people's files do not."""
+    with tempfile.TemporaryDirectory(dir=Path.home(), prefix=".retinue-test-") as made:
+        yield Path(made)
 
 
 @pytest.hookimpl(trylast=True)

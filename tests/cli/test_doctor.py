@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
+import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 from tests.cli.conftest import Place, Server
 
 from retinue import Settings
-from retinue.cli import doctor
+from retinue.cli import doctor, door
 
 
 def found(place: Place, *words: str, **environment: str) -> dict[str, dict[str, str]]:
@@ -142,3 +144,34 @@ def test_a_sandbox_is_looked_for(place: Place, agent: str, subject: str) -> None
     line = found(place, ORCHESTRATOR_PORT="0", PATH="/nowhere")[subject]
     assert line["state"] == "fail"
     assert "apt-get install bubblewrap" in line["text"]
+
+
+def test_agents_that_could_change_what_the_next_start_reads_are_named(place: Place) -> None:
+    agents: list[dict[str, object]] = [
+        {"agent_id": "free", "work_dir": "."},
+        {"agent_id": "boxed", "work_dir": ".", "sandbox": True},
+        {"agent_id": "elsewhere", "work_dir": "own"},
+    ]
+    (place.directory / "own").mkdir()
+    commands: list[object] = [{"driver": "command", "command": ["true"], **a} for a in agents]
+    place.write("retinue.yaml", json.dumps({"agents": commands}))
+    done = place.call("doctor", ORCHESTRATOR_PORT="0")
+    assert "free is in no sandbox and works where retinue.yaml can be changed" in done.out
+    assert "boxed" not in done.out.split("in no sandbox", 1)[1]
+    assert "elsewhere is in" not in done.out
+    place.write("mine.py", "from retinue import capability\n@capability()\ndef it() -> str: ...\n")
+    place.write("retinue.yaml", json.dumps({"agents": [*commands, "mine:it"]}))
+    done = place.call("doctor", ORCHESTRATOR_PORT="0")
+    assert f"boxed may write {place.directory}, from where agents of this" in done.out
+
+
+def test_nothing_is_imported_from_beside_the_settings_unless_they_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    agent = {"driver": "command", "agent_id": "it", "command": ["true"], "work_dir": "."}
+    for agents, imported in (([agent], False), ([agent, "mine:it"], True)):
+        (tmp_path / "retinue.yaml").write_text(json.dumps({"agents": agents}))
+        door.prepared(None)
+        assert (str(tmp_path) in sys.path) is imported

@@ -20,6 +20,7 @@ from retinue.settings import (
     CommandReference,
     SandboxReference,
     WorkerReference,
+    load,
 )
 from retinue.testing.coding_agent import install
 
@@ -91,6 +92,34 @@ async def test_a_command_in_a_sandbox_has_its_directories_and_never_the_store(
 
 
 @needs_sandbox
+@pytest.mark.requirement("001.sandbox")
+async def test_who_works_beside_the_settings_does_not_change_them(tmp_path: Path) -> None:
+    attack = (
+        "cat retinue.yaml .env; for f in retinue.yaml .env; do echo 'port: 1' >>$f; rm -f $f;"
+        " echo x >new; mv new $f; done; mv .retinue gone; mkdir .retinue; touch own; echo done"
+    )
+    agents = [
+        {"driver": "command", "agent_id": "it", "command": ["sh", "-c", attack], "work_dir": "."}
+    ]
+    for given in agents:
+        given["sandbox"] = True  # type: ignore[assignment]
+    text = json.dumps({"examples": False, "entry_points": False, "agents": agents})
+    (tmp_path / "retinue.yaml").write_text(text)
+    system = Runtime(load(None, {"PATH": os.environ["PATH"]}, tmp_path))
+    await system.start()
+    try:
+        answer = await run(system)
+    finally:
+        await system.stop(grace=0)
+    assert answer.error is None, answer.error
+    assert answer.data == b'"done\\n"'
+    assert (tmp_path / "retinue.yaml").read_text() == text
+    assert (tmp_path / ".env").read_bytes() == b""
+    assert (tmp_path / ".retinue" / "retinue.db").exists()
+    assert (tmp_path / "own").exists()
+
+
+@needs_sandbox
 async def test_a_sandbox_is_described_in_the_file(started: Any, tmp_path: Path) -> None:
     box = SandboxReference(network="none", write=(Path("shared"),), hide=(Path("secret"),))
     for name in ("shared", "secret"):
@@ -150,6 +179,17 @@ serve(probe)
 """
 
 
+TOOLS = (Path(__file__).parents[2], Path(sys.prefix))
+"""Where our programs are: in /tmp, perhaps, where a sandbox sees only what it is told."""
+
+
+def seeing(box: SandboxReference | bool) -> SandboxReference | bool:
+    if box is False:
+        return False
+    named = SandboxReference() if box is True else box
+    return named.model_copy(update={"read": TOOLS})
+
+
 @pytest.fixture
 def server() -> Iterator[int]:
     """A port of this machine on which somebody answers."""
@@ -170,16 +210,21 @@ def server() -> Iterator[int]:
     ],
 )
 async def test_a_worker_in_a_sandbox_writes_its_directories_and_reaches_what_it_may(
-    started: Any, tmp_path: Path, server: int, box: Any, writes: str, connects: str
+    started: Any,
+    tmp_path: Path,
+    elsewhere: Path,
+    server: int,
+    box: Any,
+    writes: str,
+    connects: str,
 ) -> None:
-    (tmp_path / "worker.py").write_text(WORKER)
-    argv = (sys.executable, str(tmp_path / "worker.py"))
+    argv = (sys.executable, "-c", WORKER)
     given = WorkerReference(
-        driver="stdio", name="w", command=argv, process_pool_size=1, sandbox=box
+        driver="stdio", name="w", command=argv, process_pool_size=1, sandbox=seeing(box)
     )
     system = await started(given)
     parameters = {
-        "outside": str(tmp_path / "outside"),
+        "outside": str(elsewhere / "outside"),
         "store": str(tmp_path / "data" / "retinue.db"),
         "port": server,
     }
@@ -192,7 +237,7 @@ async def test_a_worker_in_a_sandbox_writes_its_directories_and_reaches_what_it_
         assert (found["outside"], found["connect"]) == (writes, connects)
         assert found["store"] == ("FileNotFoundError" if box else "yes")
         assert (found["pid"] < 10) is bool(box)  # a pid namespace of its own
-    assert (tmp_path / "outside").exists() is not bool(box)
+    assert (elsewhere / "outside").exists() is not bool(box)
 
 
 @needs_sandbox
@@ -208,20 +253,32 @@ async def test_a_worker_in_a_sandbox_writes_its_directories_and_reaches_what_it_
     ],
 )
 async def test_a_coding_cli_in_a_sandbox_writes_its_directories_and_reaches_what_it_may(
-    started: Any, tmp_path: Path, server: int, kind: Any, box: Any, writes: str, connects: str
+    started: Any,
+    tmp_path: Path,
+    elsewhere: Path,
+    server: int,
+    kind: Any,
+    box: Any,
+    writes: str,
+    connects: str,
 ) -> None:
     program = install(tmp_path / "bin", kind)[kind]
     (tmp_path / "work").mkdir()
     given = CodingReference.model_validate(
-        {"driver": kind, "command": (program,), "work_dir": tmp_path / "work", "sandbox": box}
+        {
+            "driver": kind,
+            "command": (program,),
+            "work_dir": tmp_path / "work",
+            "sandbox": seeing(box),
+        }
     )
     system = await started(given)
-    prompt = f"[[write {tmp_path}/outside]] [[write mine]] [[connect {server}]]"
+    prompt = f"[[write {elsewhere}/outside]] [[write mine]] [[connect {server}]]"
     answer = await run(system, kind, prompt)
     assert answer.error is None, answer.error
     said = json.loads(answer.data or b"")
     assert said.split() == ["write:", writes, "write:", "yes", "connect:", connects]
-    assert (tmp_path / "outside").exists() is not bool(box)
+    assert (elsewhere / "outside").exists() is not bool(box)
     assert (tmp_path / "work" / "mine").exists()
     # Its session is in its HOME, which it may write: another turn goes on with it.
     answer = await run(system, kind, "[[seen]]")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from tests.engine.test_coding import data, found, logs, question, run, text
 from tests.live.conftest import Start, relayed, watched
+from tests.live.programs import HERE
 from tests.live.relay import outside
 from tests.process.rig import marked, needs_sandbox, until
 
@@ -181,7 +182,7 @@ async def test_in_a_sandbox_it_works_and_writes_nothing_else(
 ) -> None:
     if form == "once" and kind != "codex":
         pytest.skip("only codex has a sandbox of its own, which each form turns off")
-    system = await started(kind, approvals="allow", sandbox=True, form=form)
+    system = await started(kind, approvals="allow", sandbox={"read": [HERE]}, form=form)
     out = tmp_path / "outside"
     step = runs(kind, f"touch {out}; echo seen > made")
     answer, events = await run(system, kind, f"{step} [[say done]]")
@@ -201,7 +202,7 @@ async def test_in_a_network_of_its_own_it_needs_a_model_and_nothing_else(
     started: Start, kind: str, models: ModelServer, tmp_path: Path
 ) -> None:
     path, file = relayed(kind, models, tmp_path)
-    box = {"network": "loopback"}
+    box = {"network": "loopback", "read": [HERE, tmp_path]}
     with outside(file, models.port):
         system = await started(kind, path=path, approvals="allow", sandbox=box)
         step = runs(kind, "cat /proc/net/dev > devices")

@@ -9,6 +9,7 @@ import stat
 import sys
 import time
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from retinue.process import (
     Sandbox,
 )
 from retinue.process.link import Command
-from retinue.process.sandbox import boxed
+from retinue.process.sandbox import boxed, private
 
 LOOK = r"""
 import json, os, sys
@@ -47,8 +48,9 @@ def signals(pid):
 status = dict(line.split(":\t", 1) for line in open("/proc/self/status"))
 print(json.dumps({
     "outside": writes(outside),
-    "machine": [path for path in ("/", "/etc", "/usr", "/run", "/proc/sys/kernel/core_pattern",
-        "/proc/sysrq-trigger", "/proc/irq/default_smp_affinity", "/sys/kernel/mm/ksm/run")
+    "machine": [path for path in ("/", "/etc", "/usr", "/var", "/run",
+        "/proc/sys/kernel/core_pattern", "/proc/sysrq-trigger",
+        "/proc/irq/default_smp_affinity", "/sys/kernel/mm/ksm/run")
         if os.access(path, os.W_OK)],
     "work": writes("mine"), "tmp": os.access(os.environ.get("TMPDIR", "/tmp"), os.W_OK),
     "signals": signals(int(server)), "pids": [p for p in os.listdir("/proc") if p.isdigit()],
@@ -113,7 +115,7 @@ async def test_one_in_a_sandbox_writes_its_directory_and_touches_nothing_else(
     task = f"{tmp_path / 'outside'} {os.getpid()}"
     found = await seen(await runner.spawn(agent("look", task)))
     assert found == {
-        "outside": False,
+        "outside": True,  # its /tmp is its own: see below
         "machine": [],
         "work": True,
         "tmp": True,
@@ -123,12 +125,106 @@ async def test_one_in_a_sandbox_writes_its_directory_and_touches_nothing_else(
         "privileges": "1" + "0" * 16,
         "run": [],
     }
-    assert os.listdir(tmp_path) == ["work"]
+    assert os.listdir(tmp_path) == ["work"]  # nothing came out
     assert (tmp_path / "work" / "mine").read_text() == "x"
     free = await seen(await runner.spawn(agent("look", task, sandbox=False)))
     assert free["signals"]
     assert free["outside"]
     assert len(free["pids"]) > 2
+
+
+@needs_sandbox
+@pytest.mark.requirement("001.sandbox")
+async def test_no_socket_of_the_host_is_reached(
+    runner: LocalProcessRunner, tmp_path: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = elsewhere / "shared"
+    shared.mkdir()
+    places = [tmp_path / "s", elsewhere / "s", shared / "s"]
+    reach = """
+import socket, sys
+for path in sys.argv[-1].split():
+    with socket.socket(socket.AF_UNIX) as sock:
+        print(sock.connect_ex(path) == 0, end=" ")
+"""
+    runner.catalogue["reach"] = program(reach)
+    with ExitStack() as stack:
+        for place in places:
+            server = stack.enter_context(socket.socket(socket.AF_UNIX))
+            server.bind(str(place))
+            server.listen()
+        task = " ".join(map(str, places))
+        for network in ("none", "host"):
+            box = Sandbox(network=network, read=(str(shared),))
+            handle = await runner.spawn(agent("reach", task, box))
+            # The last one was named by the operator.
+            assert await handle.next_stdout() == b"False False True ", await handle.next_stderr()
+        free = await runner.spawn(agent("reach", task, sandbox=False))
+        assert await free.next_stdout() == b"True True True "
+
+
+@needs_sandbox
+@pytest.mark.requirement("001.sandbox")
+async def test_credentials_of_its_user_are_not_seen_unless_they_are_named(
+    runner: LocalProcessRunner, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(elsewhere))
+    secret = [".ssh/id", ".config/gcloud/it", ".netrc", ".npmrc", ".codex/auth.json"]
+    for name in (*secret, ".cargo/bin/tool", ".config/editor"):
+        (elsewhere / name).parent.mkdir(parents=True, exist_ok=True)
+        (elsewhere / name).write_text(name)
+    look = "cd; for f in .ssh/id .config/*/it .netrc .npmrc .codex/* .cargo/bin/* .config/editor;"
+    runner.catalogue["look"] = shell(f"{look} do cat $f 2>/dev/null; echo -n ' '; done")
+    handle = await runner.spawn(agent("look"))
+    assert (await handle.next_stdout() or b"").split() == [b".cargo/bin/tool", b".config/editor"]
+    box = Sandbox(read=(str(elsewhere / ".npmrc"),))
+    handle = await runner.spawn(agent("look", sandbox=box))
+    assert b".npmrc" in (await handle.next_stdout() or b"").split()
+    # One that lives in that home needs what it logged in with, and nothing else.
+    box = Sandbox(write=(str(elsewhere),))
+    made = boxed(
+        Command(path="/bin/x", argv=("x",), env={}, cwd="/"),
+        box.within(Sandbox(hide=private({"HOME": str(elsewhere)}))),
+        "bwrap",
+        (str(elsewhere),),
+    )
+    assert f"{elsewhere}/.codex/auth.json" not in made.argv
+    assert f"{elsewhere}/.ssh" in made.argv
+
+
+@needs_sandbox
+async def test_what_is_guarded_can_be_neither_written_nor_replaced(
+    runner: LocalProcessRunner, tmp_path: Path
+) -> None:
+    app = tmp_path / "work" / "deep" / "app"
+    app.mkdir(parents=True)
+    (app / "given").write_text("ours")
+    guard = tuple(str(app / name) for name in ("given", "absent"))
+    runner.catalogue["break"] = shell(
+        "cd deep/app; cat given; for f in given absent; do echo x >$f; rm -f $f; mv $f y; done;"
+        " cd ../..; mv deep/app deep/other; mv deep else; touch deep/app/mine; echo done"
+    )
+    handle = await runner.spawn(agent("break", sandbox=Sandbox(guard=guard)))
+    assert await handle.next_stdout() == b"done\n", await handle.next_stderr()
+    assert (app / "given").read_text() == "ours"
+    assert (app / "absent").read_bytes() == b""
+    assert (app / "mine").exists()
+    assert sorted(os.listdir(app)) == ["absent", "given", "mine"]
+
+
+async def test_a_link_to_what_is_guarded_is_refused_where_it_could_be_replaced(
+    tmp_path: Path,
+) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "given").touch()
+    (work / "link").symlink_to("../real")
+    command = Command(path="/bin/x", argv=("x",), env={}, cwd=str(work))
+    box = Sandbox(guard=(str(work / "link" / "given"),))
+    with pytest.raises(SpawnFailed, match=r"symbolic link link leads to .*given"):
+        boxed(command, box, "bwrap", (str(work),))
+    boxed(command, box, "bwrap", ())
 
 
 @needs_sandbox

@@ -339,6 +339,14 @@ def _worker(reference: WorkerReference) -> Finding:
     return Finding("ok", "agent", said)
 
 
+def _exposed(settings: Settings) -> Iterator[Finding]:
+    """Which agents could change what the next start reads."""
+    from retinue.runtime import exposed
+
+    for found in exposed(settings):
+        yield Finding("warn", "agent", found.text, found.advice)
+
+
 def _survey(settings: Settings) -> Iterator[Finding]:
     """Whether the example surveyor has anything to read."""
     if settings.examples and not settings.survey_root.is_dir():
@@ -352,5 +360,6 @@ CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
     _port,
     _agents,
     _coding,
+    _exposed,
     _survey,
 )

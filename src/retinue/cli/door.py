@@ -207,8 +207,9 @@ def prepared(config: Path | None, **options: object) -> Settings:
 
     found = settings.here(config, **options)
     path = settings.find_config(config, Path.cwd())
-    if path is not None and found.agents:
-        # The operator's own file, so the modules beside it are the operator's, too.
+    if path is not None and any(isinstance(a, settings.AgentReference) for a in found.agents):
+        # The operator's own file, so the modules beside it are the operator's, too. Without one of
+        # them nothing is imported from there: commands may work in that directory.
         sys.path.insert(0, str(path.parent.absolute()))
     return found
 

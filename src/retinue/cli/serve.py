@@ -116,9 +116,11 @@ def _bind(settings: Settings) -> socket:
 
 
 async def _serve(settings: Settings, listener: socket, reread: Callable[[], Settings]) -> None:
-    from retinue.runtime import Runtime
+    from retinue.runtime import Runtime, exposed
     from retinue.server import serve as serving
 
+    for found in exposed(settings):
+        log.warning("%s; %s", found.text, found.advice)
     runtime = Runtime(settings, url=serving.url_of(listener), reread=reread)
 
     def ready(_: Orchestrator, url: str) -> None:

@@ -45,7 +45,7 @@ class ProcessConfig(msgspec.Struct, frozen=True, kw_only=True):
 class Ground:
     """What the agents of one system share: a keeper, and a directory below which they live.
 
-    ``environment`` is what they inherit. ``hidden`` is what none of them sees in a sandbox.
+    ``environment`` is what they inherit. ``common`` is what every sandbox of theirs hides, guards.
     """
 
     def __init__(
@@ -53,12 +53,12 @@ class Ground:
         link: KeeperLink,
         root: Path,
         environment: Mapping[str, str],
-        hidden: tuple[str, ...] = (),
+        common: Sandbox | None = None,
     ) -> None:
         self.link = link
         self.root = root
         self.environment = environment
-        self.hidden = hidden
+        self.common = common or Sandbox()
         self.bubblewrap = Bubblewrap(link)
         self.working: set[Path] = set()
         """The TMPDIRs of the processes that run."""
@@ -206,9 +206,8 @@ class Quarters:
         if box is None:
             return command
         bwrap = await ground.bubblewrap.ready(box, ground.environment)
-        box = msgspec.structs.replace(box, hide=(*ground.hidden, *box.hide))
         own = (str(self.work_dir), str(self.home), str(tmp))
-        return await asyncio.to_thread(boxed, command, box, bwrap, own)
+        return await asyncio.to_thread(boxed, command, box.within(ground.common), bwrap, own)
 
     async def spawn(self, command: Command, streams: Streams, name: str | None = None) -> Child:
         """Start a process; ``name`` marks it.

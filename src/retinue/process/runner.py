@@ -41,7 +41,7 @@ from retinue.process.executable import directory, find, refused
 from retinue.process.handle import AgentHandle
 from retinue.process.link import Command, KeeperLink
 from retinue.process.log import InstanceLog
-from retinue.process.sandbox import Bubblewrap, Sandbox, boxed
+from retinue.process.sandbox import Bubblewrap, Sandbox, boxed, private
 from retinue.process.standing import Standing
 
 MOST_ENDED = 1_000
@@ -191,6 +191,7 @@ class LocalProcessRunner:
         bwrap = await self._bubblewrap.ready(box, inherited(os.environ))
         # /dev is the sandbox's own, so that is one place that nobody else sees.
         command = msgspec.structs.replace(command, env={**command.env, "TMPDIR": "/dev/shm"})
+        box = box.within(Sandbox(hide=private(os.environ)))
         return boxed(command, box, bwrap, (command.cwd,))
 
     def _feed(self, handle: AgentHandle, prompt: str) -> None:

@@ -9,15 +9,19 @@ ends with it, so nothing it starts can outlive it, and no privilege to gain. ``n
 ``none``      none at all: not even loopback is up
 ============  =======================================================================
 
-A service of the host could do what the sandbox may not, so the sockets in ``/run`` are hidden;
-abstract ones go with the host's network.
+A service of the host could do what the sandbox may not, so no socket of one is seen: /run is empty,
+/tmp and /var/tmp are memory of its own, and what else is listened at when it starts is hidden.
+Abstract sockets go with the host's network. What our next start reads (``guard``) is not seen and
+cannot be replaced, wherever it lies: who could write that would have commands run outside.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable, Mapping
+import pwd
+import stat
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
 import msgspec
@@ -35,28 +39,78 @@ INSTALL = (
 TRY_SECONDS = 10.0
 _PROC = ("acpi", "bus", "fs", "irq", "mtrr", "pressure", "scsi", "sys", "sysrq-trigger")
 """What of a new /proc speaks of the whole machine: root could write there, without a privilege."""
+_SCRATCH = ("/tmp", "/var/tmp")
+_RUN = ("/run", "/var/run")
 _KEPT_OF_RUN = ("/run/systemd/resolve", "/run/current-system")
 """The names of DNS servers, and NixOS's programs."""
+_SOCKETS = "/proc/net/unix"
+_MOST_LINKS = 40
+LOGINS = (
+    *(".claude/.credentials.json", ".codex/auth.json", ".gemini/oauth_creds.json"),
+    ".local/share/opencode/auth.json",
+)
+"""What coding CLIs leave in a home that they have logged in from."""
+CREDENTIALS = (
+    *(".ssh", ".gnupg", ".netrc", ".git-credentials", ".config/git/credentials", ".config/gh"),
+    *(".config/hub", ".config/glab-cli", ".aws", ".azure", ".config/gcloud", ".oci", ".s3cfg"),
+    *(".config/rclone", ".config/doctl", ".kube", ".docker", ".config/containers", ".vault-token"),
+    *(".terraform.d", ".terraformrc", ".fly", ".config/heroku", ".npmrc", ".yarnrc.yml"),
+    *(".pypirc", ".config/pip", ".cargo/credentials", ".cargo/credentials.toml"),
+    *(".gem/credentials", ".m2/settings.xml", ".gradle/gradle.properties", ".pgpass", ".my.cnf"),
+    *(".config/op", ".password-store", ".local/share/keyrings", ".cache/huggingface/token"),
+    *(".mozilla", ".thunderbird", ".config/google-chrome", ".config/chromium", ".config/vivaldi"),
+    *(".config/BraveSoftware", ".config/microsoft-edge", ".config/opera", ".bash_history"),
+    *(".zsh_history", ".psql_history", ".mysql_history", ".python_history"),
+    *LOGINS,
+)
+"""Where people's credentials lie, below a home."""
 
 
 class Sandbox(msgspec.Struct, frozen=True, kw_only=True):
     """How an agent is shut in.
 
-    ``write`` are paths it may write beside its own; ``hide`` are paths it does not see, which are
-    empty for it.
+    ``write`` are paths it may write beside its own; ``read`` what it sees, and does not write,
+    though it lies in what is hidden; ``hide`` what it does not see: that is empty for it. ``guard``
+    is hidden whatever else is said, and can be neither made nor moved away.
     """
 
     network: Literal["host", "loopback", "none"] = "host"
     write: tuple[str, ...] = ()
+    read: tuple[str, ...] = ()
     hide: tuple[str, ...] = ()
+    guard: tuple[str, ...] = ()
+
+    def within(self, common: Sandbox) -> Sandbox:
+        """Return it with what is hidden and guarded from every agent, too."""
+        hide, guard = (*common.hide, *self.hide), (*common.guard, *self.guard)
+        return msgspec.structs.replace(self, hide=hide, guard=guard)
 
 
 PLAIN = {True: Sandbox(), False: None}
 """What ``sandbox: true`` and ``sandbox: false`` mean."""
 
 
+def private(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Return what agents do not see of their starter's user: credentials, and agents for them."""
+    homes = {environ.get("HOME") or "", _home()} - {"", "/"}
+    found = [os.path.join(home, name) for home in sorted(homes) for name in CREDENTIALS]
+    named = (environ.get("XDG_RUNTIME_DIR"), environ.get("SSH_AUTH_SOCK"))
+    return (*found, *(path for path in named if path and os.path.isabs(path)))
+
+
+def _home() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError:
+        return ""  # a user without a name: of a container, say
+
+
 def boxed(command: Command, box: Sandbox, bwrap: str, own: Iterable[str]) -> Command:
-    """Return what runs ``command`` in ``box``; ``own`` are the directories it may write."""
+    """Return what runs ``command`` in ``box``; ``own`` are the directories it may write.
+
+    Raises:
+        SpawnFailed: what is guarded could not be kept from it.
+    """
     argv = [
         *("bwrap", "--die-with-parent", "--unshare-pid", "--unshare-ipc", "--unshare-cgroup-try"),
         *("--cap-drop", "ALL", "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"),
@@ -65,32 +119,145 @@ def boxed(command: Command, box: Sandbox, bwrap: str, own: Iterable[str]) -> Com
         argv += ["--ro-bind-try", f"/proc/{name}", f"/proc/{name}"]
     if box.network == "loopback":
         argv.append("--unshare-net")
-    argv += _views((*box.write, *own), ("/run", *box.hide))
+    argv += _views(box, tuple(own), command.path).options()
     argv += ["--chdir", command.cwd, "--", command.path, *command.argv[1:]]
     return msgspec.structs.replace(command, path=bwrap, argv=tuple(argv), box=box.network)
 
 
-def _views(write: Iterable[str], hide: Iterable[str]) -> list[str]:
-    """Return the options for what is written and what is hidden, each path after its parents."""
-    # A mount over a symbolic link would be one at its end, where the order is another.
-    views = {os.path.realpath(path): "hide" for path in hide if os.path.exists(path)}
-    views |= {path: "keep" for path in _KEPT_OF_RUN if os.path.exists(path)}
-    views |= {os.path.realpath(path): "write" for path in write}
-    argv: list[str] = []
-    emptied: list[str] = []
-    for path in sorted(views, key=lambda path: path.split("/")):
-        if views[path] == "hide" and any(path.startswith(f"{there}/") for there in emptied):
+def _views(box: Sandbox, own: tuple[str, ...], program: str) -> Views:
+    """Return what is seen otherwise than the host has it; what comes later wins."""
+    views = Views()
+    mine = {os.path.join(os.path.realpath(path), login) for path in own for login in LOGINS}
+    for path in filter(os.path.isdir, _SCRATCH):
+        views.put(path, "scratch")
+    for path in (*_RUN, *box.hide):
+        if os.path.exists(path) and os.path.realpath(path) not in mine:
+            views.put(path, "hide")
+    for path in (*filter(os.path.exists, _KEPT_OF_RUN), *_places(program)):
+        if views.over(path) in {"hide", "scratch"}:
+            views.put(path, "read")
+    for path in filter(os.path.exists, box.read):
+        views.put(path, "read")
+    for path in (*box.write, *own):
+        views.put(path, "write")
+    for path in _listened_at():
+        if views.over(path) is None:
+            views.put(path, "hide")
+    for path in box.guard:
+        _guard(views, path)
+    return views
+
+
+class Views:
+    """Paths, and how each is seen. ``scratch`` is memory of its own, which it may write."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[str, str] = {}
+
+    def put(self, path: str, kind: str) -> None:
+        """Have a path seen like this: where it lies, and by that name."""
+        # A mount over a symbolic link would be one at its end, where the order is another.
+        real = os.path.realpath(path)
+        if self.over(path) in {"scratch", "hide"} and kind in {"read", "write"}:
+            self._kinds[os.path.abspath(path)] = kind  # there the link is not
+        self._kinds[real] = kind
+
+    def over(self, path: str) -> str | None:
+        """Return how a path is seen as it stands: what was said of it, or of the nearest above."""
+        path = os.path.abspath(path)
+        while path != "/":
+            if path in self._kinds:
+                return self._kinds[path]
+            path = os.path.dirname(path)
+        return None
+
+    def options(self) -> list[str]:
+        """Return bubblewrap's options, each path after its parents."""
+        argv: list[str] = []
+        emptied: list[str] = []
+        for path in sorted(self._kinds, key=lambda path: path.split("/")):
+            kind = self._kinds[path]
+            if kind == "hide" and self.over(os.path.dirname(path)) == "hide":
+                continue
+            if kind in {"read", "write"}:
+                argv += ["--bind" if kind == "write" else "--ro-bind", path, path]
+            elif os.path.isdir(path):
+                argv += ["--tmpfs", path]
+                emptied += [path] if kind == "hide" else []
+            else:
+                argv += ["--ro-bind", os.devnull, path]
+        for path in emptied:  # only now: mounts in them had to be made
+            argv += ["--remount-ro", path]
+        return argv
+
+
+def _places(program: str) -> Iterator[str]:
+    """Yield where a program's files are, by its name and by where it lies: not a whole /tmp."""
+    for path in (program, os.path.realpath(program)):
+        place = os.path.dirname(path)
+        if os.path.basename(place) == "bin":
+            place = os.path.dirname(place)
+        hidden = {os.path.realpath(path) for path in (*_SCRATCH, *_RUN)}
+        yield path if os.path.realpath(place) in {*hidden, "/"} else place
+
+
+def _listened_at() -> Iterator[str]:
+    """Yield the sockets in the file system at which somebody on this host is to be found."""
+    try:
+        with open(_SOCKETS, encoding="utf-8", errors="surrogateescape") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, _, path = line.partition(" /")
+        try:
+            if path and stat.S_ISSOCK(os.stat(f"/{path}").st_mode):
+                yield os.path.realpath(f"/{path}")
+        except OSError:
+            continue  # of another mount namespace, or gone
+
+
+def _guard(views: Views, path: str) -> None:
+    """Hide a path, and see that nobody can put another one in its place.
+
+    What leads there through a directory that may be written is made a mount, which cannot be moved.
+
+    Raises:
+        SpawnFailed: a symbolic link leads there, which could be replaced.
+    """
+    step = ""
+    for step in _steps(path):
+        writable = views.over(os.path.dirname(step)) == "write"
+        if writable and os.path.islink(step):
+            raise SpawnFailed(
+                f"the sandbox may write {os.path.dirname(step)}, where the symbolic link"
+                f" {os.path.basename(step)} leads to {path}, which is not for an agent to change:"
+                " put the file itself there, or give the agent another directory"
+            )
+        if writable and os.path.isdir(step) and views.over(step) == "write":
+            views.put(step, "write")
+    stands_in = os.path.dirname(step)
+    if os.path.exists(step) or (views.over(stands_in) == "write" and os.path.isdir(stands_in)):
+        views.put(step, "hide")
+
+
+def _steps(path: str) -> Iterator[str]:
+    """Yield each name on the way to a path, with the real path of what it stands in."""
+    names, at, links = path.split("/")[::-1], "/", 0
+    while names:
+        name = names.pop()
+        if name in {"", ".", ".."}:
+            at = os.path.dirname(at) if name == ".." else at
             continue
-        if views[path] != "hide":
-            argv += ["--bind" if views[path] == "write" else "--ro-bind", path, path]
-        elif os.path.isdir(path):
-            argv += ["--tmpfs", path]
-            emptied.append(path)
+        step = os.path.join(at, name)
+        yield step
+        if os.path.islink(step) and links < _MOST_LINKS:
+            target = os.readlink(step)
+            at = "/" if target.startswith("/") else at
+            names += target.split("/")[::-1]
+            links += 1
         else:
-            argv += ["--ro-bind", os.devnull, path]
-    for path in emptied:  # only now: mounts in them had to be made
-        argv += ["--remount-ro", path]
-    return argv
+            at = step
 
 
 class Bubblewrap:

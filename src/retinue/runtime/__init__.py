@@ -9,6 +9,7 @@ from retinue.runtime.agents import (
     look_at,
     remote_agent,
 )
+from retinue.runtime.exposure import exposed
 from retinue.runtime.stores import holders_of, is_shared, open_store, store_file
 from retinue.runtime.system import Runtime
 
@@ -18,6 +19,7 @@ __all__ = [
     "Runtime",
     "check_capacity",
     "command_agent",
+    "exposed",
     "holders_of",
     "is_shared",
     "load_agent",

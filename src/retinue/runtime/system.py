@@ -30,6 +30,7 @@ from retinue.orchestrator import Orchestrator
 from retinue.process.environment import inherited
 from retinue.process.link import KeeperLink
 from retinue.process.quarters import Ground
+from retinue.process.sandbox import Sandbox, private
 from retinue.runtime.agents import (
     check_capacity,
     coding_agent,
@@ -95,11 +96,17 @@ def _scope(settings: Settings) -> str | None:
     return hashlib.sha256(without_password(address).encode()).hexdigest()[:16]
 
 
-def _hidden(settings: Settings) -> tuple[str, ...]:
-    """Return what no agent in a sandbox is to see: the store, and the key beside it."""
+def _hidden(settings: Settings) -> Sandbox:
+    """Return what no agent in a sandbox is to see.
+
+    Credentials of our user. And nobody may replace the store, the key beside it, and the files
+    that the settings come from: the next start would believe it.
+    """
     file = store_file(settings)
-    beside = (file, file.with_name(f"{file.name}-wal"), file.parent / KEY_FILE) if file else ()
-    return tuple(map(str, (settings.data_dir, *beside)))
+    beside = [file.with_name(file.name + end) for end in ("", "-wal", "-shm")] if file else []
+    keys = [file.parent / KEY_FILE] if file else []
+    guard = (settings.data_dir, *beside, *keys, *settings.files)
+    return Sandbox(hide=environment(private), guard=tuple(map(str, guard)))
 
 
 class Runtime:

@@ -130,7 +130,7 @@ class CodingReference(BaseModel):
         kind = value["driver"]
         if isinstance(value.get("sandbox"), str):
             raise ValueError(
-                "sandbox is true, or {network, write, hide}; Codex's own is codex_sandbox"
+                "sandbox is true, or {network, write, read, hide}; Codex's own is codex_sandbox"
             )
         if not value.get("command"):
             if kind == "acp":

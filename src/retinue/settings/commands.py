@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
@@ -14,8 +14,9 @@ from retinue.domain.policy import Delivery
 
 SANDBOX = (
     "shut it in by bubblewrap: it reads the host and writes its own directories;"
-    " or {network, write, hide}"
+    " or {network, write, read, hide}"
 )
+T = TypeVar("T")
 
 
 class CommandCapability(BaseModel):
@@ -42,17 +43,22 @@ class SandboxReference(BaseModel):
     write: tuple[Path, ...] = Field(
         default=(), description="what it may write beside its working directory, HOME and TMPDIR"
     )
+    read: tuple[Path, ...] = Field(
+        default=(), description="what it sees though it lies in what is hidden, as ~/.npmrc does"
+    )
     hide: tuple[Path, ...] = Field(
-        default=(), description="what it is not to see; data_dir and /run are hidden in any case"
+        default=(),
+        description="what it is not to see beside data_dir, the settings' files, the host's /run,"
+        " /tmp and sockets, and its user's credentials",
     )
 
     def at(self, cwd: Path) -> SandboxReference:
         """Return it with its paths made absolute."""
-        write, hide = (
-            tuple((cwd / path.expanduser()).absolute() for path in paths)
-            for paths in (self.write, self.hide)
-        )
-        return self.model_copy(update={"write": write, "hide": hide})
+        paths = {
+            name: tuple((cwd / path.expanduser()).absolute() for path in getattr(self, name))
+            for name in ("write", "read", "hide")
+        }
+        return self.model_copy(update=paths)
 
 
 class CommandReference(BaseModel):
@@ -144,6 +150,6 @@ class CommandReference(BaseModel):
         return self.model_copy(update=update)
 
 
-def environment(pick: Callable[[Mapping[str, str]], dict[str, str]]) -> dict[str, str]:
+def environment(pick: Callable[[Mapping[str, str]], T]) -> T:
     """Return what ``pick`` takes of this process's environment, for the agents it starts."""
     return pick(os.environ)

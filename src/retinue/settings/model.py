@@ -13,6 +13,7 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    PrivateAttr,
     Tag,
     WithJsonSchema,
 )
@@ -209,6 +210,8 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    _files: tuple[Path, ...] = PrivateAttr(default=())
+
     host: Host = Field(
         default="127.0.0.1",
         description="the address to listen on; one beyond this machine needs an API key to exist",
@@ -372,6 +375,11 @@ class Settings(BaseModel):
         default="http://localhost:8799",
         description="the MemAgent service that compresses sessions; used only when set",
     )
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files these came from, and those that the next start here would read; absolute."""
+        return self._files
 
     @property
     def trace_enabled(self) -> bool:

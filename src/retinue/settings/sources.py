@@ -32,6 +32,7 @@ from retinue.settings.model import (
 from retinue.settings.workers import WorkerReference
 
 FILE = "retinue.yaml"
+ENV = ".env"
 CALLER = ("RETINUE_URL", "RETINUE_API_KEY")
 """What the command line reads as a client of a server; see ``Caller``."""
 _MOST_SHOWN = 100
@@ -87,8 +88,10 @@ def load(
     for name, value in (options or {}).items():
         values[name] = value
         named[name] = "--" + name.replace("_", "-")
-    settings = _validated(values, lambda name: named.get(name, name))
-    return _at(settings, cwd)
+    settings = _at(_validated(values, lambda name: named.get(name, name)), cwd)
+    files = (path or cwd / FILE, cwd / FILE, cwd / ENV)
+    settings._files = tuple(file.absolute() for file in files)
+    return settings
 
 
 def find_config(config: Path | None, cwd: Path) -> Path | None:
@@ -122,7 +125,7 @@ def caller(url: str | None = None) -> Caller:
 
 def _variables(environ: Mapping[str, str], cwd: Path) -> dict[str, str]:
     """Return the environment, completed by ``.env``."""
-    path = cwd / ".env"
+    path = cwd / ENV
     try:
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
     except (OSError, UnicodeDecodeError) as error:
