@@ -24,6 +24,7 @@ from retinue.domain.intent import PutInstance, SaveInstance
 from retinue.domain.result import Ok
 from retinue.errors import Fenced, SpawnFailed
 from retinue.interfaces import Birth, Exited, Process, Store
+from retinue.process.remains import Remains
 
 log = logging.getLogger(__name__)
 CLOSE_SECONDS = 5.0
@@ -63,7 +64,7 @@ class Live:
         at = now_us()
         self.record.started_at = at
         self.record.handle = msgspec.json.encode(
-            {**self.record.found(), "pid": process.pid, **(handle or {})}
+            {**self.record.found(), **_place(process), **(handle or {})}
         )
         if self.record.state is InstanceState.STARTING:
             busy = self.record.execution_id is not None
@@ -126,7 +127,7 @@ class Live:
         """Note that its process, begun under an earlier server, is ours now."""
         self.process = process
         if process.pid:
-            self.record.handle = msgspec.json.encode({**self.record.found(), "pid": process.pid})
+            self.record.handle = msgspec.json.encode({**self.record.found(), **_place(process)})
         self.record.started_at = self.record.started_at or now_us()
         if self.record.state in {InstanceState.STARTING, InstanceState.LOST}:
             self._to(InstanceState.BUSY)
@@ -245,6 +246,13 @@ class Live:
             await asyncio.wait({self._saving})
 
 
+_ENDED = "its server was killed, or is not heard of: it was ended"
+
+
+def _place(process: Process) -> dict[str, int]:
+    return {"pid": process.pid, "start": process.start}
+
+
 Stop = Callable[[float], Awaitable[object]]
 """How a driver stops an instance, with the seconds it is given."""
 
@@ -305,13 +313,18 @@ class Instances:
         live.found(process)
         return live
 
-    async def bury(self, record: InstanceRecord) -> None:
+    async def bury(self, record: InstanceRecord, remains: Remains | None = None) -> None:
         """Record the end of what a dead worker supervised.
 
-        What was on this node died with its server. What was on another node is lost to view until
-        a server of that node says more.
+        What was on this node died with its server, or was ended now: ``remains``. What is on
+        another node, or could not be ended, is lost to view until somebody says more.
         """
-        if record.node == self.node:
+        if remains is not None and remains.left:
+            goes_on = f"process {', '.join(map(str, remains.left))} goes on and cannot be ended"
+            record.to(InstanceState.LOST, now_us(), f"its server is not heard of; {goes_on}")
+        elif remains is not None and remains.ended:
+            record.to(InstanceState.FAILED, now_us(), _ENDED)
+        elif record.node == self.node:
             record.to(InstanceState.FAILED, now_us(), "its server was killed")
         else:
             record.to(InstanceState.LOST, now_us(), f"nothing is heard of {record.node}")

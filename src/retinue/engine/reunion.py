@@ -2,8 +2,11 @@
 
 An agent never works unowned. What a dead worker supervised on this node has died with it, unless it
 was to be kept: that is found, its row and its attempt become ours in one commit, and its output is
-read on behind the last event that was journaled. What cannot be found has ended, and its execution
-ends by its delivery policy (``scheduler``). What is found and wanted by nobody is ended.
+read on behind the last event that was journaled. What is found and wanted by nobody is ended.
+
+A worker may be dead to the store and its processes alive: it was stopped, or cut off. So what is
+gone on with by nobody is ended before it is said to be gone, and only then does its execution end
+by its delivery policy (``scheduler``). What cannot be ended is said to go on.
 
 One that was to be kept and has ended by itself may have said more than its server took in: as long
 as its attempt has not ended, its output is read on like that of one that lives.
@@ -27,6 +30,7 @@ from retinue.engine.instances import Instances
 from retinue.engine.registry import Registry
 from retinue.errors import RetinueError
 from retinue.interfaces import Driver, InstanceFilter, KeepingDriver, Page, Process, Store
+from retinue.process.remains import end
 
 log = logging.getLogger(__name__)
 AWAY_SECONDS = 60
@@ -52,14 +56,16 @@ class Reunion:
         self._drivers = drivers
         self.reattached: list[InstanceRecord] = []
         self.gone: list[InstanceRecord] = []
+        self._unwanted: set[str] = set()
 
     async def run(self) -> None:
         """Deal with all that dead workers supervised."""
         found = False
         while left := await self._store.ownerless(self._instances.node, _PAGE):
             found = True
-            await asyncio.gather(*map(self._deal_with, left))
-            if len(left) < _PAGE:
+            over = await asyncio.gather(*map(self._is_over, left))
+            await self._bury([record for record, yes in zip(left, over, strict=True) if yes])
+            if len(left) < _PAGE or any(record.state is InstanceState.LOST for record in left):
                 break
         if found:
             for driver in self._keeping():
@@ -73,7 +79,10 @@ class Reunion:
         """
         where = InstanceFilter(execution_id=execution.id)
         for record in (await self._store.instances(where, Page())).items:
-            if record.kept and await self._may_go_on(record, execution):
+            # One that could not be ended holds its execution back as long as one that may be found.
+            here = record.node == self._instances.node
+            lost = here and record.state is InstanceState.LOST
+            if (record.kept or lost) and await self._may_go_on(record, execution):
                 return True
         return False
 
@@ -93,17 +102,34 @@ class Reunion:
     def _keeping(self) -> list[KeepingDriver]:
         return [cast(KeepingDriver, d) for d in self._drivers.values() if d.features.keeps]
 
-    async def _deal_with(self, record: InstanceRecord) -> None:
+    async def _is_over(self, record: InstanceRecord) -> bool:
+        """Go on with an instance; True: nobody can."""
         here = record.node == self._instances.node
         if here and record.kept and await self._reattach(record):
             self.reattached.append(record)
-            return
-        await self._instances.bury(record)
-        if here:
-            self.gone.append(record)
+            return False
+        return True
+
+    async def _bury(self, records: list[InstanceRecord]) -> None:
+        """Record that instances have ended, and see that it is so of those on this node."""
+        here = [record for record in records if record.node == self._instances.node]
+        found = await end({r.instance_id: r.found() for r in here}) if here else {}
+        for record in records:
+            remains, before = found.get(record.instance_id), record.state
+            if remains is not None and record.instance_id in self._unwanted:
+                self._unwanted.discard(record.instance_id)
+                remains = remains._replace(ended=0)  # that it was still there is our doing
+            await self._instances.bury(record, remains)
+            if remains is None:
+                continue
             work = f", execution {record.execution_id}" if record.execution_id else ""
-            what = (record.instance_id, record.agent_id, work)
-            log.warning("gone with its server: instance %s of agent %s%s", *what)
+            what = f"instance {record.instance_id} of agent {record.agent_id}{work}"
+            if not remains.left:
+                self.gone.append(record)
+                how = "ended for want of its server" if remains.ended else "gone with its server"
+                log.warning("%s: %s", how, what)
+            elif before is not InstanceState.LOST:
+                log.error("not ours to end, and its server is not heard of: %s: %s", what, remains)
 
     async def _reattach(self, record: InstanceRecord) -> bool:
         driver = self._drivers.get(record.driver)
@@ -120,6 +146,7 @@ class Reunion:
         try:
             if execution is None or definition is None:
                 process.kill()  # nobody waits for what it does any more
+                self._unwanted.add(record.instance_id)
                 return False
             return await self._go_on(record, execution, process)
         except RetinueError:

@@ -127,6 +127,7 @@ class Process(Protocol):
     """What can be done to a process that is supervised: ``process.Child`` is one."""
 
     pid: int
+    start: int
 
     @property
     def messages(self) -> tuple[int, int]:

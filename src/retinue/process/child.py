@@ -92,6 +92,8 @@ class Child:
     ) -> None:
         self.name = name
         self.pid = pid
+        self.start = 0
+        """When it started, as the kernel counts; with the pid it names no other process."""
         self.started_at = time.monotonic()
         self.ended_at: float | None = None
         self.exit: Exit | None = None

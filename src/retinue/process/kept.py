@@ -86,6 +86,7 @@ class JoinedLink(KeeperLink):
         if found is None or self._wire is None:
             return None
         child = self.children[name] = Child(self, name, found["pid"], [], streams)
+        child.start = found["start"]
         return child
 
     def end_unwanted(self) -> None:

@@ -265,6 +265,7 @@ class KeeperLink:
             return
         future, streams = waiting
         child = Child(self, name, frame["pid"], fds, streams)
+        child.start = frame["start"]
         self.children[name] = child
         future.set_result(child)
 
