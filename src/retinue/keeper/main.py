@@ -128,6 +128,7 @@ class Keeper:
 
     def _bereft(self) -> None:
         """End what is not kept; listen for the next owner of what is."""
+        _fall_silent()
         wire, self._wire = self._wire, None
         if wire is not None:
             self._selector.unregister(wire.socket)
@@ -401,6 +402,16 @@ def _drain(bell: socket.socket) -> None:
         while bell.recv(4096):
             pass
     except BlockingIOError:
+        pass
+
+
+def _fall_silent() -> None:
+    """Let go of the stderr that our owner gave us: who reads it waits for the end of the owner."""
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        os.dup2(nowhere, 2, inheritable=True)
+        os.close(nowhere)
+    except OSError:
         pass
 
 
