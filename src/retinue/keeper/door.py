@@ -1,7 +1,9 @@
 """How the next server finds a keeper whose owner is gone while agents of it are to go on.
 
-The keeper listens at an abstract socket that is named after itself, only while it has no owner. It
-lets in one process of its own user that does not descend from it: no agent can become its owner.
+The keeper listens at an abstract socket that is named after itself, from before its first agent on:
+an agent could take the name otherwise. It lets in one process of its own user that does not descend
+from it: no agent can become its owner. Who comes while it has one is told so; who is told nothing
+knows that it does not work any more.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import socket
 import struct
 from typing import Any
 
+from retinue.keeper.frames import Closed, Wire
 from retinue.keeper.tree import stat
 
 EXIT_FILE = "exit.json"
@@ -32,7 +35,7 @@ def listen(name: str) -> socket.socket:
     door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         door.bind(name)
-        door.listen(1)
+        door.listen(8)
     except OSError:
         door.close()
         raise
@@ -60,6 +63,17 @@ def admit(door: socket.socket) -> tuple[socket.socket, int] | None:
     except OSError:
         came.close()
         return None
+
+
+def turn_away(came: socket.socket) -> None:
+    """Tell somebody who came that there is an owner already."""
+    wire = Wire(came)
+    wire.put({"op": "owned"})
+    try:
+        wire.flush()
+    except Closed:
+        pass
+    wire.close()
 
 
 def descends(pid: int, ancestor: int) -> bool:

@@ -4,8 +4,8 @@ Every child of the keeper is either the leader of an agent or a leftover: a proc
 ended. Leaders are subreapers of their own, so nothing of a living agent ever comes here, and every
 leftover may be ended. An agent is *gone* once its leader was reaped and no leftover of it exists.
 
-When the owner is gone, agents that are *kept* go on, and all others end; the keeper then listens
-for the next owner (``door``), for a day at most, and ends with the last of them.
+When the owner is gone, agents that are *kept* go on, and all others end; the keeper then waits for
+the next owner (``door``), for a day at most, and ends with the last of them.
 
 Ordering: frames are taken before children are reaped before a few processes are spawned, so a
 signal never waits for more than those. A leader's pid is signalled only while it is not reaped, and
@@ -14,6 +14,7 @@ only this loop reaps: the pid cannot have become a stranger's.
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import selectors
@@ -27,8 +28,10 @@ from typing import Any
 from retinue.keeper import cgroup, door
 from retinue.keeper.agent import Agent
 from retinue.keeper.frames import Closed, Frame, Wire
-from retinue.keeper.spawn import Spawn, become_subreaper
-from retinue.keeper.tree import MARK, children, incarnation, mark_of, stat, strays, tree, usage
+from retinue.keeper.seal import KEEPER, sweep, take
+from retinue.keeper.spawn import Spawn, become_subreaper, come_first
+from retinue.keeper.strike import kill, strike
+from retinue.keeper.tree import MARK, children, incarnation, mark_of, share, stat, tree, usage
 
 LAST_SECONDS = 10.0
 UNOWNED_SECONDS = 86_400.0
@@ -52,7 +55,6 @@ class Keeper:
     def __init__(self, sock: socket.socket, owner: int, scope: str) -> None:
         self._wire: Wire | None = Wire(sock)
         self._owner = owner
-        self._door: socket.socket | None = None
         self._unowned_until = 0.0
         self._scope = scope
         self._self = incarnation(os.getpid())
@@ -70,6 +72,11 @@ class Keeper:
         self._selector.register(self._bell, selectors.EVENT_READ, "children")
         signal.set_wakeup_fd(rings.fileno(), warn_on_full_buffer=False)
         self._rings = rings
+        try:  # before any agent is there that could take the name
+            self._door: socket.socket | None = door.listen(door.address(scope, self._self))
+            self._selector.register(self._door, selectors.EVENT_READ, "door")
+        except OSError:
+            self._door = None  # nobody could ever find what is kept: it is not started
 
     def run(self) -> None:
         """Work until the owner is gone and nothing is left that is kept; then end everything."""
@@ -88,8 +95,8 @@ class Keeper:
                 raise Closed
             if key.data == "children":
                 _drain(self._bell)
-            elif key.data == "door":
-                self._admit()
+            elif key.data == "door" and self._door is not None:
+                self._admit(self._door)
             elif events & selectors.EVENT_READ and self._wire is not None:
                 for frame, _ in self._wire.receive():
                     self._obey(frame)
@@ -127,7 +134,7 @@ class Keeper:
     # -- without an owner ----------------------------------------------------------------------
 
     def _bereft(self) -> None:
-        """End what is not kept; listen for the next owner of what is."""
+        """End what is not kept; wait for the next owner of what is."""
         _fall_silent()
         wire, self._wire = self._wire, None
         if wire is not None:
@@ -138,26 +145,21 @@ class Keeper:
         self._spawns.clear()
         now = time.monotonic()
         self._unowned_until = now + UNOWNED_SECONDS
-        kept = any(a.kept and not a.ended and not a.ending for a in self._agents.values())
-        try:
-            if kept:
-                self._door = door.listen(door.address(self._scope, self._self))
-                self._selector.register(self._door, selectors.EVENT_READ, "door")
-        except OSError:
-            kept = False  # nobody could ever find them
         for agent in self._agents.values():
-            if not (kept and agent.kept):
-                agent.end("unowned" if agent.kept else "killed", now)
+            if not agent.kept:
+                agent.end("killed", now)
 
-    def _admit(self) -> None:
-        """Take the next owner, and tell it what is here."""
-        admitted = door.admit(self._door) if self._door is not None else None
-        if self._door is None or admitted is None:
+    def _admit(self, where: socket.socket) -> None:
+        """Take the next owner, and tell it what is here; tell others that there is one."""
+        admitted = door.admit(where)
+        if admitted is None:
             return
-        self._selector.unregister(self._door)
-        self._door.close()
-        sock, self._owner = admitted
-        self._door = None
+        sock, owner = admitted
+        if self._wire is not None:
+            door.turn_away(sock)
+            os.close(owner)
+            return
+        self._owner = owner
         self._wire = Wire(sock)
         self._selector.register(sock, selectors.EVENT_READ, "socket")
         self._selector.register(self._owner, selectors.EVENT_READ, "owner")
@@ -206,6 +208,10 @@ class Keeper:
         on_their_way: list[tuple[Frame, Spawn]] = []
         while self._spawns and len(on_their_way) < AT_ONCE:
             frame = self._spawns.popleft()
+            if frame.get("kept") and self._door is None:
+                taken = "it could not be found again: its keeper's address is another's"
+                self._refuse(frame, OSError(errno.EADDRINUSE, taken))
+                continue
             frame["env"] = {**frame["env"], MARK: f"{self._scope}:{self._self}:{frame['id']}"}
             limits = frame.get("limits") or {}
             if "cpu_percent" in limits:
@@ -244,7 +250,7 @@ class Keeper:
         pids = [self._first(agent)]
         if whole:  # without the processes that make a sandbox: they would end, and all with them
             pids = tree([agent.pid])[agent.box_processes :] or [agent.pid]
-        return sum(_kill(pid, number) for pid in pids)
+        return sum(kill(pid, number) for pid in pids)
 
     @staticmethod
     def _first(agent: Agent) -> int:
@@ -273,14 +279,8 @@ class Keeper:
 
     def _sweep(self) -> int:
         """End what an earlier keeper of this scope left when it was killed itself."""
-        count = 0
         self._groups.sweep()
-        for _ in range(5):  # what it starts meanwhile carries the mark, too
-            killed = sum(_kill(pid, signal.SIGKILL) for pid in strays(self._scope))
-            if not killed:
-                break
-            count += killed
-        return count
+        return sweep(self._scope)
 
     # -- children ------------------------------------------------------------------------------
 
@@ -304,6 +304,7 @@ class Keeper:
                 "id": agent.name,
                 "code": code,
                 "reason": agent.reason,
+                "detail": agent.detail,
                 "cpu": used.ru_utime + used.ru_stime,
                 "peak": max(agent.peak, used.ru_maxrss * 1024),
             }
@@ -316,9 +317,10 @@ class Keeper:
         """Do what is due for an agent: measure it, end it, or see whether it is gone."""
         if not agent.ended:
             if not agent.ending:
-                agent.judge(usage([agent.pid], files=agent.files_count), now)
+                self._judge(agent, now)
             if agent.ending:
-                self._strike([agent.pid], again=agent.strikes > 0)
+                multiplies = agent.reason == "limit_processes"
+                strike([agent.pid], [agent.pid], again=multiplies or agent.strikes > 0)
                 agent.struck(now)
             return
         left = [pid for pid, owners in self._leftovers.items() if agent in owners]
@@ -328,10 +330,15 @@ class Keeper:
                 cgroup.drop(agent.group)
             self._tell({"op": "gone", "id": agent.name})
         elif agent.ending or now >= agent.patience:
-            self._strike(left, again=agent.strikes > 0)
+            strike(left, again=agent.reason == "limit_processes" or agent.strikes > 0)
             agent.struck(now)
         else:
             agent.look_again(now)
+
+    @staticmethod
+    def _judge(agent: Agent, now: float) -> None:
+        found = usage([agent.pid], files=agent.files_count, most=agent.most_counted)
+        agent.judge(found, now, lambda: share([agent.pid]))
 
     def _find_leftovers(self) -> None:
         """Say of every child that leads no agent whose leftover it is."""
@@ -353,21 +360,6 @@ class Keeper:
                 return (agent,)
         return tuple(ended)
 
-    @staticmethod
-    def _strike(roots: list[int], *, again: bool) -> None:
-        """Kill trees. What survives one strike is stopped first, so that it cannot fork away."""
-        if again:
-            seen: set[int] = set()
-            for _ in range(5):
-                new = set(tree(roots)) - seen
-                if not new:
-                    break
-                for pid in new:
-                    _kill(pid, signal.SIGSTOP)
-                seen |= new
-        for pid in tree(roots):  # from the top: no parent is left to start anew what was killed
-            _kill(pid, signal.SIGKILL)
-
     def _end_all(self) -> None:
         """End every process below this one; nothing else is left to do."""
         if self._wire is not None:
@@ -379,22 +371,14 @@ class Keeper:
             if not below:
                 self._groups.sweep()
                 return
-            self._strike(below, again=again)
+            strike(below, self._leaders, again=again)
             time.sleep(pause)
             pause, again = min(pause * 2, 0.1), pause > 0.01  # noqa: PLR2004
             try:
-                while os.waitpid(-1, os.WNOHANG)[0]:
-                    pass
+                while pid := os.waitpid(-1, os.WNOHANG)[0]:
+                    self._leaders.pop(pid, None)
             except ChildProcessError:
                 pass
-
-
-def _kill(pid: int, number: int) -> int:
-    try:
-        os.kill(pid, number)
-    except (ProcessLookupError, PermissionError):
-        return 0
-    return 1
 
 
 def _drain(bell: socket.socket) -> None:
@@ -423,7 +407,9 @@ def main() -> None:
         signal.signal(number, lambda *_: None)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a spawn restores this one
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    become_subreaper("retinue-keeper")
+    become_subreaper(KEEPER)
+    take(sys.argv[3])
+    come_first()
     sock = socket.socket(fileno=int(sys.argv[1]))
     os.set_inheritable(sock.fileno(), False)
     owner = int(sys.argv[2])

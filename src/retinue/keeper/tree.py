@@ -25,6 +25,12 @@ class Stat(NamedTuple):
     reaped_ticks: int
     started: int
     pages: int
+    threads: int
+
+    @property
+    def dead(self) -> bool:
+        """Whether it has ended and is only not waited for; its first thread alone may have."""
+        return self.state in {"Z", "X"} and self.threads <= 1
 
 
 def read(path: str) -> bytes | None:
@@ -60,6 +66,7 @@ def stat(pid: int) -> Stat | None:
         int(f[13]) + int(f[14]),
         int(f[19]),
         int(f[21]),
+        int(f[17]),
     )
 
 
@@ -105,29 +112,19 @@ def incarnation(pid: int) -> str:
     return f"{pid}.{found.started if found is not None else 0}"
 
 
-def strays(scope: str) -> list[int]:
-    """Return the processes that keepers of ``scope`` started and that outlived their keeper."""
-    found = []
-    alive: dict[str, bool] = {}
-    for pid in pids():
-        mark = mark_of(pid)
-        if mark is None:
-            continue
-        theirs, _, rest = mark.partition(":")
-        keeper = rest.partition(":")[0]
-        if theirs != scope or not keeper.partition(".")[0].isdecimal():
-            continue
-        if keeper not in alive:
-            alive[keeper] = incarnation(int(keeper.partition(".")[0])) == keeper
-        if not alive[keeper]:
-            found.append(pid)
-    return found
+def lives(incarnate: str) -> bool:
+    """Say whether the process of this ``incarnation`` runs; one that nobody waited for does not."""
+    pid = incarnate.partition(".")[0]
+    found = stat(int(pid)) if pid.isdecimal() else None
+    return found is not None and not found.dead and f"{pid}.{found.started}" == incarnate
 
 
 class Usage(NamedTuple):
     """What a tree of processes uses: CPU seconds since it began, memory and processes now.
 
-    ``files`` are the open files of the one that has most, where they were counted.
+    Memory is the sum of what each has in memory: what they share counts for each of them. One that
+    has ended and is not waited for counts as no process. ``files`` are the open files of the one
+    that has most, where they were counted.
     """
 
     cpu: float
@@ -136,17 +133,42 @@ class Usage(NamedTuple):
     files: int = 0
 
 
-def usage(roots: Iterable[int], *, files: bool = False) -> Usage:
-    """Return what the trees below ``roots`` use; open files only when they are asked for."""
-    ticks = pages = processes = most = 0
-    for pid in tree(roots):
+def usage(roots: Iterable[int], *, files: bool = False, most: int | None = None) -> Usage:
+    """Return what the trees below ``roots`` use; open files only when they are asked for.
+
+    Where there are more than ``most`` processes the walk ends there: it must not take the longer
+    the faster they multiply.
+    """
+    ticks = pages = processes = open_most = 0
+    walk = list(roots)
+    for pid in walk:  # it grows while we go
         found = stat(pid)
         if found is not None:
             ticks += found.ticks + found.reaped_ticks
-            pages += found.pages
-            processes += 1
-            most = max(most, open_files(pid) if files else 0)
-    return Usage(ticks / TICKS, pages * _PAGE, processes, most)
+            if not found.dead:
+                pages += found.pages
+                processes += 1
+                open_most = max(open_most, open_files(pid) if files else 0)
+            if most is not None and processes > most:
+                break
+            walk += children(pid)
+    return Usage(ticks / TICKS, pages * _PAGE, processes, open_most)
+
+
+def share(roots: Iterable[int]) -> int:
+    """Return the memory of trees, with what processes share counted once (PSS).
+
+    Slow, for the kernel looks at every page; where it does not say, all of a process counts.
+    """
+    total = 0
+    for pid in tree(roots):
+        lines = (read(f"/proc/{pid}/smaps_rollup") or b"").splitlines()
+        own = next((int(line.split()[1]) << 10 for line in lines if line.startswith(b"Pss:")), None)
+        if own is None:
+            found = stat(pid)
+            own = found.pages * _PAGE if found is not None else 0
+        total += own
+    return total
 
 
 def open_files(pid: int) -> int:

@@ -31,7 +31,8 @@ class Exit(msgspec.Struct, frozen=True):
     """How a process ended: ``code``, or the ``signal`` that ended it; neither: that is not known.
 
     ``reason`` is ``killed``, ``unowned`` or a limit (``limit_memory``, …) when we ended it,
-    ``lost`` when its keeper died. ``cpu`` counts the CPU seconds of it and of what it waited for,
+    ``lost`` when its keeper died; ``detail`` says more: what was measured, of how much, or what
+    became of the keeper. ``cpu`` counts the CPU seconds of it and of what it waited for,
     ``peak`` the most bytes of memory that were seen.
     """
 
@@ -40,6 +41,7 @@ class Exit(msgspec.Struct, frozen=True):
     reason: str | None = None
     cpu: float = 0.0
     peak: int = 0
+    detail: str | None = None
 
     @classmethod
     def of(cls, frame: Frame) -> Exit:
@@ -51,13 +53,16 @@ class Exit(msgspec.Struct, frozen=True):
             frame["reason"],
             frame["cpu"],
             frame["peak"],
+            frame.get("detail"),
         )
 
     def __str__(self) -> str:
         if self.reason == "unowned":
             return "was ended because no server came for it"
+        if self.reason == "lost" and self.detail is not None:
+            return f"was lost: {self.detail}"
         if self.reason not in {None, "killed", "lost"}:
-            return f"was ended by its {self.reason}"
+            return f"was ended by its {self.reason}" + (f": {self.detail}" if self.detail else "")
         if self.signal is not None:
             try:
                 return f"was ended by {signal.Signals(self.signal).name}"

@@ -66,15 +66,20 @@ async def _descend(
         if await _within(child.wait(), ladder.stdin):
             return "stdin"
     if ladder.grace is not None:
-        await child.signal(ladder.number)
-        await child.resume()  # one that is paused gets its signal only when it goes on
-        if await _within(child.wait(), ladder.grace):
+        if await _within(_signalled(child, ladder.number), ladder.grace):
             return "signal"
     return "kill"
 
 
 async def _politely(child: Child, cancel: Callable[[], Awaitable[object]]) -> None:
     await cancel()
+    await child.wait()
+
+
+async def _signalled(child: Child, number: int) -> None:
+    # Within its time, too: a keeper that was stopped passes nothing on.
+    await child.signal(number)
+    await child.resume()  # one that is paused gets its signal only when it goes on
     await child.wait()
 
 

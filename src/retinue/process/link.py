@@ -3,19 +3,20 @@
 One socket and no thread, whatever the number of processes. The keeper is told what to start and
 answers with the process's descriptors; from then on their data goes between this process and the
 agent directly. When the keeper itself is killed its agents die with it, their handles say that
-their exit is not known, and the next spawn starts another keeper, which first ends what the dead
-one left.
+their exit is not known, and another keeper is started, which first ends what the dead one left. One
+that does not answer (``watch``) is killed for that.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,12 +26,18 @@ from retinue.domain.ids import ulid
 from retinue.errors import SpawnFailed
 from retinue.keeper.door import address
 from retinue.keeper.frames import Closed, Frame, Wire
+from retinue.keeper.seal import stopped
 from retinue.keeper.tree import incarnation
 from retinue.process.child import Child, Exit, Streams
 from retinue.process.log import LogWriter
+from retinue.process.watch import LOOK_SECONDS, Watch
 
+log = logging.getLogger(__name__)
 START_SECONDS = 10.0
 CLOSE_SECONDS = 12.0
+STANDING_LOOKS = 4
+"""How many looks on end must find a keeper stopped that is to end, until it is killed."""
+MOST_NAMED = 10
 _ROOT = Path(__file__).resolve().parents[2]
 _PROGRAM = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); from retinue.keeper.main import main; main()"
@@ -74,6 +81,8 @@ class KeeperLink:
         self._spawning: dict[str, tuple[asyncio.Future[Child], Streams]] = {}
         self._answers: dict[int, asyncio.Future[Frame]] = {}
         self._questions = 0
+        self._probes: set[int] = set()
+        self._watch = Watch(self._waits, lambda: bool(self.children), self._probe, self._silent)
         self._writing = False
         self._sweeping: asyncio.Task[None] | None = None
         self.joined: list[KeeperLink] = []
@@ -105,8 +114,17 @@ class KeeperLink:
                     async with asyncio.timeout(START_SECONDS):
                         await self._ask({"op": "sweep"})
                 except TimeoutError:
-                    self._lost()
+                    self._silent("it was started, and did not answer")
                     raise SpawnFailed("the keeper was started and does not answer") from None
+
+    async def sweep(self) -> None:
+        """End what earlier keepers of this scope left that are no more.
+
+        Raises:
+            SpawnFailed: there is no keeper to do it.
+        """
+        await self.start()
+        await self._ask({"op": "sweep"})
 
     def _open(self, loop: asyncio.AbstractEventLoop) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -135,6 +153,21 @@ class KeeperLink:
         self._wire = Wire(ours)
         loop.add_reader(ours.fileno(), self._readable)
 
+    def sweep_when(self, swept: Callable[[], Awaitable[None]]) -> None:
+        """Have ``swept`` done, after what is on its way; ``close`` waits for it."""
+        earlier = self._sweeping
+
+        async def sweep() -> None:
+            if earlier is not None:
+                await earlier
+            try:
+                await swept()
+            except SpawnFailed:
+                pass  # the next keeper does it when it starts
+
+        if self._loop is not None:
+            self._sweeping = self._loop.create_task(sweep())
+
     async def close(self) -> None:
         """End every process, and the keeper; return when they are gone."""
         if self._sweeping is not None:
@@ -148,11 +181,24 @@ class KeeperLink:
         self.logs = LogWriter()
         if process is not None and self._leaves_some:
             process.returncode = 0  # it lives on, and is not ours to wait for
-        elif process is not None:
+        elif process is not None and not await _ended(process):
+            await self._tidy()
+
+    async def _tidy(self) -> None:
+        """Have another keeper end what one left that did not end by itself."""
+        try:
+            await self.start()
+        except SpawnFailed:
+            pass  # then the next one of this scope does it
+        process, self._process = self._process, None
+        self._drop()
+        if process is not None:
             await _ended(process)
 
-    def _drop(self) -> None:
+    def _drop(self, why: str | None = None) -> None:
         """Let go of the keeper: that it sees the socket closed is what ends it."""
+        self._watch.end()
+        self._probes.clear()
         wire, self._wire = self._wire, None
         if wire is not None:
             loop = self._loop
@@ -162,21 +208,35 @@ class KeeperLink:
             wire.close()
         self._writing = False
         for future, _ in self._spawning.values():
-            _fail(future, "the keeper ended before the process was started")
+            _fail(future, f"{why or 'the keeper ended'} before the process was started")
         for answer in self._answers.values():
-            _fail(answer, "the keeper ended")
+            _fail(answer, why or "the keeper ended")
         self._spawning.clear()
         self._answers.clear()
         for child in list(self.children.values()):
-            child.exited(Exit(reason="lost"))
+            child.exited(Exit(reason="lost", detail=why))
             child.vanished()
         self.children.clear()
 
-    def _lost(self) -> None:
+    def _silent(self, why: str) -> None:
+        """End a keeper that does not answer: its leaders die with it (PDEATHSIG)."""
+        if self._process is not None:
+            self._process.kill()
+        self._lost(f"its keeper was killed: {why}")
+
+    def _say_lost(self, why: str) -> None:
+        names = sorted(self.children)
+        named = ", ".join(names[:MOST_NAMED]) + (", …" if len(names) > MOST_NAMED else "")
+        took = f"{len(names)} processes: {named}" if names else "no process"
+        log.error("keeper %s is gone (%s) and took along %s", self.pid, why, took)
+
+    def _lost(self, why: str = "its keeper died") -> None:
         """Note that the keeper is gone, and have another one end what is left of its agents."""
         had = bool(self.children)
         process, self._process = self._process, None
-        self._drop()
+        if process is not None:
+            self._say_lost(why)
+        self._drop(why)
         if self._loop is not None and process is not None:
             self._sweeping = self._loop.create_task(self._replace(process, had))
 
@@ -195,6 +255,8 @@ class KeeperLink:
             raise SpawnFailed("the keeper is not running")
         self._wire.put(frame)
         self._flush()
+        if self._loop is not None and self.pid is not None:
+            self._watch.begin(self._loop, self.pid)
 
     def _flush(self) -> None:
         wire, loop = self._wire, self._loop
@@ -210,6 +272,16 @@ class KeeperLink:
                 loop.remove_writer(wire.socket.fileno())
             else:
                 loop.add_writer(wire.socket.fileno(), self._flush)
+
+    def _waits(self) -> bool:
+        """Whether the keeper has something to answer."""
+        return bool(self._answers or self._spawning or self._probes)
+
+    def _probe(self) -> None:
+        """Ask it something, to see that it is there: of an agent that nobody has."""
+        self._questions += 1
+        self._probes.add(self._questions)
+        self._put({"op": "usage", "id": "", "n": self._questions})
 
     async def _ask(self, frame: Frame) -> Frame:
         self._questions += 1
@@ -228,6 +300,7 @@ class KeeperLink:
             return
         try:
             for frame, fds in wire.receive():
+                self._watch.heard()
                 self._hear(frame, fds)
         except Closed:
             self._lost()
@@ -236,6 +309,7 @@ class KeeperLink:
         child = self.children.get(frame.get("id", ""))
         match frame["op"]:
             case "answer":
+                self._probes.discard(frame["re"])
                 future = self._answers.get(frame["re"])
                 if future is not None and not future.done():
                     future.set_result(frame)
@@ -317,6 +391,7 @@ class KeeperLink:
         """Have a process's whole tree killed; harmless when it is gone."""
         if self._wire is not None:
             self._put({"op": "kill", "id": name})
+            self._probe()
 
     async def usage(self, name: str) -> Frame:
         """Return what a process's tree uses now; empty when it has ended."""
@@ -326,13 +401,21 @@ class KeeperLink:
         return answer if "cpu" in answer else {}  # it ended in between
 
 
-async def _ended(process: subprocess.Popen[bytes]) -> None:
-    """Reap a keeper that is about to end; one that does not is killed."""
+async def _ended(process: subprocess.Popen[bytes]) -> bool:
+    """Reap a keeper that is about to end; one that does not, or stands stopped, is killed.
+
+    Returns whether it ended by itself, so that nothing is left of what it had.
+    """
     until = time.monotonic() + CLOSE_SECONDS
+    look, standing = 0.0, 0
     while process.poll() is None:
-        if time.monotonic() > until:
+        now = time.monotonic()
+        if now > look:
+            look, standing = now + LOOK_SECONDS, standing + 1 if stopped(process.pid) else 0
+        if now > until or standing > STANDING_LOOKS:
             process.kill()
         await asyncio.sleep(0.005)
+    return process.returncode == 0
 
 
 def _fail(future: asyncio.Future[Any], why: str) -> None:

@@ -137,7 +137,7 @@ class Runtime:
             self.settings, url=url, on_lost=self.lost, on_broken=self._broken
         )
         self.keeper = KeeperLink(_scope(self.settings))
-        processes = self.settings.data_dir / "processes"
+        processes = self._processes = self.settings.data_dir / "processes"
         ground = Ground(self.keeper, processes, environment(inherited), _hidden(self.settings))
         own: tuple[Driver, ...] = (
             PythonDriver(),
@@ -217,7 +217,7 @@ class Runtime:
         """
         await self.open()
         try:
-            if any(isinstance(given, _ON_THIS_MACHINE) for given in self.settings.agents):
+            if self._may_have_left_some():
                 # At once: what an earlier keeper left behind is not to work beside us.
                 await self.keeper.start()
             await self.engine.start()
@@ -226,6 +226,12 @@ class Runtime:
             await self.store.close()
             raise
         return self.orchestrator
+
+    def _may_have_left_some(self) -> bool:
+        """Whether agents run on this machine, or did: their keeper may have died."""
+        if any(isinstance(given, _ON_THIS_MACHINE) for given in self.settings.agents):
+            return True
+        return _scope(self.settings) is not None and self._processes.is_dir()
 
     async def open(self) -> Orchestrator:
         """Open the store and register the agents, but work on nothing: ``close`` ends this.
