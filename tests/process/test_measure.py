@@ -47,8 +47,8 @@ while True: pass
 async def test_those_that_ended_and_nobody_waited_for_count_as_no_process(python: Start) -> None:
     child = await python(ORPHANS, limits={"processes": 5})
     assert await child.stdout.next() == b"done\n"
-    zombies = [pid for pid in tree.children(child.pid) if not alive(pid)]
-    assert len(zombies) >= 30  # it waits for none of them: that is what is to be counted out
+    # It waits for none of them: that is what is to be counted out.
+    await until(lambda: sum(not alive(pid) for pid in tree.children(child.pid)) >= 40)
     assert (await child.usage())["processes"] == 1
     assert child.stdin is not None
     child.stdin.close()
@@ -101,7 +101,7 @@ def test_what_is_measured_is_named_beside_the_limit() -> None:
     memory = Usage(0, int(312.25 * MB), 1)
     assert ended({"memory_bytes": 300 * MB}, memory) == ("limit_memory", "312.2 MB of 300 MB")
     assert ended({"processes": 5}, Usage(0, 0, 7)) == ("limit_processes", "7 of 5 processes")
-    assert ended({"processes": 5}, Usage(0, 0, 11))[1] == "at least 11 of 5 processes"
+    assert ended({"processes": 5}, Usage(0, 0, 8))[1] == "at least 8 of 5 processes"
     assert ended({"runtime_seconds": 3}, Usage(0, 0, 1), 3.1) == ("limit_runtime", "3.1 s of 3 s")
     files = ended({"open_files": 10}, Usage(0, 0, 1, 11))
     assert files == ("limit_open_files", "11 of 10 files in one process")

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -93,7 +94,7 @@ async def test_a_link_that_is_closed_ends_a_stopped_keeper_and_what_it_had() -> 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "not kept"])
 async def test_a_stopped_keeper_of_an_earlier_owner_is_ended_before_its_agents_are_gone(
-    kept: bool, tmp_path: Path
+    kept: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     earlier, tag = KeeperLink(), ulid()
     words = argv(f"tag={tag}", *FREE)
@@ -107,6 +108,7 @@ async def test_a_stopped_keeper_of_an_earlier_owner_is_ended_before_its_agents_a
         kept=str(tmp_path) if kept else None,
     )
     child = await earlier.spawn(command, Streams(spool=spool))
+    assert await child.stdout.next() == b"ready\n"
     await until(lambda: len(tagged(tag)) == 4)
     pid = earlier.pid
     assert pid is not None
@@ -115,7 +117,7 @@ async def test_a_stopped_keeper_of_an_earlier_owner_is_ended_before_its_agents_a
     earlier.let_go(child.name)  # as a server does that ends
     child.close()
     await earlier.close()
-    assert len(tagged(tag)) == 4
+    await until(lambda: len(tagged(tag)) == 4)  # while one becomes another program it has no name
     ours = KeeperLink(earlier.scope)
     try:
         async with asyncio.timeout(30):
@@ -126,6 +128,9 @@ async def test_a_stopped_keeper_of_an_earlier_owner_is_ended_before_its_agents_a
                 await ours.start()
             assert tagged(tag) == []
         assert not alive(pid)
+        said = rf"keeper {pid}\S* of an earlier (owner|server) was killed: it was stopped"
+        assert re.search(said, caplog.text)
+        assert re.search(r"ended what a keeper left that is gone: [34] processes", caplog.text)
     finally:
         await ours.close()
         await asyncio.to_thread(os.waitpid, pid, 0)

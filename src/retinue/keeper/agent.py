@@ -42,7 +42,7 @@ class Agent:
         self.linger = float(frame.get("linger", LINGER_SECONDS))
         self.boxed = bool(frame.get("box"))
         self.kept: str | None = frame.get("kept")
-        self.group: str | None = frame.get("group")
+        self.groups: list[str] = frame.get("groups", [])
         limits = frame.get("limits") or {}
         self._memory: int | None = limits.get("memory_bytes")
         self._percent: float | None = limits.get("cpu_percent")
@@ -92,7 +92,9 @@ class Agent:
     @property
     def most_counted(self) -> int | None:
         """How many of its processes are worth counting."""
-        return None if self._processes is None else self._processes * 2 + self.box_processes
+        return (
+            None if self._processes is None else self._processes * 5 // 4 + 1 + self.box_processes
+        )
 
     def spooled(self) -> int:
         """Return how many bytes it has written into the files of one that is kept."""

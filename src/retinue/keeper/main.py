@@ -23,6 +23,7 @@ import socket
 import sys
 import time
 from collections import deque
+from functools import partial
 from typing import Any
 
 from retinue.keeper import cgroup, door
@@ -38,6 +39,9 @@ UNOWNED_SECONDS = 86_400.0
 """How long agents that are kept go on without an owner."""
 AT_ONCE = 8
 """How many processes are started together; a signal waits for no more than these."""
+MOST_TASKS = 4096
+TASKS_EACH = 16
+"""How many processes and threads the kernel lets one with limited processes have, at the most."""
 _BY_SIGNAL = {
     128 + number
     for number in (
@@ -63,6 +67,7 @@ class Keeper:
         self._leftovers: dict[int, tuple[Agent, ...]] = {}
         self._spawns: deque[Frame] = deque()
         self._groups = cgroup.Groups()
+        self._tasks = cgroup.Groups(partial(cgroup.bases, "pids"), tasks=True)
         self._selector = selectors.DefaultSelector()
         self._selector.register(sock, selectors.EVENT_READ, "socket")
         self._selector.register(owner, selectors.EVENT_READ, "owner")
@@ -192,7 +197,8 @@ class Keeper:
             case "usage":
                 self._answer(frame, self._usage(agent) if agent else {})
             case "sweep":
-                self._answer(frame, {"count": self._sweep()})
+                count, stood = self._sweep()
+                self._answer(frame, {"count": count, "keepers": stood})
 
     def _answer(self, frame: Frame, answer: dict[str, Any]) -> None:
         self._tell({"op": "answer", "re": frame["n"], **answer})
@@ -213,11 +219,7 @@ class Keeper:
                 self._refuse(frame, OSError(errno.EADDRINUSE, taken))
                 continue
             frame["env"] = {**frame["env"], MARK: f"{self._scope}:{self._self}:{frame['id']}"}
-            limits = frame.get("limits") or {}
-            if "cpu_percent" in limits:
-                frame["group"] = self._groups.make(limits["cpu_percent"])
-                if frame["group"] is not None:
-                    frame["limits"] = {k: v for k, v in limits.items() if k != "cpu_percent"}
+            self._group(frame)
             try:
                 on_their_way.append((frame, Spawn(frame)))
             except OSError as error:
@@ -230,9 +232,22 @@ class Keeper:
             else:
                 self._started(frame, pid, fds)
 
+    def _group(self, frame: Frame) -> None:
+        """Have the kernel hold what it can of a new agent's limits."""
+        limits = frame.get("limits") or {}
+        groups: list[str] = []
+        if "cpu_percent" in limits and (group := self._groups.make(limits["cpu_percent"])):
+            groups.append(group)
+            frame["limits"] = {k: v for k, v in limits.items() if k != "cpu_percent"}
+        if "processes" in limits:
+            tasks = MOST_TASKS + TASKS_EACH * int(limits["processes"])
+            if not any(cgroup.bound(g, tasks) or cgroup.one_for_all(g) for g in groups):
+                groups += filter(None, [self._tasks.make(tasks)])
+        frame["groups"] = groups
+
     def _refuse(self, frame: Frame, error: OSError) -> None:
-        if frame.get("group") is not None:
-            cgroup.drop(frame["group"])
+        for group in frame.get("groups", ()):
+            cgroup.drop(group)
         said = {"errno": error.errno or 0, "why": error.strerror or str(error)}
         self._tell({"op": "refused", "id": frame["id"], **said, "file": error.filename})
 
@@ -277,10 +292,14 @@ class Keeper:
             "stopped": state is not None and state.state in {"T", "t"},
         }
 
-    def _sweep(self) -> int:
+    def _sweep(self) -> tuple[int, list[int]]:
         """End what an earlier keeper of this scope left when it was killed itself."""
-        self._groups.sweep()
+        self._sweep_groups()
         return sweep(self._scope)
+
+    def _sweep_groups(self) -> None:
+        self._groups.sweep()
+        self._tasks.sweep()
 
     # -- children ------------------------------------------------------------------------------
 
@@ -326,8 +345,8 @@ class Keeper:
         left = [pid for pid, owners in self._leftovers.items() if agent in owners]
         if not left:
             del self._agents[agent.name]
-            if agent.group is not None:
-                cgroup.drop(agent.group)
+            for group in agent.groups:
+                cgroup.drop(group)
             self._tell({"op": "gone", "id": agent.name})
         elif agent.ending or now >= agent.patience:
             strike(left, again=agent.reason == "limit_processes" or agent.strikes > 0)
@@ -369,7 +388,7 @@ class Keeper:
         while time.monotonic() < until:
             below = children(os.getpid())
             if not below:
-                self._groups.sweep()
+                self._sweep_groups()
                 return
             strike(below, self._leaders, again=again)
             time.sleep(pause)

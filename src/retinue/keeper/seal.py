@@ -89,9 +89,12 @@ def strays(scope: str) -> list[int]:
     return [pid for pid in found if (s := stat(pid)) is not None and not s.dead]
 
 
-def sweep(scope: str) -> int:
-    """End what keepers of ``scope`` left behind that are gone, or stand still; say how many."""
-    end_stopped(scope)
+def sweep(scope: str) -> tuple[int, list[int]]:
+    """End what keepers of ``scope`` left behind that are gone, or stand still.
+
+    Returns how many processes that were, and which keepers stood.
+    """
+    stood = end_stopped(scope)
     until = time.monotonic() + SWEEP_SECONDS
     ended: set[int] = set()
     refused: set[int] = set()
@@ -108,25 +111,28 @@ def sweep(scope: str) -> int:
         if time.monotonic() > until:
             break
         time.sleep(0.005)
-    return len(ended)
+    return len(ended), stood
 
 
-def end_stopped(scope: str) -> None:
-    """End keepers of ``scope`` that somebody stopped: they neither limit nor end anything.
+def end_stopped(scope: str) -> list[int]:
+    """End keepers of ``scope`` that somebody stopped, and return them: they end nothing any more.
 
     Whose owner lives does the same; whose owner is gone has nobody else who would.
     """
     until = time.monotonic() + STOPPED_SECONDS
+    killed: list[int] = []
     while standing := [pid for pid in keepers() if stopped(pid) and _scope_of(pid) == scope]:
         over = time.monotonic() - until
         for pid in standing if over > 0 else ():
             try:
                 os.kill(pid, signal.SIGKILL)
+                killed += [pid] if pid not in killed else []
             except OSError:
                 pass  # it has just ended, or is another user's
         if over > STOPPED_SECONDS:
-            return
+            break
         time.sleep(0.02)
+    return killed
 
 
 def stopped(pid: int) -> bool:

@@ -30,6 +30,8 @@ _LIMITS = {
 _libc = ctypes.CDLL(None, use_errno=True)
 _ORDINARY = os.getpriority(os.PRIO_PROCESS, 0)
 _FIRST = -20
+_ROOM = 4096
+"""How many more processes and threads than now there may be, at least."""
 
 
 def become_subreaper(name: str) -> None:
@@ -59,7 +61,7 @@ class Spawn:
 
     ``frame`` says what to start: ``argv``, ``path`` (the file to execute), ``env``, ``cwd``,
     ``stdin`` (whether it has one), ``kept`` (the directory of the files that are its stdin, stdout
-    and stderr: none of them is ours then), ``limits``, ``group`` (the control group to enter) and
+    and stderr: none of them is ours then), ``limits``, ``groups`` (the control groups to enter) and
     ``box`` (the network of its sandbox). Several may be on their way at once, which is what makes
     many quick; ``finish`` tells what became of one.
 
@@ -173,14 +175,37 @@ def _become(frame: Frame, fds: tuple[int, ...], news: int, keeper: int) -> NoRet
 
 
 def _limit(frame: Frame) -> None:
-    if frame.get("group") is not None:
-        join(frame["group"])
+    for group in frame.get("groups", ()):
+        join(group)
     for name, value in (frame.get("limits") or {}).items():
         if name in _LIMITS:
             kind = _LIMITS[name]
             hard = resource.getrlimit(kind)[1]
             most = int(value) if hard == resource.RLIM_INFINITY else min(int(value), hard)
             resource.setrlimit(kind, (most, most))
+    if "processes" in (frame.get("limits") or {}) and os.getuid():
+        _leave_some()
+
+
+def _leave_some() -> None:
+    """Let it start nothing when its user has three quarters of what the machine bears.
+
+    The kernel counts all threads of a user, whoever started them, so no bound of its own is
+    possible: one that others use up would end ordinary work. Root is bound by none.
+    """
+    hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+    bears = [_number("pid_max"), _number("threads-max"), hard]
+    most = min(n for n in bears if n != resource.RLIM_INFINITY) * 3 // 4
+    with open("/proc/loadavg", encoding="ascii") as file:
+        now = int(file.read().split()[3].partition("/")[2])
+    most = max(most, now + _ROOM)
+    if hard == resource.RLIM_INFINITY or most < hard:
+        resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
+
+
+def _number(name: str) -> int:
+    with open(f"/proc/sys/kernel/{name}", encoding="ascii") as file:
+        return int(file.read())
 
 
 def _leave_network() -> None:

@@ -112,7 +112,7 @@ class KeeperLink:
                 self._open(loop)
                 try:
                     async with asyncio.timeout(START_SECONDS):
-                        await self._ask({"op": "sweep"})
+                        await self._swept_all()
                 except TimeoutError:
                     self._silent("it was started, and did not answer")
                     raise SpawnFailed("the keeper was started and does not answer") from None
@@ -124,7 +124,14 @@ class KeeperLink:
             SpawnFailed: there is no keeper to do it.
         """
         await self.start()
-        await self._ask({"op": "sweep"})
+        await self._swept_all()
+
+    async def _swept_all(self) -> None:
+        answer = await self._ask({"op": "sweep"})
+        for pid in answer["keepers"]:
+            log.error("keeper %s of an earlier owner was killed: it was stopped", pid)
+        if answer["count"]:
+            log.warning("ended what a keeper left that is gone: %s processes", answer["count"])
 
     def _open(self, loop: asyncio.AbstractEventLoop) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
