@@ -252,8 +252,10 @@ async def test_every_kept_agent_is_found_again_and_no_line_is_lost_or_doubled(
         await until(partial(place.reattached, times * AGENTS), 30)
         took = time.monotonic() - began
         assert took < 3 + place.lease, took
-        found = await instances(client, state="busy")
-        assert {i["execution_id"]: i["pid"] for i in found} == {i: pids[i] for i in ids}
+        await eventually(
+            lambda: instances(client, state="busy"),
+            lambda found: {i["execution_id"]: i["pid"] for i in found} == {i: pids[i] for i in ids},
+        )
         assert (await ended(client, mortal))["outcome"] == "unknown"
         pids = {i: pids[i] for i in ids}
     place.end()

@@ -75,7 +75,7 @@ async def test_two_keepers_of_a_scope_have_two_seals(link: KeeperLink) -> None:
 async def test_it_goes_through_a_sandbox(network: str, link: KeeperLink, tmp_path: Path) -> None:
     plain = Command(path="/bin/sh", argv=("sh", "-c", LINE), env={}, cwd=str(tmp_path))
     box = Sandbox(network=network)  # type: ignore[arg-type]
-    child = await link.spawn(boxed(plain, box, "/usr/bin/bwrap", ()), Streams())
+    child = await link.spawn(boxed(plain, box, "/usr/bin/bwrap", [str(tmp_path)]), Streams())
     line = await child.stdout.next() or b""
     assert line.split()[3] == str(seal.seal_of(link.pid or 0)).encode()
 
