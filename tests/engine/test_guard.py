@@ -13,7 +13,7 @@ from retinue.domain.event import EventType
 from retinue.domain.execution import State, Task
 from retinue.domain.principal import Principal, Role
 from retinue.domain.strictjson import loads
-from retinue.errors import RateLimited
+from retinue.errors import RateLimited, ShuttingDown
 from retinue.interfaces import Page
 
 ANN = Principal("ann", "ann", Role.OPERATOR)
@@ -79,6 +79,27 @@ async def test_a_caller_that_submits_too_much_is_refused_and_others_are_not(
     assert len(refused) == 46
     assert all(0 < error.details["retry_after_ms"] <= 12_001 for error in refused)
     assert (await limited.perform(task("inner"), ANN)).success
+
+
+async def test_a_repeated_key_is_answered_whatever_the_pace_and_while_it_stops(
+    limited: Orchestrator,
+) -> None:
+    @capability()
+    async def inner() -> int:
+        return 1
+
+    limited.register_agent(inner)
+    first = Task(session_id="s", capability="inner", parameters={}, idempotency_key="k")
+    done = await limited.perform(first)
+    for _ in range(4):
+        await limited.perform(task("inner"))
+    with pytest.raises(RateLimited):
+        await limited.perform(task("inner"))
+    assert (await limited.perform(first)).execution_id == done.execution_id
+    limited._engine.intake.closed = True
+    assert (await limited.perform(first)).data == b"1"
+    with pytest.raises(ShuttingDown):
+        await limited.perform(task("inner"))
 
 
 # -- cache -------------------------------------------------------------------------------------

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,6 +14,7 @@ import httpx
 from retinue.errors import (
     CommunicationError,
     InvalidInput,
+    Pending,
     RetinueError,
     Unavailable,
     error_from,
@@ -32,6 +33,27 @@ TERMINAL = frozenset({"completed", "failed", "cancelled", "truncated"})
 
 class _Over(Exception):
     """The execution has ended, and every event was seen."""
+
+
+class Broken(CommunicationError):
+    """The connection broke: what was asked may have been done."""
+
+
+@contextmanager
+def known(execution_id: str) -> Iterator[None]:
+    """Have what stands between us and an accepted task said of the asking, not of the task.
+
+    Raises:
+        Pending: in place of what would have its reader send the task again.
+    """
+    try:
+        yield
+    except (CommunicationError, Unavailable) as error:
+        raise Pending(
+            f"{error.message}; the task was accepted as {execution_id}: ask for that instead of"
+            f" sending it again (`retinue execution show {execution_id}`)",
+            details={"execution_id": execution_id},
+        ) from error
 
 
 class Client:
@@ -60,14 +82,28 @@ class Client:
     async def post(
         self, path: str, body: Any = None, *, key: str | None = None, wait: bool = False
     ) -> Any:
-        """POST; ``key`` makes it safe to repeat, ``wait`` lets the answer take its time.
+        """POST; ``wait`` lets the answer take its time.
+
+        ``key`` makes it safe to repeat, so it is, once, when the connection breaks.
 
         Raises:
             RetinueError: refused, or not reached.
         """
         headers = {"Idempotency-Key": key} if key is not None else {}
         options = {"json": body} if body is not None else {}
-        return await self._request("POST", path, wait=wait, headers=headers, **options)
+        try:
+            return await self._request("POST", path, wait=wait, headers=headers, **options)
+        except Broken as error:
+            if key is None:
+                raise
+            broken = error
+        try:
+            return await self._request("POST", path, wait=wait, headers=headers, **options)
+        except (Broken, Unavailable):
+            raise Broken(
+                f"{broken.message}, and whether the task was accepted is not known:"
+                " `retinue execution list` shows it then"
+            ) from None
 
     async def delete(self, path: str, *, wait: bool = False) -> Any:
         """DELETE; ``wait`` lets the answer take its time.
@@ -107,7 +143,7 @@ class Client:
             return Unavailable(f"no server answers at {self.url}: is it running?")
         if isinstance(error, httpx.UnsupportedProtocol):
             return InvalidInput(f"{self.url} is no URL of a server")
-        return CommunicationError(f"the connection to {self.url} broke: {type(error).__name__}")
+        return Broken(f"the connection to {self.url} broke: {type(error).__name__}")
 
     async def events(
         self, execution_id: str, after: int = 0

@@ -135,13 +135,18 @@ def retry(execution_id: Id, url: Url = None, config: Config = None, json: Json =
     """
 
     async def run(client: Client) -> tuple[dict[str, Any], str | None]:
-        accepted = await client.post(f"/v1/executions/{execution_id}/retry")
+        from retinue.cli.client import known
+        from retinue.domain.ids import ulid
+
+        path = f"/v1/executions/{execution_id}/retry"
+        accepted = await client.post(path, key=f"cli-{ulid()}")
         ended = None
         if client.local:
-            async with aclosing(client.events(accepted["execution_id"])) as events:
-                async for event in events:
-                    ended = event["eventType"]
-            accepted = await client.get(f"/v1/executions/{accepted['execution_id']}")
+            with known(accepted["execution_id"]):
+                async with aclosing(client.events(accepted["execution_id"])) as events:
+                    async for event in events:
+                        ended = event["eventType"]
+                accepted = await client.get(f"/v1/executions/{accepted['execution_id']}")
         return accepted, ended
 
     answer, ended = ask(run, url=url, config=config, power="work")

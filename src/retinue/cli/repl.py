@@ -204,18 +204,21 @@ class Conversation:
             watching.result()
 
     async def _watch(self, execution_id: str, printer: Any, *, follow: bool) -> None:
+        from retinue.cli.client import known
+
         task = asyncio.current_task()
         assert task is not None
-        async for event in self._client.events(execution_id):
-            kind = event["eventType"]
-            if kind == "input_required":
-                printer.end()
-                output.say(f"? {event.get('prompt')}")
-                output.say(f"  answer {event['question_id']} VALUE")
-                self._asked[event["question_id"]] = task
-                self._lines.asked.set()
-            elif follow or kind in {"completed", "failed", "cancelled", "truncated"}:
-                printer.event(event)
+        with known(execution_id):
+            async for event in self._client.events(execution_id):
+                kind = event["eventType"]
+                if kind == "input_required":
+                    printer.end()
+                    output.say(f"? {event.get('prompt')}")
+                    output.say(f"  answer {event['question_id']} VALUE")
+                    self._asked[event["question_id"]] = task
+                    self._lines.asked.set()
+                elif follow or kind in {"completed", "failed", "cancelled", "truncated"}:
+                    printer.event(event)
 
 
 class _Lines:

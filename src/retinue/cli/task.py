@@ -1,7 +1,8 @@
 """``retinue run``: have a task done, here or by the server that runs.
 
-The task is submitted with an idempotency key, so everything that follows may be repeated: the
-stream after a lost connection, and the question for the reply.
+It is submitted once, with an idempotency key, so that may be repeated when the connection breaks.
+From then on it is known by its execution: whatever goes wrong in asking for that (the server stops,
+it is too busy) is said of the asking, with the execution's id, never of the task.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from retinue.cli import output
 from retinue.cli.door import client as client_of
 from retinue.cli.door import complete
 from retinue.cli.options import Config, Json, Url
-from retinue.errors import HumanInputRequired, InvalidInput, error_from
+from retinue.errors import Gone, HumanInputRequired, InvalidInput, RetinueError, error_from
 
 if TYPE_CHECKING:
     from retinue.cli.client import Client
@@ -153,7 +154,7 @@ class Errand:
     async def run(self, client: Client) -> int:
         """Have it done; return the exit status."""
         from retinue.cli import parameters
-        from retinue.cli.stream import Printer
+        from retinue.cli.client import known
         from retinue.domain.ids import ulid
 
         task, able = await self._task(client)
@@ -163,9 +164,16 @@ class Errand:
             accepted = await client.post("/v1/executions", task, key=key)
         except InvalidInput as error:
             output.fail(error, f"`retinue agent show {able.agent_id}` says what it takes")
-        execution_id = accepted["execution_id"]
         if accepted["state"] == "scheduled" and not self._follow:
             return self._left(client, accepted)
+        with known(accepted["execution_id"]):
+            return await self._see(client, accepted, able)
+
+    async def _see(self, client: Client, accepted: dict[str, Any], able: Able) -> int:
+        """See what was accepted to its end; return the exit status."""
+        from retinue.cli.stream import Printer
+
+        execution_id = accepted["execution_id"]
         if accepted["state"] == "queued" and client.local:
             await self._say_what_it_waits_for(client, execution_id)
         printer = Printer(as_json=self._as_json) if self._follow else None
@@ -178,9 +186,9 @@ class Errand:
             return output.INTERRUPTED
         last = watching.result()
         if not self._follow:
-            reply = await client.post("/v1/orchestrate", task, key=key, wait=True)
+            reply = await _reply_of(client, accepted, last, able)
             return self._reply(reply, local=client.local)
-        return 0 if last == "completed" else output.FAILED
+        return 0 if last.get("eventType") == "completed" else output.FAILED
 
     async def _task(self, client: Client) -> tuple[dict[str, Any], Able]:
         from retinue.cli import parameters
@@ -205,17 +213,19 @@ class Errand:
                 " performed here: a server has to (`retinue serve`); Ctrl-C cancels it"
             )
 
-    async def _watch(self, client: Client, execution_id: str, printer: Any) -> str:
-        """See it to its end; answer what it asks, if somebody is there to answer."""
-        kind = ""
+    async def _watch(self, client: Client, execution_id: str, printer: Any) -> dict[str, Any]:
+        """See it to its end; answer what it asks, if somebody is there to answer.
+
+        Return its last event.
+        """
+        event: dict[str, Any] = {}
         async with contextlib.aclosing(client.events(execution_id)) as events:
             async for event in events:
-                kind = event["eventType"]
-                if kind == "input_required":
+                if event["eventType"] == "input_required":
                     await self._asked(client, execution_id, event, printer)
                 elif printer is not None:
                     printer.event(event)
-        return kind
+        return event
 
     async def _asked(
         self, client: Client, execution_id: str, event: dict[str, Any], printer: Any
@@ -268,6 +278,47 @@ class Errand:
                 advice = "RETINUE_LOG_LEVEL=warning shows where in the agent"
             output.complain(error.code, error.message, advice)
         return output.FAILED
+
+
+async def _reply_of(
+    client: Client, accepted: dict[str, Any], last: dict[str, Any], able: Able
+) -> dict[str, Any]:
+    """Return what ``POST /v1/orchestrate`` answers of a task that was accepted and has ended.
+
+    As the server has it on record; one that went away meanwhile has told it with the last event.
+    """
+    execution_id = accepted["execution_id"]
+    try:
+        found = await client.get(f"/v1/executions/{execution_id}")
+    except RetinueError:
+        if last.get("eventType") not in {"completed", "failed"}:
+            raise
+        found = _told(last) | {"agent_id": able.agent_id}
+    success = found["state"] == "completed"
+    if success and (found.get("erased") or found.get("removed")):
+        raise Gone(f"the result of execution {execution_id} was erased or removed")
+    reply = {
+        "success": success,
+        "data": found["result"],
+        "contract_id": accepted["contract_id"],
+        "agent_id": found["agent_id"],
+        "timestamp": found["finished_at"],
+        "execution_id": execution_id,
+    }
+    if not success:
+        reply |= {"error": found["error"]["message"], "error_info": found["error"]}
+    return reply
+
+
+def _told(last: dict[str, Any]) -> dict[str, Any]:
+    """Return an execution as far as its last event tells of it."""
+    error = {name: last.get(name) for name in ("code", "retryable", "details")}
+    return {
+        "state": last["eventType"],
+        "result": last.get("result"),
+        "finished_at": last["timestamp"],
+        "error": {**error, "message": last.get("error")},
+    }
 
 
 async def _unless_interrupted(work: asyncio.Future[Any]) -> bool:

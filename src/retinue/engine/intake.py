@@ -197,21 +197,22 @@ class Intake:
             SessionBusy: its session is, and it is not to wait.
             ShuttingDown, StoreUnavailable: nothing was accepted.
         """
+        check_session_id(task.session_id)
+        body = _body(task)
+        if task.idempotency_key is not None:
+            # Before all else: what was accepted is answered for, whatever became of the agent, the
+            # caller's pace or this process since.
+            earlier = await self._earlier(task, authority, body)
+            if earlier is not None:
+                return earlier
         if self.closed and authority.parent_id not in self._attempts.running:
             # What runs may still have its children: it could not end without them.
             raise ShuttingDown
-        check_session_id(task.session_id)
         if authority.parent_id is None:
             self._pace(authority)
         if authority.depth > MOST_DEPTH:
             raise InvalidInput(f"agents called agents more than {MOST_DEPTH} levels deep")
         _check_place(task)
-        body = _body(task)
-        if task.idempotency_key is not None:
-            # Before routing: what was done has its reply, whatever became of the agent since.
-            earlier = await self._earlier(task, authority, body)
-            if earlier is not None:
-                return earlier
         try:
             route = self._registry.route(task.capability, task.agent_id)
         except AgentNotFound as error:
