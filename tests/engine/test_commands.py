@@ -35,6 +35,11 @@ printf '{"type":"tool_call","name":"ls"}\n{"bad": NaN}\n\377\0\n'
 """
 
 
+MUCH = """yes '{"type":"output","content":"0123456789"}' | head -c 9000000; echo;"""
+LONG = """head -c 1500000 /dev/zero | tr '\\0' x; echo"""
+LONG_SAID = "without a result line; refused: a line of 1500001 bytes; max_line_mb allows 1048576"
+
+
 @pytest.fixture
 async def started(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
     """Start a system with commands; stop it and see that nothing is left."""
@@ -191,7 +196,10 @@ async def test_json_lines_are_events_and_the_result_line_is_the_outcome(started:
         ("""echo '{"type":"result","is_error":1,"error":"n"}'""", "json-lines", "E_INTERNAL", "n"),
         ("echo '{'", "json", "E_INTERNAL", "no result"),
         ("echo '[NaN]'", "json", "E_INTERNAL", "no result"),
-        ("yes | head -c 3000000", "text", "E_INTERNAL", "larger than 2000000"),
+        ("yes | head -c 3000000", "text", "E_INTERNAL", "larger than 2000000 bytes (max_result"),
+        (MUCH + """echo '{"type":"result"}'""", "json-lines", "E_INTERNAL", "larger than 2000000"),
+        (LONG, "json-lines", "E_INTERNAL", LONG_SAID),
+        (LONG + "; exit 3", "json-lines", "E_INTERNAL", "sh exited 3; refused: a line of 1500001"),
     ],
 )  # fmt: skip
 async def test_every_way_to_fail_is_a_typed_error(
@@ -203,6 +211,30 @@ async def test_every_way_to_fail_is_a_typed_error(
     assert answer.state is State.FAILED
     assert answer.error["code"] == code
     assert part in answer.error["message"]
+
+
+async def test_text_is_bounded_only_where_it_is_the_result(started: Any) -> None:
+    end = """echo '{"type":"result","result":1}'"""
+    system = await started(
+        shell(MUCH + end, output="json-lines", name="it"), max_result_bytes=1_000_000
+    )
+    answer, events = await run(system)
+    assert data(answer) == 1
+    said = sum(len(json.loads(e.data)["content"]) for e in events if e.type == "content_chunk")
+    assert said > 1_000_000
+
+
+async def test_a_long_line_may_be_allowed(started: Any) -> None:
+    script = """printf '{"type":"result","result":"'; head -c 1500000 /dev/zero | tr '\\0' x
+    echo '"}'"""
+    system = await started(shell(script, output="json-lines", max_line_mb=2))
+    assert data((await run(system))[0]) == "x" * 1_500_000
+
+
+async def test_who_reads_lines_from_an_open_stdin_is_given_one(started: Any) -> None:
+    system = await started(shell('read -r line; echo "got $line"', stdin_open=True))
+    answer, _ = await run(system, "a prompt without an end")
+    assert data(answer) == "got a prompt without an end\n"
 
 
 async def test_a_program_that_is_not_there_is_said_and_may_come_later(
@@ -221,10 +253,18 @@ async def test_a_program_that_is_not_there_is_said_and_may_come_later(
 
 async def test_what_it_was_given_is_not_repeated_in_errors(started: Any) -> None:
     secret = {"API_KEY": "canary-1234"}
-    system = await started(shell('echo "bad key $API_KEY" >&2; exit 1', environment=secret))
+    cut = "printf \"$API_KEY%1995s.\" ''"  # its beginning is not among what is quoted
+    system = await started(
+        shell('echo "bad key $API_KEY" >&2; exit 1', environment=secret),
+        shell(cut + " >&2; exit 1", environment=secret, name="cut"),
+    )
     answer, _ = await run(system)
     assert answer.error is not None
     assert "canary" not in json.dumps(answer.error)
+    task = Task(session_id="s", agent_id="cut", parameters={"prompt": "x"})
+    answer = await system.orchestrator.perform(task)
+    assert answer.error is not None
+    assert "1234" not in json.dumps(answer.error)
     assert "canary" not in json.dumps(system.settings.shown())
 
 

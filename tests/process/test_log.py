@@ -1,10 +1,21 @@
 """What processes wrote, kept: secrets taken out, rotated files followed."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from retinue.process.log import InstanceLog, LogFollower, LogWriter, Mask, read_log
+from retinue.process.log import (
+    InstanceLog,
+    LogFollower,
+    LogWriter,
+    Mask,
+    forms,
+    last_said,
+    masked,
+    read_log,
+)
+from retinue.process.reading import TAIL_BYTES
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 100])
@@ -23,6 +34,44 @@ def test_what_is_no_secret_is_not_held_back() -> None:
     assert mask.feed(b"s3") == b""
     assert mask.feed(b"x") == b"s3x"
     assert Mask([]).feed(b"s3") == b"s3"
+
+
+def test_a_secret_is_known_in_json_too() -> None:
+    secret = 'a "b"\n\u00fc'
+    for text in (secret, json.dumps([secret]), json.dumps([secret], ensure_ascii=False)):
+        assert "b" not in masked(text, forms([secret]))
+        shown = Mask([secret]).feed(text.encode() + b"|")
+        assert b"b" not in shown
+        assert shown.endswith(b"|")
+
+
+@pytest.mark.parametrize("cut", range(1, 40, 3))
+def test_what_an_error_quotes_is_masked_before_it_is_cut(cut: int) -> None:
+    secret = "-".join(f"part{i}" for i in range(8))
+    # Cut by us: the secret begins before the characters that are shown.
+    end = "x" * (100 - cut)
+    assert "part" not in last_said(f"{secret}{end}".encode(), forms([secret]), 100)
+    # Cut by the pipe: its beginning was not kept, in the middle of a character.
+    kept = secret[cut:] + "ü" * TAIL_BYTES
+    tail = "ü".encode()[1:] * 0 + kept.encode()[:TAIL_BYTES]
+    said = last_said(tail, forms([secret]), TAIL_BYTES)
+    assert said.startswith("***ü")
+    assert (
+        last_said(secret[cut:].encode(), forms([secret]), 100) == secret[cut:]
+    )  # whole, so no part
+
+
+def test_a_secret_that_fills_all_that_is_kept_is_not_shown() -> None:
+    secret = "0123456789" * 1000
+    assert last_said(secret[7 : 7 + TAIL_BYTES].encode(), forms([secret]), 2000) == "***"
+
+
+def test_what_is_followed_begins_with_a_whole_character(tmp_path: Path) -> None:
+    (tmp_path / "stdout").write_bytes("aü".encode() * 3)
+    follower = LogFollower(tmp_path, "stdout", 4)
+    assert follower.read().decode() == "aü"
+    assert follower.skipped == 5
+    follower.close()
 
 
 def test_a_log_is_followed_across_its_rotations(tmp_path: Path) -> None:

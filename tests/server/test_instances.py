@@ -25,6 +25,10 @@ BUSY = (
     "while time.process_time() < 1.0: pass\n"
     "time.sleep(1000)"
 )
+HALVES = (
+    "import os, sys\nsys.stdin.readline()\nos.write(1, b'a\\xc3')\nsys.stdin.readline()\n"
+    "os.write(1, b'\\xbcz\\xc3')"
+)
 SECONDS = 20.0
 
 
@@ -36,6 +40,7 @@ AGENTS = (
     command("talk", "sh", "-c", TALK, stop_seconds=0.5),
     command("echo", *PYTHON, ECHO, stdin_open=True),
     command("busy", *PYTHON, BUSY, stop_seconds=0.5, output="json-lines"),
+    command("halves", *PYTHON, HALVES, stdin_open=True),
     command("deaf", "sh", "-c", "trap '' TERM; printf x; sleep 1000 & wait", stop_seconds=0.2),
     command("done", "sh", "-c", "printf out; printf err >&2; exit 3"),
 )
@@ -244,7 +249,7 @@ def test_what_it_says_is_followed_and_it_can_be_told_more(caller: Caller) -> Non
     assert i["stdin"] is True
     path = f"/v1/instances/{i['instance_id']}"
     heard = ""
-    said = iter(["\nsecond\n", "third\n"])
+    said = iter(["second\n", "third\n"])
     accept = {"accept": "text/event-stream"}
     with caller.client.stream("GET", f"{path}/log", headers=accept) as stream:
         caller.post(f"{path}/stdin", {"text": next(said)}, status=204)
@@ -267,6 +272,20 @@ def test_what_it_says_is_followed_and_it_can_be_told_more(caller: Caller) -> Non
         lambda: caller.get(f"/v1/executions/{execution_id}"), lambda e: e["finished_at"]
     )
     assert result["result"] == heard
+
+
+def test_a_character_in_two_writes_is_one_to_who_follows(caller: Caller) -> None:
+    _, i = caller.begin("halves")
+    path = f"/v1/instances/{i['instance_id']}"
+    texts = []
+    accept = {"accept": "text/event-stream"}
+    with caller.client.stream("GET", f"{path}/log", headers=accept) as stream:
+        for line in stream.iter_lines():
+            if line.startswith("data:"):
+                texts.append(json.loads(line[5:])["text"])
+                if texts == ["a"]:  # the first half of the next is there, too
+                    caller.post(f"{path}/stdin", {"text": "go on\n"}, status=204)
+    assert "".join(texts) == "aüz\N{REPLACEMENT CHARACTER}"
 
 
 def test_one_without_an_open_stdin_is_not_told(caller: Caller) -> None:

@@ -11,12 +11,14 @@ import json
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
+
+from retinue.process.reading import TAIL_BYTES
 
 MOST_QUEUED = 16 << 20
 MOST_READ = 1 << 20
@@ -120,6 +122,43 @@ def forms(secrets: Iterable[str]) -> list[str]:
     return sorted(found, key=len, reverse=True)
 
 
+def masked(text: str, secrets: Sequence[str]) -> str:
+    """Return ``text`` without secrets, which are given in all their ``forms``."""
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return text
+
+
+def last_said(tail: bytes, secrets: Sequence[str], most: int) -> str:
+    """Return the last ``most`` characters of the end of a stream, without secrets (``forms``).
+
+    They are taken out before anything is cut, also one whose beginning was cut off already.
+    """
+    text = masked(whole(tail).decode("utf-8", "replace"), secrets)
+    if len(tail) >= TAIL_BYTES:
+        begun = max((_ends(text, secret) for secret in secrets), default=0)
+        text = "***" * bool(begun) + text[begun:]
+    return text.strip()[-most:]
+
+
+def whole(data: bytes) -> bytes:
+    """Return UTF-8 that was cut somewhere without what is left of its first character."""
+    begin = 0
+    while begin < min(len(data), 3) and data[begin] & 0xC0 == 0x80:  # noqa: PLR2004
+        begin += 1
+    return data[begin:]
+
+
+def _ends(text: str, secret: str) -> int:
+    """Return how many of the first characters may be the end of ``secret``."""
+    if text in secret:
+        return len(text)
+    for length in range(min(len(secret) - 1, len(text)), 0, -1):
+        if text.startswith(secret[-length:]):
+            return length
+    return 0
+
+
 class Mask:
     """Takes secrets out of a stream of pieces, also one that comes in two."""
 
@@ -193,14 +232,16 @@ class LogFollower:
         self._old = directory / f"{stream}.1"
         self._file: BinaryIO | None = None
         self._waiting = [f for f in (_open(self._old), _open(self._path)) if f is not None]
-        if tail is not None:
-            self._skip(tail)
+        self.skipped = 0
+        """How many bytes that are kept it does not show."""
+        self._begins = self._skip(tail) if tail is not None else False
 
-    def _skip(self, tail: int) -> None:
+    def _skip(self, tail: int) -> bool:
         for file in reversed(self._waiting):
             size = file.seek(0, os.SEEK_END)
-            file.seek(max(size - tail, 0))
+            self.skipped += file.seek(max(size - tail, 0))
             tail = max(tail - size, 0)
+        return self.skipped > 0
 
     def read(self) -> bytes:
         """Return what came since the last time, at most ``MOST_READ``."""
@@ -211,6 +252,9 @@ class LogFollower:
             data += more
             if not more and not self._next():
                 break
+        if self._begins and data:
+            self._begins = False
+            data = whole(data)
         return data
 
     def _next(self) -> bool:

@@ -21,7 +21,7 @@ from retinue.errors import SpawnFailed
 from retinue.process.child import Child, Streams
 from retinue.process.executable import directory, find, refused
 from retinue.process.link import Command, KeeperLink
-from retinue.process.log import InstanceLog, forms
+from retinue.process.log import InstanceLog, forms, last_said, masked
 from retinue.process.sandbox import Bubblewrap, Sandbox, boxed
 from retinue.process.traces import clear, mark_over
 
@@ -151,9 +151,11 @@ class Quarters:
 
     def masked(self, text: str) -> str:
         """Return ``text`` without the values that the operator gave this agent."""
-        for form in self._secrets:
-            text = text.replace(form, "***")
-        return text
+        return masked(text, self._secrets)
+
+    def last_said(self, tail: bytes, most: int) -> str:
+        """Return the end of a stream as an error may quote it: masked first, then cut."""
+        return last_said(tail, self._secrets, most)
 
     # -- one process ---------------------------------------------------------------------------
 

@@ -35,7 +35,10 @@ class Bounds(msgspec.Struct, frozen=True):
 
 
 class Counts(msgspec.Struct):
-    """What a stream has brought, exactly; ``oversize`` lines were refused, ``dropped`` not kept."""
+    """What a stream has brought, exactly; ``oversize`` lines were refused, ``dropped`` not kept.
+
+    ``longest_refused`` is the size of the longest of them.
+    """
 
     bytes: int = 0
     lines: int = 0
@@ -43,6 +46,7 @@ class Counts(msgspec.Struct):
     dropped_bytes: int = 0
     oversize_lines: int = 0
     oversize_bytes: int = 0
+    longest_refused: int = 0
 
 
 class Splitter:
@@ -78,6 +82,7 @@ class Splitter:
         if size > self._limit:
             self._counts.oversize_lines += 1
             self._counts.oversize_bytes += size
+            self._counts.longest_refused = max(self._counts.longest_refused, size)
             return None
         return b"".join([*parts, end]) if parts else end
 

@@ -131,6 +131,7 @@ def command_agent(given: CommandReference) -> AgentDefinition:
             stop_seconds=given.stop_seconds,
             stdin_open=given.stdin_open,
             keep_running=given.keep_running,
+            line_bytes=int(given.max_line_mb * (1 << 20)),
             limits={name: limit for name, limit in limits.items() if limit is not None},
             sandbox=box_of(given.sandbox),
         ),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import signal
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from typing import Annotated, Any, ClassVar
 
@@ -191,18 +192,42 @@ async def instance_log(call: Call) -> bytes | Response:
     )
 
 
+class Texts:
+    """Streams of bytes as text: a character that comes in two pieces is one all the same."""
+
+    def __init__(self) -> None:
+        self._decoders: dict[str, codecs.IncrementalDecoder] = {}
+
+    def of(self, batch: list[tuple[str, bytes]]) -> Iterator[tuple[str, str]]:
+        """Yield what can be shown by now of what came."""
+        for stream, data in batch:
+            decoder = self._decoders.get(stream)
+            if decoder is None:
+                decoder = self._decoders[stream] = codecs.getincrementaldecoder("utf-8")("replace")
+            if text := decoder.decode(data):
+                yield stream, text
+
+    def rest(self) -> Iterator[tuple[str, str]]:
+        """Yield what is left at the end: what began as a character and was none."""
+        for stream, decoder in self._decoders.items():
+            if text := decoder.decode(b"", True):
+                yield stream, text
+
+
 async def _pieces(
     found: AsyncGenerator[list[tuple[str, bytes]], None],
 ) -> AsyncGenerator[list[Piece], None]:
     number = 0
+    texts = Texts()
     async with aclosing(found) as batches:
         async for batch in batches:
             pieces = []
-            for stream, data in batch:
+            for stream, text in texts.of(batch):
                 number += 1
-                text = data.decode("utf-8", "replace")
                 pieces.append(Piece(number, encode({"stream": stream, "text": text})))
             yield pieces
+    if left := [Piece(number + 1, encode({"stream": s, "text": text})) for s, text in texts.rest()]:
+        yield left
 
 
 def _id(call: Call) -> str:

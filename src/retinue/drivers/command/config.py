@@ -19,7 +19,8 @@ class CommandConfig(ProcessConfig, frozen=True, kw_only=True):
     as one JSON object by stdin (``json``). ``output``: what stdout is; see ``dialect``.
     ``interrupt`` is the signal that asks it to stop, ``stop_seconds`` how long it then has.
     ``stdin_open``: its stdin stays open behind the prompt, for who attaches. ``keep_running``: its
-    processes outlive the server; they may write at most ``spool_bytes``.
+    processes outlive the server; they may write at most ``spool_bytes``. ``line_bytes``: a longer
+    line of ``json-lines`` is refused.
     """
 
     prompt: Literal["stdin", "argument", "json"] = "stdin"
@@ -29,6 +30,7 @@ class CommandConfig(ProcessConfig, frozen=True, kw_only=True):
     stdin_open: bool = False
     keep_running: bool = False
     spool_bytes: int = 1 << 30
+    line_bytes: int = 1 << 20
 
 
 def arguments(config: CommandConfig, job: Job) -> list[str]:
@@ -53,7 +55,10 @@ def stdin_of(config: CommandConfig, job: Job) -> bytes | None:
     if config.prompt == "argument":
         return b"" if config.stdin_open else None
     if config.prompt == "stdin":
-        return prompt_of(job).encode()
+        text = prompt_of(job)
+        if config.stdin_open and not text.endswith("\n"):
+            text += "\n"  # its end is not to be seen, so who reads lines has to be given one
+        return text.encode()
     task = {
         "capability": job.execution.capability,
         "parameters": job.parameters,

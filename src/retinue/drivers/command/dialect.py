@@ -81,10 +81,17 @@ class Dialect:
             return []
         text = text.replace("\0", "\N{REPLACEMENT CHARACTER}")
         self._size += len(text)
-        if self._size > self._most:
-            raise InvalidResult(f"the command's output is larger than {self._most} bytes")
-        self._parts.append(text)
+        if self._size <= self._most:
+            self._parts.append(text)
+        else:
+            self._outgrown()
         return self._shown(text)
+
+    def _outgrown(self) -> None:
+        """Refuse text that would make a result which is larger than one may be."""
+        raise InvalidResult(
+            f"the command's output is larger than {self._most} bytes (max_result_bytes)"
+        )
 
     def _shown(self, text: str) -> list[EventData]:
         return [
@@ -154,7 +161,14 @@ class JsonLines(Dialect):
         if self._end["is_error"]:
             said = self._end.get("error", self._end.get("message", self._end.get("result")))
             raise AgentFailed(said if isinstance(said, str) else str(said or "the agent failed"))
-        return self._end["result"] if "result" in self._end else "".join(self._parts)
+        if "result" in self._end:
+            return self._end["result"]
+        if self._size > self._most:
+            super()._outgrown()
+        return "".join(self._parts)
+
+    def _outgrown(self) -> None:
+        self._parts.clear()  # it is streamed, and needed only where no result is said
 
 
 def _object(line: bytes) -> dict[str, Any] | None:

@@ -67,9 +67,14 @@ class CommandDriver:
         if directory is None:
             return None
         config = agent.config if agent is not None else None
-        lines = DIALECTS[config.output].lines if isinstance(config, CommandConfig) else False
+        known = config if isinstance(config, CommandConfig) else CommandConfig(command=())
         at = Place.read(cursor, record.instance_id)
-        streams = streams_of(Path(directory), lines=lines, seam=at.offset)
+        streams = streams_of(
+            Path(directory),
+            lines=DIALECTS[known.output].lines,
+            line_bytes=known.line_bytes,
+            seam=at.offset,
+        )
         try:
             if record.ended:
                 return self.kept.ended(record.instance_id, streams)

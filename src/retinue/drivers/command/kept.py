@@ -63,9 +63,12 @@ class Progress:
         return found
 
 
-def streams_of(directory: Path, *, lines: bool, seam: int = 0) -> Streams:
+def streams_of(
+    directory: Path, *, lines: bool, line_bytes: int = Bounds().line_bytes, seam: int = 0
+) -> Streams:
     """Return how the output of one that is kept is read."""
-    return Streams(Bounds(lines=lines), Bounds(lines=False, most=0), spool=directory, seam=seam)
+    bounds = Bounds(lines=lines, line_bytes=line_bytes)
+    return Streams(bounds, Bounds(lines=False, most=0), spool=directory, seam=seam)
 
 
 def prepare(directory: Path, given: bytes | None) -> None:

@@ -18,7 +18,13 @@ from retinue.domain.event import EventData, EventType
 from retinue.drivers.command.config import arguments, stdin_of
 from retinue.drivers.command.dialect import DIALECTS
 from retinue.drivers.command.kept import Place, Progress, prepare, streams_of
-from retinue.errors import CommunicationError, ExecutionError, RetinueError, SpawnFailed
+from retinue.errors import (
+    CommunicationError,
+    ExecutionError,
+    InvalidResult,
+    RetinueError,
+    SpawnFailed,
+)
 from retinue.interfaces import Birth, Job, Supervised
 from retinue.process.child import Child, Exit, Streams
 from retinue.process.ladder import Ladder, stop
@@ -95,7 +101,7 @@ class Performance:
         self._tmp = tmp
         command = await place.command(argv, tmp, stdin=given is not None)
         streams = Streams(
-            Bounds(lines=self._dialect.lines),
+            Bounds(lines=self._dialect.lines, line_bytes=config.line_bytes),
             Bounds(lines=False, most=0, when_full="drop"),
             place.log(log),
         )
@@ -103,7 +109,7 @@ class Performance:
         handle = {"scope": link.scope, "log": str(log)}
         if config.keep_running:
             command = await self._keep(command, log, given)
-            streams = streams_of(log, lines=self._dialect.lines)
+            streams = streams_of(log, lines=self._dialect.lines, line_bytes=config.line_bytes)
             handle |= {"kept": str(log), "keeper": link.address, "tmp": str(tmp)}
         birth = Birth(
             agent_id=instance.handle.agent_id,
@@ -143,10 +149,10 @@ class Performance:
             raise StopAsyncIteration
         while not self._events:
             if self._dialect.ended:
-                return self._completed()
+                return self._completed(child)
             piece = await child.stdout.next()
             if piece is None:
-                if not self._emit(self._dialect.rest(), child):
+                if not self._emit([*self._dialect.rest(), *self._note_refused(child)], child):
                     return await self._concluded(child)
                 continue
             self._emit([*self._dialect.take(piece), *self._note_refused(child)], child)
@@ -172,12 +178,27 @@ class Performance:
         if counts.oversize_lines <= self._refused:
             return []
         self._refused = counts.oversize_lines
-        note = f"{counts.oversize_lines} lines were refused ({counts.oversize_bytes} bytes)"
+        note = f"refused: {self._refusal(child)}"
         return [EventData(EventType.LOG, {"level": "warning", "message": note})]
 
-    def _completed(self) -> EventData:
+    def _refusal(self, child: Child) -> str:
+        """Say which lines were too long to be read, and what sets how long one may be."""
+        counts = child.stdout.counts
+        most = self._instance.config.line_bytes
+        one = counts.oversize_lines == 1
+        what = "a line" if one else f"{counts.oversize_lines} lines, the longest"
+        return f"{what} of {counts.longest_refused} bytes; max_line_mb allows {most}"
+
+    def _completed(self, child: Child) -> EventData:
         self._over = True
-        return EventData(EventType.COMPLETED, {"result": self._dialect.result()})
+        try:
+            result = self._dialect.result()
+        except InvalidResult as error:
+            if self._dialect.ended or not child.stdout.counts.oversize_lines:
+                raise
+            # It may have been the result: its reader has to know.
+            raise InvalidResult(f"{error.message}; refused: {self._refusal(child)}") from None
+        return EventData(EventType.COMPLETED, {"result": result})
 
     async def _concluded(self, child: Child) -> EventData:
         """Judge by its exit; the output has ended without a last word."""
@@ -185,12 +206,11 @@ class Performance:
         await child.stderr.next()  # its end: what was said last is there now
         if status.code != 0:
             raise self._failure(child, status)
-        return self._completed()
+        return self._completed(child)
 
     def _failure(self, child: Child, status: Exit) -> RetinueError:
         instance = self._instance
-        tail = child.stderr.tail.decode("utf-8", "replace").strip()[-MOST_SAID:]
-        said = instance.place.masked(tail)
+        said = instance.place.last_said(child.stderr.tail, MOST_SAID)
         name = instance.config.command[0]
         details = {
             "exit_code": status.code,
@@ -199,6 +219,8 @@ class Performance:
             "stderr": said,
         }
         text = f"{name} {status}" + (f": {said.splitlines()[-1]}" if said else "")
+        if child.stdout.counts.oversize_lines:
+            text += f"; refused: {self._refusal(child)}"
         if status.code is None and status.reason is None:
             return CommunicationError(text, details=details)
         outcome = "unknown" if status.reason == "lost" else "failed"
