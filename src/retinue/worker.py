@@ -185,6 +185,12 @@ class _Unrecorded:
     def draining(self, reason: str | None = None) -> None:
         """Note nothing."""
 
+    def thinking(self, on: bool, /) -> None:
+        """Note nothing."""
+
+    def judged(self, reason: str | None, /) -> None:
+        """Note nothing."""
+
     def failed(self, reason: str) -> None:
         """Note nothing."""
 

@@ -1,6 +1,7 @@
 """``retinue agent ps | logs | pause | resume | signal | stop | attach``: real processes of both."""
 
 import json
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -77,9 +78,29 @@ def test_an_agents_process_is_shown_heard_and_ended(place: Place, server: Server
     assert server.stop() == 0
     # The store says it without a server, too; what acts needs one.
     assert place.retinue("agent", "ps", "-a", "--json").json["instances"][0] == ended
+    assert "no server runs here" in place.retinue("agent", "ps", "-a").err
     assert place.retinue("agent", "logs", "talk").out == "on\n"
     done = place.retinue("agent", "stop", "talk")
     assert (done.code, "needs a running server" in done.err) == (1, True)
+
+
+@pytest.mark.requirement("001.recover")
+def test_without_a_server_nothing_is_said_to_run(place: Place, server: Server) -> None:
+    begin(server, "talk")
+    until(lambda: place.call("agent", "logs", "talk").out)
+    (shown,) = place.call("agent", "ps", "--json").json["instances"]
+    assert place.call("agent", "ps").err == ""
+    assert server.stop(signal.SIGKILL) != 0
+    until(lambda: not alive(shown["pid"]))
+    done = place.call("agent", "ps")
+    assert "no server runs here" in done.err
+    assert done.out.splitlines()[1].split()[3] == "lost"
+    (lost,) = place.call("agent", "ps", "--json").json["instances"]
+    assert (lost["status"], lost["reason"], lost["health"]) == (
+        *("lost", "no server supervises it"),
+        None,
+    )
+    assert [moved["status"] for moved in lost["timeline"]] == ["initializing", "running"]
 
 
 def test_which_one_must_be_clear(place: Place, server: Server) -> None:

@@ -149,6 +149,32 @@ async def test_a_process_shows_what_it_works_on(started: Any) -> None:
         await asyncio.sleep(0.02)
 
 
+@pytest.mark.requirement("001.health")
+async def test_work_that_brings_nothing_is_stalled_though_pings_are_answered(
+    started: Any,
+) -> None:
+    rig = await started(stall_seconds=0.3, health_interval=0.02)
+    orchestrator = rig.system.orchestrator
+
+    async def shown() -> Any:
+        (view,) = (await orchestrator.instances(InstanceFilter(), Page())).items
+        return view
+
+    assert (await shown()).health == "healthy"
+    held = rig.hold()
+    while (view := await shown()).health != "stalled":
+        assert view.health == "healthy"
+        await asyncio.sleep(0)
+    assert view.last_event_secs >= 0.3
+    assert view.busy_secs >= 0.3
+    assert [m.state for m in (await orchestrator.pools())[0].instances] == ["stalled"]
+    assert (await orchestrator.pool("w")).instances[0].latency_ms is not None
+    rig.go()
+    await held
+    assert [m.state for m in (await orchestrator.pools())[0].instances] == ["ready"]
+    assert (await shown()).health == "healthy"
+
+
 async def test_short_calls_are_not_written_each(
     started: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

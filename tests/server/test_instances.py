@@ -29,6 +29,19 @@ HALVES = (
     "import os, sys\nsys.stdin.readline()\nos.write(1, b'a\\xc3')\nsys.stdin.readline()\n"
     "os.write(1, b'\\xbcz\\xc3')"
 )
+ENDS = """
+read -r how; printf '{"type":"thinking","content":"hm"}\\n{"type":"output","content":"x"}\\n'
+head -c 1100000 /dev/zero | tr '\\0' x; echo
+case $how in
+good) echo '{"type":"result","result":1}'; exit 1;;
+bad) echo '{"type":"result","is_error":true,"error":"it was no use"}';;
+mute) ;;
+esac
+"""
+MILD = (
+    "import signal, sys, time\nsignal.signal(15, lambda *_: sys.exit(0))\n"
+    "print('one\\ntwo\\nthree', flush=True)\ntime.sleep(1000)"
+)
 SECONDS = 20.0
 
 
@@ -42,6 +55,9 @@ AGENTS = (
     command("busy", *PYTHON, BUSY, stop_seconds=0.5, output="json-lines"),
     command("halves", *PYTHON, HALVES, stdin_open=True),
     command("deaf", "sh", "-c", "trap '' TERM; printf x; sleep 1000 & wait", stop_seconds=0.2),
+    command("ends", "sh", "-c", ENDS, output="json-lines", stop_seconds=0.5),
+    command("mild", *PYTHON, MILD),
+    command("quiet", *PYTHON, ECHO, stdin_open=True, stall_seconds=0.3),
     command("done", "sh", "-c", "printf out; printf err >&2; exit 3"),
 )
 
@@ -136,6 +152,107 @@ def test_a_process_is_shown_from_its_start_to_after_its_end(caller: Caller) -> N
     # Stopped again: nothing happens.
     assert caller.post(f"/v1/instances/{i['instance_id']}/stop") == again
     caller.post(f"/v1/instances/{i['instance_id']}/pause", status=409)
+
+
+@pytest.mark.requirement("001.status")
+@pytest.mark.parametrize(
+    ("how", "status", "reason", "code"),
+    [
+        ("good", "completed", None, 1),
+        ("bad", "failed", "it was no use", 0),
+        ("mute", "failed", "the command ended without a result line; refused: a line of", 0),
+    ],
+)
+def test_its_own_last_word_says_how_it_ended(
+    caller: Caller, how: str, status: str, reason: str | None, code: int
+) -> None:
+    execution_id, _ = caller.begin("ends", f"{how}\n")
+    i = caller.until(
+        lambda: caller.of(execution_id), lambda i: i["ended_at"] and i["status"] == status
+    )
+    assert i["exit_code"] == code
+    assert (i["reason"] or "").startswith(reason or "")
+    assert (i["refused_lines"], i["refused_bytes"]) == (1, 1_100_001)
+    moves = [(moved["status"], moved["at"]) for moved in i["timeline"]]
+    assert [word for word, _ in moves][:4] == ["initializing", "running", "thinking", "running"]
+    assert moves[-1][0] == status
+    assert [at for _, at in moves] == sorted(at for _, at in moves)
+    assert i["timeline"][-1]["reason"] == i["reason"]
+    assert (i["health"], i["last_output_secs"]) == (None, None)
+
+
+@pytest.mark.requirement("001.status")
+def test_one_that_is_ended_is_terminated_whatever_it_exits_with(caller: Caller) -> None:
+    execution_id, i = caller.begin("mild")
+    caller.until(lambda: caller.instance(i), lambda i: i["messages_received"] == 3)
+    caller.post(f"/v1/executions/{execution_id}/cancel")
+    i = caller.until(lambda: caller.instance(i), lambda i: i["ended_at"])
+    assert (i["status"], i["exit_code"], i["reason"]) == ("terminated", 0, "cancelled by local")
+    assert (i["messages_sent"], i["messages_received"]) == (1, 3)
+    task = {"session_id": "s", "agent_id": "mild", "parameters": {"prompt": "x"}}
+    late = caller.client.post("/v1/executions", json={**task, "timeout_ms": 300}).json()
+    i = caller.until(lambda: caller.of(late["execution_id"]), lambda i: i and i["ended_at"])
+    assert (i["status"], i["reason"]) == ("terminated", "Agent invocation timed out after 300ms")
+
+
+@pytest.mark.requirement("001.health")
+def test_a_silent_one_is_called_stalled(caller: Caller) -> None:
+    _, i = caller.begin("quiet")
+    i = caller.until(lambda: caller.instance(i), lambda i: i["health"] == "stalled")
+    assert i["status"] == "running"
+    assert i["last_output_secs"] > 0.3
+    assert i["last_event_secs"] > 0.3
+    assert i["busy_secs"] > 0.3
+    caller.post(f"/v1/instances/{i['instance_id']}/stdin", {"text": "more\n"}, status=204)
+    caller.until(lambda: caller.instance(i), lambda i: i["health"] == "healthy")
+    # Time in which it may not say anything does not count.
+    path = f"/v1/instances/{i['instance_id']}"
+    caller.post(f"{path}/pause")
+    i = caller.until(lambda: caller.instance(i), lambda i: i["last_output_secs"] > 0.5)
+    assert (i["status"], i["health"]) == ("paused", "healthy")
+    assert caller.post(f"{path}/resume")["health"] == "healthy"
+
+
+@pytest.mark.requirement("001.health")
+def test_one_that_somebody_else_stopped_is_shown_so_and_goes_on(caller: Caller) -> None:
+    _, i = caller.begin("talk")
+    path = f"/v1/instances/{i['instance_id']}"
+    caller.post(f"{path}/signal", {"signal": "STOP", "tree": True})
+    i = caller.until(lambda: caller.instance(i), lambda i: i["status"] == "paused")
+    assert (i["health"], i["reason"]) == ("unresponsive", "stopped by a signal")
+    resumed = caller.post(f"{path}/resume")
+    assert (resumed["status"], resumed["health"], resumed["reason"]) == ("running", "healthy", None)
+    caller.until(lambda: state_of(i["pid"]), lambda state: state != "T")
+    words = [moved["status"] for moved in caller.instance(i)["timeline"]]
+    assert words == ["initializing", "running", "paused", "running"]
+
+
+@pytest.mark.requirement("001.pause")
+def test_while_it_is_paused_its_deadline_stands_still(caller: Caller) -> None:
+    task = {"session_id": "s", "agent_id": "echo", "parameters": {"prompt": "x"}}
+    asked = caller.client.post("/v1/executions", json={**task, "timeout_ms": 2000}).json()
+    execution_id = asked["execution_id"]
+    i = caller.until(lambda: caller.of(execution_id), lambda i: i and i["started_at"])
+    path = f"/v1/instances/{i['instance_id']}"
+    caller.post(f"{path}/pause")
+    i = caller.until(lambda: caller.instance(i), lambda i: i["uptime_secs"] > 2.5)
+    assert i["status"] == "paused"
+    caller.post(f"{path}/resume")
+    caller.post(f"{path}/stdin", {"close": True}, status=204)
+    done = caller.until(
+        lambda: caller.get(f"/v1/executions/{execution_id}"), lambda e: e["finished_at"]
+    )
+    assert (done["state"], done["result"]) == ("completed", "heard x\n")
+    # It runs again from there.
+    asked = caller.client.post("/v1/executions", json={**task, "timeout_ms": 500}).json()
+    execution_id = asked["execution_id"]
+    i = caller.until(lambda: caller.of(execution_id), lambda i: i and i["started_at"])
+    for word in ("pause", "resume"):
+        caller.post(f"/v1/instances/{i['instance_id']}/{word}")
+    done = caller.until(
+        lambda: caller.get(f"/v1/executions/{execution_id}"), lambda e: e["finished_at"]
+    )
+    assert done["state"] == "timed_out"
 
 
 def test_how_it_failed_is_kept(caller: Caller) -> None:

@@ -27,6 +27,10 @@ Which = Annotated[
     ),
 ]
 _PATH = "/v1/instances"
+_LEFT = (
+    ": what is lost was left by one that did; of that only what is to be kept running may still"
+    " run, and the next `retinue serve` finds out"
+)
 
 
 def ps(
@@ -42,23 +46,28 @@ def ps(
     json: Json = False,
 ) -> None:
     """List the processes that agents are, and what they use."""
-    answer = ask(
-        lambda client: client.get(
-            _PATH, agent_id=agent, live=None if all_of_them else "true", limit=limit
-        ),
-        url=url,
-        config=config,
-    )
+
+    async def look(client: Client) -> Any:
+        live = None if all_of_them else "true"
+        answer = await client.get(_PATH, agent_id=agent, live=live, limit=limit)
+        if client.local:
+            lost = any(row["status"] == "lost" for row in answer["instances"])
+            output.note("no server runs here" + (_LEFT if lost else ""))
+        return answer
+
+    answer = ask(look, url=url, config=config)
     if json:
         output.show(answer)
         return
     rows = answer["instances"]
     columns = ("instance_id", "agent_id", "pid", "status", "execution_id", "reason")
+    shown = {"status": _standing, "execution_id": _work}
     output.table(
-        (*columns, "cpu %", "MB", "up s", "in", "out"),
+        (*columns, "silent s", "cpu %", "MB", "up s", "in", "out"),
         [
             (
-                *(row[name] if name != "execution_id" else _work(row) for name in columns),
+                *(shown[name](row) if name in shown else row[name] for name in columns),
+                _silent(row),
                 row["cpu_usage"],
                 row["memory_mb"],
                 int(row["uptime_secs"]),
@@ -70,6 +79,18 @@ def ps(
     )
     if answer["total"] > len(rows):
         output.note(f"{len(rows)} of {answer['total']}; --limit shows more")
+
+
+def _standing(row: dict[str, Any]) -> str:
+    """Return an instance's status, and what is not well."""
+    well = row["health"] in {None, "healthy"}
+    return str(row["status"]) if well else f"{row['status']}, {row['health']}"
+
+
+def _silent(row: dict[str, Any]) -> int | None:
+    """Return for how many seconds nothing has come: of a worker's work, or at all."""
+    secs = row["last_event_secs"] if row["driver"] == "stdio" else row["last_output_secs"]
+    return int(secs) if secs is not None else None
 
 
 def _work(row: dict[str, Any]) -> str | None:

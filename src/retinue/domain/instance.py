@@ -66,12 +66,58 @@ def move(state: InstanceState, to: InstanceState) -> InstanceState:
     return to
 
 
+_WORDS = {
+    _S.STARTING: "initializing",
+    _S.READY: "idle",
+    _S.BUSY: "running",
+    _S.PAUSED: "paused",
+    _S.DRAINING: "running",
+    _S.LOST: "lost",
+    _S.FAILED: "failed",
+}
+MOST_MOVES = 40
+"""How much of a timeline is kept: the beginning and the latest."""
+
+
+class Moved(msgspec.Struct, frozen=True):
+    """From ``at`` (microseconds UTC) on it was so, in specification 001's word, and why."""
+
+    at: int
+    status: str
+    reason: str | None = None
+
+
+class Seen(msgspec.Struct, kw_only=True):
+    """What is shown of an instance beside its record: kept in its handle, which nobody selects by.
+
+    ``status`` is how it ended, where its own last word or ours says more than its exit code.
+    ``dropped`` and ``refused`` count lines of its output and their bytes: what was read and not
+    kept, what was too long; ``log_lost`` are bytes that are missing in its log.
+    """
+
+    status: str | None = None
+    timeline: list[Moved] = []
+    dropped: tuple[int, int] = (0, 0)
+    refused: tuple[int, int] = (0, 0)
+    log_lost: int = 0
+
+    def moved(self, at: int, status: str, reason: str | None) -> None:
+        """Note where it stands from now on."""
+        last = self.timeline[-1] if self.timeline else None
+        if last is not None and (last.status, last.reason) == (status, reason):
+            return
+        if len(self.timeline) >= MOST_MOVES:
+            del self.timeline[MOST_MOVES // 2]
+        self.timeline.append(Moved(at, status, reason))
+
+
 class InstanceRecord(msgspec.Struct, kw_only=True):
     """The stored record of one supervised process. Times are microseconds UTC.
 
     ``worker`` is the epoch of ours that supervises it, on ``node``. ``execution_id`` and
     ``attempt`` are what it works on (None: nothing now). ``handle`` is the driver's, as JSON: what
     is needed to find the process again; it is stored before the process runs, and the pid is added.
+    Beside that it holds what is only shown, ``Seen``.
     ``kept`` is 1 when it is to live on without us. ``cpu_us`` and ``peak_bytes`` count its whole
     tree, ``messages_in`` what it was sent, ``messages_out`` what came; they are its last values
     once it has ended. ``reason`` says why it is in its state.
@@ -122,3 +168,20 @@ class InstanceRecord(msgspec.Struct, kw_only=True):
         """Return its handle, decoded."""
         handle: dict[str, Any] = msgspec.json.decode(self.handle)
         return handle
+
+    def seen(self) -> Seen:
+        """Return what is shown of it beside this."""
+        return msgspec.convert(self.found().get("seen", {}), Seen)
+
+    def show(self, seen: Seen) -> None:
+        """Keep what is shown of it."""
+        self.handle = msgspec.json.encode({**self.found(), "seen": seen})
+
+    @property
+    def word(self) -> str:
+        """Specification 001's word for where it stands, as far as the record alone says it."""
+        if self.state is _S.STOPPED:
+            return "completed" if self.exit_code == 0 else "terminated"
+        if self.state is _S.FAILED and self.exit_signal is not None:
+            return "terminated"
+        return _WORDS[self.state]

@@ -99,8 +99,8 @@ class PoolPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     ``least`` goes. Each performs ``in_flight`` executions at one time. One that is older than
     ``lifetime_seconds`` (None: any age) is replaced, then drained for at most ``drain_seconds``.
     A start may take ``start_seconds``. Every ``ping_seconds`` it is asked whether it is well and
-    has ``answer_seconds`` for that; where the protocol cannot ask, work without an event for
-    ``stall_seconds`` is called stalled.
+    has ``answer_seconds`` for that. Work that has brought nothing for ``stall_seconds`` is called
+    stalled: what answers pings may do so while its work hangs.
     """
 
     least: int = 1

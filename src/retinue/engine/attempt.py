@@ -26,6 +26,15 @@ class Resumed(NamedTuple):
     process: Process
 
 
+class Pause:
+    """A person has what performs an attempt stand still: deadlines do, as for a question."""
+
+    question: str | None = None
+
+    def __init__(self) -> None:
+        self.halted: list[Attempt] = []
+
+
 class Attempt:
     """A running attempt.
 
@@ -53,6 +62,7 @@ class Attempt:
         "execution",
         "fence",
         "halted",
+        "heard_at",
         "left",
         "lent",
         "over",
@@ -75,9 +85,10 @@ class Attempt:
         self.stop: RetinueError | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.left: float | None = None
-        self.asking: set[Attempt] = set()
+        self.asking: set[Attempt | Pause] = set()
         self.halted: list[Attempt] = []
         self._halted_at = self._stood = 0.0
+        self.heard_at = asyncio.get_running_loop().time()  # its last event, or its beginning
         self.over = False
         self.came_late = False  # its deadline had passed before it began
         self.parked = False
@@ -100,7 +111,7 @@ class Attempt:
         """Stop the agent; the execution ends with ``why`` (the first one given)."""
         if self.stop is None and not self.over and self.task is not None:
             self.stop = why
-            self.task.cancel()
+            self.task.cancel(why.message)
 
     def wait(self) -> asyncio.Future[Reply | None]:
         """Return a future of its own for this waiter: one that leaves takes nobody along."""
@@ -144,7 +155,7 @@ class Attempt:
         loop = asyncio.get_running_loop()
         self.timer = loop.call_later(seconds, self._late)
 
-    def halt(self, asker: Attempt) -> None:
+    def halt(self, asker: Attempt | Pause) -> None:
         """Let the deadline stand still while ``asker`` waits for a person."""
         if not self.asking:
             self._halted_at = asyncio.get_running_loop().time()
@@ -155,11 +166,12 @@ class Attempt:
             self.timer.cancel()
             self.timer = None
 
-    def go_on(self, asker: Attempt) -> None:
+    def go_on(self, asker: Attempt | Pause) -> None:
         """Let the deadline run on, unless somebody else still asks."""
         if self.asking == {asker}:
             self._stood = self.stood
         self.asking.discard(asker)
+        self.heard_at = asyncio.get_running_loop().time()
         if not self.asking and self.left is not None and not self.over:
             self.start_clock(self.left)
             self.left = None

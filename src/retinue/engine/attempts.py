@@ -231,6 +231,7 @@ class Attempts:
 
     async def _listen(self, attempt: Attempt, job: Job) -> EventData:
         """Journal what the agent emits; return its last event."""
+        loop = asyncio.get_running_loop()
         instance = attempt.entry.instance or await attempt.entry.ready()
         if attempt.resumed is None:
             begun = instance.execute(job)
@@ -239,6 +240,7 @@ class Attempts:
         async with begun as events:
             attempt.resumed = None  # leaving this ends what it found
             async for event in events:
+                attempt.heard_at = loop.time()
                 kind = event.type
                 if kind is EventType.COMPLETED:
                     return event

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import platform
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -23,13 +24,16 @@ from retinue.domain.instance import InstanceRecord, InstanceState
 from retinue.domain.intent import PutInstance, SaveInstance
 from retinue.domain.result import Ok
 from retinue.errors import Fenced, SpawnFailed
-from retinue.interfaces import Birth, Exited, Process, Store
+from retinue.interfaces import STALL_SECONDS, Birth, Exited, Process, Store
 from retinue.process.remains import Remains
 
 log = logging.getLogger(__name__)
 CLOSE_SECONDS = 5.0
 WORK_SECONDS = 1.0
 """How long something is worked on, or nothing is, before the store is told."""
+MEASURE_SECONDS = 5.0
+"""How often what is measured of an instance that somebody looks at is stored."""
+_WORKING = frozenset({InstanceState.READY, InstanceState.BUSY})
 _PAUSABLE = frozenset({InstanceState.READY, InstanceState.BUSY, InstanceState.STARTING})
 
 
@@ -37,12 +41,29 @@ class Live:
     """One instance that this process supervises: what the driver says of it, and its process."""
 
     def __init__(
-        self, book: Instances, record: InstanceRecord, stop: Stop | None, *, told: bool = False
+        self,
+        book: Instances,
+        record: InstanceRecord,
+        stop: Stop | None,
+        birth: Birth | None = None,
     ) -> None:
         self.record = record
+        self.seen = record.seen()
         self.process: Process | None = None
         self.stop = stop
-        self._told = told
+        self.why: str | None = None
+        """Why a person has it stopped."""
+        found = record.found()
+        self.stall_seconds = float(found.get("stall_seconds", STALL_SECONDS))
+        self.pings = birth is not None and birth.pings
+        self.halted: list[Callable[[], None]] = []
+        """Lets deadlines go on that stand still while it is paused."""
+        self._told = birth is not None and birth.told
+        self._thinks = False
+        self._last_word: str | None = None
+        self._settled = False
+        self._stopped = False
+        self._measured_at = 0.0
         self._work: dict[str, Execution] = {}
         self._written: tuple[InstanceState, str | None] | None = None
         self._later: asyncio.TimerHandle | None = None
@@ -69,6 +90,7 @@ class Live:
         if self.record.state is InstanceState.STARTING:
             busy = self.record.execution_id is not None
             self.record.to(InstanceState.BUSY if busy else InstanceState.READY, at)
+        self._note()
         self._save()
         process.when_exited(self._exited)
 
@@ -113,7 +135,48 @@ class Live:
 
     def draining(self, reason: str | None = None) -> None:
         """Note that it takes nothing more and is to end."""
-        self._to(InstanceState.DRAINING, reason or self.record.reason)
+        self._to(InstanceState.DRAINING, self.why or reason)
+
+    def thinking(self, on: bool, /) -> None:
+        """Note that it thinks, or does something else again; that is not written by itself."""
+        if self._thinks is not on and not self.record.ended:
+            self._thinks = on
+            self._note()
+
+    def judged(self, reason: str | None, /) -> None:
+        """Note its own last word: why it failed, or None: it succeeded.
+
+        Its end may have been seen before: what it wrote last is read after it.
+        """
+        if self._settled:
+            return
+        self.seen.status = "completed" if reason is None else "failed"
+        if self.record.ended and self.word != self.seen.timeline[-1].status:
+            if reason is not None:
+                self.record.reason = reason
+            self._note()
+            self._save()
+        elif not self.record.ended:
+            self._last_word = reason
+
+    @property
+    def word(self) -> str:
+        """Specification 001's word for where it stands."""
+        record = self.record
+        if record.ended:
+            return self.seen.status or record.word
+        if record.state is InstanceState.BUSY and self._thinks:
+            return "thinking"
+        return "paused" if self.stopped else record.word
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal of somebody else had it stand still when it was last looked at."""
+        return self._stopped and self.record.state in _PAUSABLE
+
+    def _note(self) -> None:
+        """Have the timeline say where it stands."""
+        self.seen.moved(now_us(), self.word, self.record.reason)
 
     def failed(self, reason: str) -> None:
         """Note that it is over without an exit that we know: it could not be started."""
@@ -131,6 +194,7 @@ class Live:
         self.record.started_at = self.record.started_at or now_us()
         if self.record.state in {InstanceState.STARTING, InstanceState.LOST}:
             self._to(InstanceState.BUSY)
+        self.seen.moved(now_us(), self.word, "found by the next server")
         self._save()
         process.when_exited(self._exited)
 
@@ -147,6 +211,8 @@ class Live:
             self._before = state  # where it goes on when it is let
         elif state is InstanceState.DRAINING or record.state is not InstanceState.DRAINING:
             record.to(state, now_us(), reason)
+            if not (self.pings and state in _WORKING):  # a worker does so a thousand times a second
+                self._note()
 
     def _exited(self, status: Exited) -> None:
         record = self.record
@@ -159,17 +225,33 @@ class Live:
         ours = status.reason == "killed" or (
             record.state is InstanceState.DRAINING and status.reason is None
         )
-        if ours:
+        if status.reason not in {None, "killed"}:
+            self.seen.status, self._settled = None, True  # a limit, or nobody knows
+            self._end(InstanceState.FAILED, status.reason)
+        elif self.seen.status is not None:
+            good = self.seen.status == "completed"
+            self._end(InstanceState.STOPPED if good else InstanceState.FAILED, self._last_word)
+        elif ours:
+            # Who stopped it counts, not the code it found to exit with.
+            self.seen.status = "terminated"
             self._end(InstanceState.STOPPED, record.reason or status.reason)
-        elif status.code == 0 and status.reason is None:
+        elif status.code == 0:
             self._end(InstanceState.STOPPED, None)
         else:
-            self._end(InstanceState.FAILED, status.reason or str(status))
+            self._end(InstanceState.FAILED, str(status))
 
     def _end(self, state: InstanceState, reason: str | None) -> None:
         if not self.record.ended:
             self.record.to(state, now_us(), reason)
+            self._note()
             self._save()
+            self.go_on()
+
+    def go_on(self) -> None:
+        """Let the deadlines go on that stood still while it was paused."""
+        halted, self.halted = self.halted, []
+        for release in halted:
+            release()
 
     # -- what a person asks --------------------------------------------------------------------
 
@@ -183,19 +265,27 @@ class Live:
             return False  # it ended meanwhile
         self._before = record.state
         record.to(InstanceState.PAUSED, now_us(), "paused")
+        self._note()
         self._save()
         await self.settled()
         return True
 
     async def resume(self) -> bool:
-        """Let it go on; return whether it was paused."""
+        """Let it go on; return whether it was paused, or stopped by somebody's signal."""
         record = self.record
-        if self.process is None or record.state is not InstanceState.PAUSED:
+        if self.process is None or record.ended:
             return False
+        if record.state is not InstanceState.PAUSED:
+            await self.measure()
+            if not self.stopped:
+                return False
         await self.process.resume()
+        self._stopped = False
         if record.state is InstanceState.PAUSED:
             record.to(self._before or InstanceState.BUSY, now_us())
-            self._save()
+        self._note()
+        self._save()
+        self.go_on()
         await self.settled()
         return True
 
@@ -205,9 +295,18 @@ class Live:
             used = await self.process.usage() if self.process is not None else {}
         except SpawnFailed:
             used = {}  # its keeper died, and it with it: that is about to be heard
-        if used:
+        if used and not self.record.ended:
             self.record.cpu_us = max(self.record.cpu_us, int(used["cpu"] * 1_000_000))
             self.record.peak_bytes = max(self.record.peak_bytes, used["peak"])
+            if self._stopped is not used["stopped"]:
+                self._stopped = used["stopped"]
+                self.seen.moved(
+                    now_us(), self.word, "stopped by a signal" if self.stopped else None
+                )
+            if time.monotonic() - self._measured_at >= MEASURE_SECONDS:
+                # Should we be killed, these are its last values.
+                self._measured_at = time.monotonic()
+                self._save()
         self.count()
         return used
 
@@ -215,6 +314,9 @@ class Live:
         """Take in how many messages went in and out."""
         if self.process is not None:
             self.record.messages_in, self.record.messages_out = self.process.messages
+            heard = self.process.heard
+            self.seen.dropped, self.seen.refused = heard.dropped, heard.refused
+            self.seen.log_lost = heard.log_lost
 
     # -- to the store --------------------------------------------------------------------------
 
@@ -228,6 +330,7 @@ class Live:
             while self._dirty and not self._book.closed:
                 self._dirty = False
                 self.count()
+                self.record.show(self.seen)
                 self._written = self.record.state, self.record.execution_id
                 answer = await self._book.write(SaveInstance(replace(self.record)))
                 if not isinstance(answer, Ok):
@@ -286,11 +389,13 @@ class Instances:
             attempt=execution.attempt if execution is not None else None,
             state=InstanceState.STARTING,
             kept=int(birth.kept),
-            handle=msgspec.json.encode(birth.handle),
+            handle=msgspec.json.encode({**birth.handle, "stall_seconds": birth.stall_seconds}),
             created_at=at,
             state_at=at,
         )
-        live = Live(self, record, stop, told=birth.told)
+        live = Live(self, record, stop, birth)
+        live.seen.moved(at, record.word, None)
+        record.show(live.seen)
         self.live[live.id] = live
         try:
             if not isinstance(await self.write(PutInstance(replace(record))), Ok):
@@ -328,6 +433,9 @@ class Instances:
             record.to(InstanceState.FAILED, now_us(), "its server was killed")
         else:
             record.to(InstanceState.LOST, now_us(), f"nothing is heard of {record.node}")
+        seen = record.seen()
+        seen.moved(record.state_at, record.word, record.reason)
+        record.show(seen)
         await self._store.write(SaveInstance(record))
 
     def forget(self, live: Live) -> None:

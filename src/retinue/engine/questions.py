@@ -23,7 +23,7 @@ from retinue.domain.principal import Role
 from retinue.domain.question import QuestionKind, QuestionState
 from retinue.domain.result import Appended, Conflict, Ok
 from retinue.domain.strictjson import NotJson, check, dumps, loads
-from retinue.engine.attempt import Attempt
+from retinue.engine.attempt import Attempt, Pause
 from retinue.engine.journal import Journal
 from retinue.engine.pen import publish
 from retinue.engine.schema import check_schema
@@ -78,7 +78,7 @@ class Questions:
         shown = (intent.event,)
         publish(self._journal, attempt.execution.id, result.first_seq, shown, intent.at)
         attempt.question = intent.question_id
-        self._halt(attempt)
+        self._halt(attempt, attempt)
         if seconds is not None:
             loop = asyncio.get_running_loop()
             question_id = intent.question_id
@@ -103,20 +103,26 @@ class Questions:
 
     # -- those above who wait for it -----------------------------------------------------------
 
-    def _halt(self, asker: Attempt) -> None:
-        """Let the deadlines of all who wait for ``asker`` stand still; tell who listens to them."""
-        one: Attempt | None = asker
+    def stand_still(self, attempt: Attempt) -> Callable[[], None]:
+        """Let deadlines stand still as they do for a question; return what lets them go on."""
+        pause = Pause()
+        self._halt(pause, attempt)
+        return lambda: self.ended(pause)
+
+    def _halt(self, asker: Attempt | Pause, attempt: Attempt) -> None:
+        """Let the deadlines of all who wait for ``attempt`` stand still; tell who listens."""
+        one: Attempt | None = attempt
         while one is not None:
             one.halt(asker)
-            for listener in self._listeners.get(one.execution.id, ()):
+            for listener in self._listeners.get(one.execution.id, ()) if asker.question else ():
                 listener.put_nowait(asker.question or "")
             above = self._running.get(one.execution.parent_id or "")
             waits = above is not None and one.execution.id in above.awaited
             one = above if waits else None
 
     @staticmethod
-    def ended(asker: Attempt) -> None:
-        """Take in that an attempt asks no more."""
+    def ended(asker: Attempt | Pause) -> None:
+        """Take in that an attempt asks no more, or that its pause is over."""
         halted, asker.halted = asker.halted, []
         for one in halted:
             one.go_on(asker)

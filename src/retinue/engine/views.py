@@ -24,7 +24,7 @@ class RolloutView(msgspec.Struct, frozen=True, kw_only=True):
 class MemberView(msgspec.Struct, frozen=True, kw_only=True):
     """An instance of a pool as it is shown.
 
-    `state` is starting, ready, busy, stalled (it works, and nothing has come from it for long) or
+    `state` is starting, ready, busy, stalled (its work has brought nothing for `stall_seconds`) or
     draining, `stage` its own protocol's word for that. `age_seconds` counts from its start,
     `served` what it has taken on. `latency_ms` is how long its last answer to a ping took.
     """

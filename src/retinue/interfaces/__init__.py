@@ -6,12 +6,14 @@ behind them. Each protocol's docstrings are its contract; the conformance suites
 """
 
 from retinue.interfaces.drivers import (
+    STALL_SECONDS,
     Birth,
     Driver,
     DriverContext,
     Exited,
     Features,
     Health,
+    Heard,
     Instance,
     InstanceBook,
     InstanceHandle,
@@ -49,6 +51,7 @@ from retinue.interfaces.store import (
 
 __all__ = [
     "PAGE_BYTES",
+    "STALL_SECONDS",
     "AgentTally",
     "Backlog",
     "Birth",
@@ -60,6 +63,7 @@ __all__ = [
     "Exited",
     "Features",
     "Health",
+    "Heard",
     "Instance",
     "InstanceBook",
     "InstanceFilter",

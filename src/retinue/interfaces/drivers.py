@@ -17,6 +17,8 @@ from retinue.domain.latency import Meter
 from retinue.domain.principal import Authority
 from retinue.domain.supervision import Departure
 
+STALL_SECONDS = 120.0
+
 
 class Features(msgspec.Struct, frozen=True):
     """The optional powers of a driver; what is not declared is refused with ``NotSupported``.
@@ -123,6 +125,19 @@ class Exited(Protocol):
         ...
 
 
+class Heard(msgspec.Struct, frozen=True, kw_only=True):
+    """What came from a process, and when the last of it did (by the monotonic clock).
+
+    ``dropped`` and ``refused`` are lines of its stdout and their bytes: read and not kept, or too
+    long. ``log_lost`` are bytes that its log does not have because the disk was too slow, or full.
+    """
+
+    at: float
+    dropped: tuple[int, int] = (0, 0)
+    refused: tuple[int, int] = (0, 0)
+    log_lost: int = 0
+
+
 class Process(Protocol):
     """What can be done to a process that is supervised: ``process.Child`` is one."""
 
@@ -132,6 +147,11 @@ class Process(Protocol):
     @property
     def messages(self) -> tuple[int, int]:
         """How many messages it was sent, and how many came from it."""
+        ...
+
+    @property
+    def heard(self) -> Heard:
+        """What came from it."""
         ...
 
     @property
@@ -174,7 +194,9 @@ class Birth(msgspec.Struct, frozen=True, kw_only=True):
     ``handle`` is JSON: all that is known beforehand and needed to find the process again, by the
     driver's ``recover`` or by a person; no secrets. ``log`` in it names the directory of its log.
     ``execution`` is what it is started for, if for one. ``kept``: it is to outlive this server.
-    ``told``: people may write to its stdin, which is no protocol of ours then.
+    ``told``: people may write to its stdin, which is no protocol of ours then. It is stalled when
+    what it works on has brought nothing for ``stall_seconds``; ``pings`` says that it
+    speaks without working, too, so only its work's events count, else any output does.
     """
 
     agent_id: str
@@ -184,6 +206,8 @@ class Birth(msgspec.Struct, frozen=True, kw_only=True):
     execution: Execution | None = None
     kept: bool = False
     told: bool = False
+    stall_seconds: float = STALL_SECONDS
+    pings: bool = False
     instance_id: str | None = None
 
 
@@ -211,6 +235,14 @@ class Supervised(Protocol):
 
     def draining(self, reason: str | None = None) -> None:
         """Note that it takes nothing more and is to end: its exit is no failure then."""
+        ...
+
+    def thinking(self, on: bool, /) -> None:
+        """Note that it thinks, or does something else again."""
+        ...
+
+    def judged(self, reason: str | None, /) -> None:
+        """Note its own last word: why it failed, or None: it succeeded. Its exit is a fact only."""
         ...
 
     def failed(self, reason: str) -> None:

@@ -14,7 +14,8 @@ from retinue.engine.ledger import Anchor, Verdict
 from retinue.engine.outcome import Reply
 from retinue.orchestrator.agents import AgentView
 from retinue.orchestrator.base import LOCAL_ADMIN
-from retinue.orchestrator.instances import Instances, InstanceView
+from retinue.orchestrator.instance_views import InstanceView
+from retinue.orchestrator.instances import Instances
 from retinue.orchestrator.pools import Pools
 from retinue.orchestrator.record import Record
 from retinue.orchestrator.system import Integration, System

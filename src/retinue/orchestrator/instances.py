@@ -11,71 +11,20 @@ from typing import Any
 import msgspec
 
 from retinue.domain.execution import State
-from retinue.domain.ids import iso, now_us
-from retinue.domain.instance import InstanceRecord, InstanceState
+from retinue.domain.instance import InstanceRecord
 from retinue.domain.principal import Principal, Role
 from retinue.engine.instances import Live
 from retinue.errors import Conflict, NotFound
 from retinue.interfaces import InstanceFilter, Listing, Page
 from retinue.orchestrator.base import LOCAL_ADMIN, Desk
+from retinue.orchestrator.instance_views import InstanceView, view_of
 from retinue.process.log import LogFollower
 
 TAIL_BYTES = 64 * 1024
 LOOK_SECONDS = 0.1
 STOP_SECONDS = 5.0
+_MOST_LEFT = 1_000
 _STREAMS = ("stdout", "stderr")
-_STATUS = {
-    InstanceState.STARTING: "initializing",
-    InstanceState.READY: "idle",
-    InstanceState.BUSY: "running",
-    InstanceState.PAUSED: "paused",
-    InstanceState.DRAINING: "running",
-    InstanceState.LOST: "lost",
-    InstanceState.FAILED: "failed",
-}
-
-
-class InstanceView(msgspec.Struct, frozen=True, kw_only=True):
-    """A process that an agent is.
-
-    `status` is specification 001's word: initializing, idle, running, paused, completed, failed or
-    terminated (a signal ended it); `lost` when nothing is heard of its node. `waiting_for` is
-    `input` while what it works on waits for an answer. `executions` are those that it works on,
-    `execution_id` the one it began first; one that has ended shows what it last worked on. Another
-    server's instances are shown as it last wrote them, up to a second ago. `reason` says why it is
-    in its state.
-    `cpu_usage` is in percent of one CPU since it began, `memory_mb` what its whole tree holds now,
-    and, once it has ended, the most that was seen. `messages_sent` went in, `messages_received`
-    came out. `stdin` says that it can be written to. `keep_running`: it outlives the server.
-    """
-
-    instance_id: str
-    agent_id: str
-    driver: str
-    state: str
-    status: str
-    waiting_for: str | None
-    reason: str | None
-    execution_id: str | None
-    attempt: int | None
-    executions: list[str]
-    node: str
-    pid: int | None
-    created_at: str
-    started_at: str | None
-    ended_at: str | None
-    uptime_secs: float
-    cpu_usage: float
-    cpu_secs: float
-    memory_mb: float
-    peak_memory_mb: float
-    processes: int
-    messages_sent: int
-    messages_received: int
-    exit_code: int | None
-    exit_signal: int | None
-    keep_running: bool
-    stdin: bool
 
 
 class Instances(Desk):
@@ -107,7 +56,11 @@ class Instances(Desk):
             NotFound, Forbidden; Conflict: it has ended, or another server supervises it.
         """
         live = await self._control(instance_id, "instance.pause", principal)
-        await live.pause()
+        if await live.pause():
+            attempts = self._engine.attempts
+            found = [attempts.running.get(execution_id) for execution_id in live.work]
+            # As for a question: what stands still is not to run out of time.
+            live.halted += [attempts.questions.stand_still(a) for a in found if a is not None]
         return await self._instance_view(live.record)
 
     async def resume_instance(
@@ -161,7 +114,7 @@ class Instances(Desk):
         if not record.ended:
             live = self._here(record)
             await self._audit(principal, "instance.stop", instance_id)
-            live.record.reason = f"stopped by {principal.name}"
+            live.why = f"stopped by {principal.name}"
             execution_id = live.record.execution_id
             if live.stop is not None:
                 await live.stop(STOP_SECONDS)
@@ -279,41 +232,21 @@ class Instances(Desk):
         if live is not None:
             used = await live.measure()
             record = live.record
-        up = 0.0
-        if record.started_at is not None:
-            up = max((record.ended_at or now_us()) - record.started_at, 0) / 1_000_000
-        cpu = record.cpu_us / 1_000_000
-        memory = used.get("memory", record.peak_bytes)
-        work = [record.execution_id] if record.execution_id is not None else []
-        return InstanceView(
-            instance_id=record.instance_id,
-            agent_id=record.agent_id,
-            driver=record.driver,
-            state=record.state.value,
-            status=_status(record),
+        running = self._engine.attempts.running
+        work = live.work if live is not None else []
+        return view_of(
+            record,
+            live,
+            used,
+            [running[id_] for id_ in work if id_ in running],
             waiting_for=await self._waiting_for(record),
-            reason=record.reason,
-            execution_id=record.execution_id,
-            attempt=record.attempt,
-            executions=live.work if live is not None else work,
-            node=record.node,
-            pid=record.found().get("pid"),
-            created_at=iso(record.created_at),
-            started_at=iso(record.started_at) if record.started_at is not None else None,
-            ended_at=iso(record.ended_at) if record.ended_at is not None else None,
-            uptime_secs=round(up, 3),
-            cpu_usage=round(cpu / up * 100, 1) if up else 0.0,
-            cpu_secs=round(cpu, 3),
-            memory_mb=round(memory / (1 << 20), 2),
-            peak_memory_mb=round(record.peak_bytes / (1 << 20), 2),
-            processes=used.get("processes", 0),
-            messages_sent=record.messages_in,
-            messages_received=record.messages_out,
-            exit_code=record.exit_code,
-            exit_signal=record.exit_signal,
-            keep_running=bool(record.kept),
-            stdin=live is not None and not record.ended and live.hears,
+            unowned=live is None and not record.ended and await self._unowned(record),
         )
+
+    async def _unowned(self, record: InstanceRecord) -> bool:
+        """Whether nobody supervises it: its server is gone, and no other has come yet."""
+        left = await self._store.ownerless(self._engine.instances.node, _MOST_LEFT)
+        return any(one.instance_id == record.instance_id for one in left)
 
     async def _waiting_for(self, record: InstanceRecord) -> str | None:
         if record.ended or record.execution_id is None:
@@ -324,15 +257,6 @@ class Instances(Desk):
         execution = await self._store.execution(record.execution_id, record.owner)
         asks = execution is not None and execution.state is State.INPUT_REQUIRED
         return "input" if asks else None
-
-
-def _status(record: InstanceRecord) -> str:
-    """Return specification 001's word for an instance's state."""
-    if record.state is InstanceState.STOPPED:
-        return "completed" if record.exit_code == 0 else "terminated"
-    if record.state is InstanceState.FAILED and record.exit_signal is not None:
-        return "terminated"
-    return _STATUS[record.state]
 
 
 _Followers = list[tuple[str, LogFollower]]

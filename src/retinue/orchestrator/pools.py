@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from retinue.domain.principal import Principal, Role
 from retinue.domain.strictjson import dumps
 from retinue.engine.views import MemberView, PoolView
 from retinue.orchestrator.base import LOCAL_ADMIN, Desk
+from retinue.orchestrator.instance_views import silence_of
 
 __all__ = ["MemberView", "PoolView", "Pools"]
 
@@ -15,7 +18,7 @@ class Pools(Desk):
 
     async def pools(self) -> list[PoolView]:
         """List the pools."""
-        return self._engine.pools.views()
+        return [self._judged(view) for view in self._engine.pools.views()]
 
     async def pool(self, name: str) -> PoolView:
         """Return one pool.
@@ -23,7 +26,22 @@ class Pools(Desk):
         Raises:
             NotFound: there is none.
         """
-        return self._engine.pools.view(name)
+        return self._judged(self._engine.pools.view(name))
+
+    def _judged(self, view: PoolView) -> PoolView:
+        """Return a pool with those of its instances called stalled that are."""
+        members = [
+            replace(one, state="stalled") if one.state == "busy" and self._stalled(one) else one
+            for one in view.instances
+        ]
+        return replace(view, instances=members)
+
+    def _stalled(self, member: MemberView) -> bool:
+        live = self._engine.instances.here(member.instance_id)
+        if live is None:
+            return False
+        running = self._engine.attempts.running
+        return silence_of(live, [running[id_] for id_ in live.work if id_ in running]).stalled
 
     async def scale_pool(
         self, name: str, most: int, least: int | None = None, principal: Principal = LOCAL_ADMIN

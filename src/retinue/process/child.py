@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from retinue.errors import CommunicationError
+from retinue.interfaces import Heard
 from retinue.keeper.frames import Frame
 from retinue.process.log import InstanceLog
 from retinue.process.reading import Bounds, Reader
@@ -101,6 +102,7 @@ class Child:
         """When it started, as the kernel counts; with the pid it names no other process."""
         self.started_at = time.monotonic()
         self.ended_at: float | None = None
+        self.given = 0  # messages that it was started with, as a file
         self.exit: Exit | None = None
         self._link = link
         self._listeners: list[Callable[[Exit], None]] = []
@@ -110,6 +112,7 @@ class Child:
         self.stdout: Reader | SpoolReader
         self.stderr: Reader | SpoolReader
         log, spool = streams.log, streams.spool
+        self._log = log
         if spool is not None:
             self.stdout = SpoolReader(spool / "stdout", streams.stdout, streams.seam)
             self.stderr = SpoolReader(spool / "stderr", streams.stderr)
@@ -198,7 +201,19 @@ class Child:
     @property
     def messages(self) -> tuple[int, int]:
         """How many writes it was sent, and how many lines (or pieces) came from it."""
-        return self.stdin.calls if self.stdin is not None else 0, self.stdout.counts.lines
+        sent = self.stdin.calls if self.stdin is not None else self.given
+        return sent, self.stdout.counts.lines
+
+    @property
+    def heard(self) -> Heard:
+        """What came from it: what is said of lines is said of stdout, stderr is for its log."""
+        counts = self.stdout.counts
+        return Heard(
+            at=max(self.stdout.last_at, self.stderr.last_at),
+            dropped=(counts.dropped_lines, counts.dropped_bytes),
+            refused=(counts.oversize_lines, counts.oversize_bytes),
+            log_lost=self._log.lost if self._log is not None else 0,
+        )
 
     @property
     def hears(self) -> bool:

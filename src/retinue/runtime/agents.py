@@ -132,6 +132,7 @@ def command_agent(given: CommandReference) -> AgentDefinition:
             stdin_open=given.stdin_open,
             keep_running=given.keep_running,
             line_bytes=int(given.max_line_mb * (1 << 20)),
+            stall_seconds=given.stall_seconds,
             limits={name: limit for name, limit in limits.items() if limit is not None},
             sandbox=box_of(given.sandbox),
         ),
@@ -182,6 +183,7 @@ def worker(given: WorkerReference) -> AgentDefinition:
             start_seconds=given.startup_timeout,
             ping_seconds=given.health_interval,
             answer_seconds=given.health_timeout,
+            stall_seconds=given.stall_seconds,
             restart=RestartPolicy(
                 restart=Restart(given.restart),
                 most=given.max_restarts,

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from retinue.domain.event import Piece
 from retinue.domain.instance import InstanceState
 from retinue.interfaces import InstanceFilter
-from retinue.orchestrator.instances import InstanceView
+from retinue.orchestrator.instance_views import InstanceView
 from retinue.server.admission import share_of
 from retinue.server.records import Query, Ulid
 from retinue.server.routing import Call, Operation, encode

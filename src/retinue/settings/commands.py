@@ -105,6 +105,9 @@ class CommandReference(BaseModel):
         description="what its stdout is: text, streamed; one JSON document; or a JSON event per"
         " line, ending with a result",
     )
+    stall_seconds: float = Field(
+        default=120, gt=0, description="silent for so long while it works: shown as stalled"
+    )
     max_line_mb: float = Field(
         default=1, gt=0, le=64, description="of one line of json-lines; a longer one is refused"
     )

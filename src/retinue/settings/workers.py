@@ -98,6 +98,11 @@ class WorkerReference(BaseModel):
     health_timeout: float = Field(
         default=5, gt=0, description="seconds for an answer; without one it is replaced"
     )
+    stall_seconds: float = Field(
+        default=120,
+        gt=0,
+        description="a task that has brought nothing for so long is shown as stalled",
+    )
     timeout: float | None = Field(
         default=None,
         gt=0,

@@ -6,7 +6,7 @@ import json
 from typing import Any, Literal
 
 from retinue.errors import InvalidInput
-from retinue.interfaces import Job
+from retinue.interfaces import STALL_SECONDS, Job
 from retinue.process.quarters import ProcessConfig
 
 MOST_ARGUMENT = 120 << 10
@@ -20,7 +20,7 @@ class CommandConfig(ProcessConfig, frozen=True, kw_only=True):
     ``interrupt`` is the signal that asks it to stop, ``stop_seconds`` how long it then has.
     ``stdin_open``: its stdin stays open behind the prompt, for who attaches. ``keep_running``: its
     processes outlive the server; they may write at most ``spool_bytes``. ``line_bytes``: a longer
-    line of ``json-lines`` is refused.
+    line of ``json-lines`` is refused. ``stall_seconds``: silence that is called stalled.
     """
 
     prompt: Literal["stdin", "argument", "json"] = "stdin"
@@ -31,6 +31,7 @@ class CommandConfig(ProcessConfig, frozen=True, kw_only=True):
     keep_running: bool = False
     spool_bytes: int = 1 << 30
     line_bytes: int = 1 << 20
+    stall_seconds: float = STALL_SECONDS
 
 
 def arguments(config: CommandConfig, job: Job) -> list[str]:

@@ -19,6 +19,7 @@ from retinue.drivers.command.config import arguments, stdin_of
 from retinue.drivers.command.dialect import DIALECTS
 from retinue.drivers.command.kept import Place, Progress, prepare, streams_of
 from retinue.errors import (
+    AgentFailed,
     CommunicationError,
     ExecutionError,
     InvalidResult,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from retinue.drivers.command.driver import CommandInstance
 
 MOST_SAID = 2_000
+MOST_REASON = 200
 FINISH_SECONDS = 2.0
 
 
@@ -62,6 +64,7 @@ class Performance:
         self._over = False
         self._progress: Progress | None = None
         self._left = False
+        self._half = False
         if found is not None:
             self._found(*found)
 
@@ -69,6 +72,7 @@ class Performance:
         """Go on with what an earlier server began."""
         self._record, self._child = record, child
         self._tmp = Path(record.record.found()["tmp"])
+        child.given = int(stdin_of(self._instance.config, self._job) is not None)
         behind = Place.read(self._job.execution.cursor, record.id)
         self._progress = Progress(record.id, behind)
 
@@ -106,11 +110,11 @@ class Performance:
             place.log(log),
         )
         link = place.ground.link
-        handle = {"scope": link.scope, "log": str(log)}
+        handle = {"scope": link.scope, "log": str(log), "tmp": str(tmp)}
         if config.keep_running:
             command = await self._keep(command, log, given)
             streams = streams_of(log, lines=self._dialect.lines, line_bytes=config.line_bytes)
-            handle |= {"kept": str(log), "keeper": link.address, "tmp": str(tmp)}
+            handle |= {"kept": str(log), "keeper": link.address}
         birth = Birth(
             agent_id=instance.handle.agent_id,
             owner=execution.owner,
@@ -119,9 +123,12 @@ class Performance:
             execution=execution,
             kept=config.keep_running,
             told=config.stdin_open,
+            stall_seconds=config.stall_seconds,
         )
         self._record = await instance.lent.instances.begin(birth)
         self._child = await place.spawn(command, streams, self._record.id)
+        if config.keep_running:
+            self._child.given = int(given is not None)
         self._record.started(self._child)
         if config.keep_running:
             self._progress = Progress(self._record.id, Place())
@@ -152,17 +159,33 @@ class Performance:
                 return self._completed(child)
             piece = await child.stdout.next()
             if piece is None:
+                self._count(b"", child)
                 if not self._emit([*self._dialect.rest(), *self._note_refused(child)], child):
                     return await self._concluded(child)
                 continue
+            if not self._dialect.lines:
+                self._count(piece, child)
             self._emit([*self._dialect.take(piece), *self._note_refused(child)], child)
         return self._events.popleft()
+
+    def _count(self, piece: bytes, child: Child) -> None:
+        """Count the lines of text, of which a piece may be any number; none: a last half one."""
+        counts = child.stdout.counts
+        if piece:
+            counts.lines += piece.count(b"\n") - 1  # the piece counted as one
+            self._half = not piece.endswith(b"\n")
+        elif self._half:
+            counts.lines += 1
+            self._half = False
 
     def _emit(self, events: list[EventData], child: Child) -> bool:
         """Hand events on, with their place in the output; say whether there were any.
 
         Those that an earlier server has journaled are left out.
         """
+        for event in events:
+            if event.type is not EventType.LOG and self._record is not None:
+                self._record.thinking(event.type is EventType.THINKING)
         if self._progress is None or not isinstance(child.stdout, SpoolReader):
             self._events.extend(events)
             return bool(events)
@@ -194,11 +217,22 @@ class Performance:
         try:
             result = self._dialect.result()
         except InvalidResult as error:
-            if self._dialect.ended or not child.stdout.counts.oversize_lines:
-                raise
-            # It may have been the result: its reader has to know.
-            raise InvalidResult(f"{error.message}; refused: {self._refusal(child)}") from None
+            if not self._dialect.ended and child.stdout.counts.oversize_lines:
+                # One of them may have been the result: who reads this has to know.
+                error.message += f"; refused: {self._refusal(child)}"
+            self._judged(error)
+            raise
+        except AgentFailed as error:
+            self._judged(error)
+            raise
+        self._judged(None)
         return EventData(EventType.COMPLETED, {"result": result})
+
+    def _judged(self, error: RetinueError | None) -> None:
+        """Have its record say what its own last word was, where its dialect has one."""
+        if self._dialect.lines and self._record is not None:
+            said = self._instance.place.masked(error.message) if error is not None else None
+            self._record.judged(said and said[:MOST_REASON])
 
     async def _concluded(self, child: Child) -> EventData:
         """Judge by its exit; the output has ended without a last word."""
@@ -229,12 +263,13 @@ class Performance:
 
     # -- the end -------------------------------------------------------------------------------
 
-    async def __aexit__(self, *_: object) -> None:
-        ending = self._instance.aside(self.end(self._instance.config.stop_seconds))
+    async def __aexit__(self, _: object, error: BaseException | None, *__: object) -> None:
+        grace = self._instance.config.stop_seconds
+        ending = self._instance.aside(self.end(grace, _why(error)))
         await asyncio.shield(ending)
 
-    async def end(self, grace: float) -> None:
-        """End the process and everything it started; remove its TMPDIR."""
+    async def end(self, grace: float, why: str | None = None) -> None:
+        """End the process and everything it started, and say ``why``; remove its TMPDIR."""
         self._over = True
         if self._feeding is not None:
             self._feeding.cancel()
@@ -246,7 +281,7 @@ class Performance:
             if self._dialect.ended:
                 await self._finished(self._child)
             if self._child.exit is None:
-                record.draining()
+                record.draining(self._instance.place.masked(why) if why is not None else None)
             ladder = Ladder(grace=grace or None, number=self._instance.config.interrupt)
             await stop(self._child, ladder)
             self._child.close()
@@ -272,6 +307,15 @@ class Performance:
                 await child.wait()
         except TimeoutError:
             pass
+
+
+def _why(error: BaseException | None) -> str | None:
+    """Return why what is left by ``error`` is to end: who cancels it says so."""
+    if isinstance(error, RetinueError):
+        return error.message[:MOST_REASON]
+    if isinstance(error, asyncio.CancelledError) and error.args:
+        return str(error.args[0])
+    return None
 
 
 async def _feed(child: Child, given: bytes, *, last: bool) -> None:

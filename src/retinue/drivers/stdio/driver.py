@@ -17,7 +17,7 @@ from retinue.domain.principal import LOCAL
 from retinue.drivers.stdio.config import WorkerConfig, offers_of
 from retinue.drivers.stdio.instance import StdioInstance
 from retinue.errors import NotSupported, SpawnFailed
-from retinue.interfaces import Birth, DriverContext, Features
+from retinue.interfaces import STALL_SECONDS, Birth, DriverContext, Features
 from retinue.process.child import Streams
 from retinue.process.quarters import Ground, Quarters
 from retinue.process.reading import Bounds
@@ -62,7 +62,13 @@ class StdioDriver:
                 await one.stop(grace)
 
         birth = Birth(
-            agent_id=agent.agent_id, owner=LOCAL, driver=self.name, handle=handle, instance_id=name
+            agent_id=agent.agent_id,
+            owner=LOCAL,
+            driver=self.name,
+            handle=handle,
+            instance_id=name,
+            stall_seconds=agent.pool.stall_seconds if agent.pool is not None else STALL_SECONDS,
+            pings=True,
         )
         record = await context.instances.begin(birth, end)
         streams = Streams(
