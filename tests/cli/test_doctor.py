@@ -57,6 +57,28 @@ def test_what_is_wrong_is_said_with_advice(place: Place) -> None:
     assert "did you mean port" in found(place)["settings"]["text"]
 
 
+@pytest.mark.parametrize(
+    ("agents", "more", "said"),
+    [
+        ([{"concurrency": 1000, "max_memory_mb": 1_000_000}], {}, "do not fit this machine"),
+        ([{"max_memory_mb": 200}], {"max_agents_memory_mb": 100}, "max_agents_memory_mb"),
+        ([{}, {}], {}, "is registered already"),
+    ],
+)
+def test_what_serve_refuses_is_refused(
+    place: Place, agents: list[dict[str, object]], more: dict[str, object], said: str
+) -> None:
+    named = [{"driver": "command", "agent_id": "a", "command": ["cat"], **a} for a in agents]
+    place.write("retinue.yaml", json.dumps({"agents": named, "examples": False, **more}))
+    line = found(place, ORCHESTRATOR_PORT="0")["agents"]
+    assert line["state"] == "fail"
+    assert said in line["text"]
+    refused = place.retinue("serve", ORCHESTRATOR_PORT="0")
+    assert refused.code != 0
+    assert line["text"] in refused.err
+    assert not (place.directory / ".retinue" / "signing.key").exists()
+
+
 def test_a_root_that_is_not_there_is_said(place: Place) -> None:
     place.write("retinue.yaml", "survey_root: gone\n")
     done = place.call("doctor")

@@ -90,11 +90,14 @@ async def test_no_agent_of_a_killed_server_goes_on_and_each_is_reported(tmp_path
             running = [pid for both in found for pid in both]
             assert len(running) == 2 * AGENTS
             assert all(map(alive, running))
+            mine = tmp_path / ".retinue" / "processes" / "agent-sleeper" / "tmp"
+            assert len(list(mine.iterdir())) == AGENTS
             server.process.kill()
             assert await until(lambda: not any(map(alive, running)), 10) < 2
         await asyncio.to_thread(server.process.wait)
         server = await asyncio.to_thread(Server, tmp_path)
         async with await server.client() as client:
+            assert list(mine.iterdir()) == []
             after = [(await client.get(f"/v1/executions/{i}")).json() for i in ids]
             assert {execution["state"] for execution in after} == {"failed"}
             assert {execution["outcome"] for execution in after} == {"unknown"}

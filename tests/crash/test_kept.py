@@ -238,6 +238,10 @@ async def test_every_kept_agent_is_found_again_and_no_line_is_lost_or_doubled(
         lambda found: len([i for i in found if i["pid"]]) == AGENTS + 1,
     )
     pids = {i["execution_id"]: i["pid"] for i in begun}
+
+    def as_before(found: list[dict[str, Any]]) -> bool:
+        return {i["execution_id"]: i["pid"] for i in found} == {i: pids[i] for i in ids}
+
     for times in range(1, 4):
         await asyncio.sleep(0.4)  # somewhere in the middle of what they write
         await client.aclose()
@@ -252,12 +256,8 @@ async def test_every_kept_agent_is_found_again_and_no_line_is_lost_or_doubled(
         await until(partial(place.reattached, times * AGENTS), 30)
         took = time.monotonic() - began
         assert took < 3 + place.lease, took
-        await eventually(
-            lambda: instances(client, state="busy"),
-            lambda found: {i["execution_id"]: i["pid"] for i in found} == {i: pids[i] for i in ids},
-        )
+        await eventually(partial(instances, client, state="busy"), as_before)
         assert (await ended(client, mortal))["outcome"] == "unknown"
-        pids = {i: pids[i] for i in ids}
     place.end()
     expected = "".join(f"{n} é\n" for n in range(LINES))
     for execution_id in ids:

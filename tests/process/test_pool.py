@@ -46,6 +46,11 @@ CATALOGUE = {
     "deaf": program(*argv("deaf", "leave", "daemon", "say=ready", "sleep")),
     "silent": program("sleep", "1000"),
     "fails": program("sh", "-c", "exit 3"),
+    "says": Backend(
+        command=("sh", "-c", 'echo why >&2; echo "no $KEY" >&2; exit 4'),
+        prompt="none",
+        environment={"KEY": "canary-99"},
+    ),
     "absent": program("no-such-cli"),
 }
 
@@ -154,7 +159,8 @@ async def test_what_cannot_be_started_says_so_at_once_and_leaves_nothing(
 ) -> None:
     for backend, more, why in (
         ("absent", {}, "no-such-cli"),
-        ("fails", {}, r"exited 3 before it was ready|before its first line"),
+        ("fails", {}, r"^sh -c 'exit 3' exited 3 before (it was ready|its first line)$"),
+        ("says", {}, r"^sh -c .* exited 4 before (it was ready|its first line): why \| no \*\*\*$"),
         ("silent", {"start_seconds": 0.1}, r"not ready after 0\.1 s"),
         ("deaf", {"ready": _refuses, "ladder": Ladder(grace=0.01)}, "I do not like it"),
     ):

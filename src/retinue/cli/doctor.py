@@ -48,6 +48,8 @@ def doctor(config: Config = None, json: Json = False) -> None:
         findings.append(Finding("ok", "settings", "valid"))
         for check in CHECKS:
             findings.extend(check(settings))
+        said = [finding.text for finding in findings]
+        findings.extend(f for f in _together(settings) if not any(f.text in text for text in said))
     except RetinueError as error:
         findings.append(Finding("fail", "settings", error.message, "correct it, then look again"))
     if json:
@@ -345,6 +347,23 @@ def _exposed(settings: Settings) -> Iterator[Finding]:
 
     for found in exposed(settings):
         yield Finding("warn", "agent", found.text, found.advice)
+
+
+def _together(settings: Settings) -> Iterator[Finding]:
+    """Find what a server would refuse at its start though each agent by itself is well."""
+    import asyncio
+
+    from retinue.runtime import Runtime
+
+    async def gather() -> None:
+        system = Runtime(settings.model_copy(update={"database_url": "sqlite://"}))
+        await system.open()
+        await system.close()
+
+    try:
+        asyncio.run(gather())
+    except RetinueError as error:
+        yield Finding("fail", "agents", error.message, "correct it in retinue.yaml")
 
 
 def _survey(settings: Settings) -> Iterator[Finding]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from pathlib import Path
 from typing import cast
 
 from retinue.domain.execution import Execution, State
@@ -31,6 +32,7 @@ from retinue.engine.registry import Registry
 from retinue.errors import RetinueError
 from retinue.interfaces import Driver, InstanceFilter, KeepingDriver, Page, Process, Store
 from retinue.process.remains import end
+from retinue.process.traces import abandon
 
 log = logging.getLogger(__name__)
 AWAY_SECONDS = 60
@@ -125,6 +127,9 @@ class Reunion:
             work = f", execution {record.execution_id}" if record.execution_id else ""
             what = f"instance {record.instance_id} of agent {record.agent_id}{work}"
             if not remains.left:
+                log_of = record.found().get("log")
+                if log_of is not None:
+                    await asyncio.to_thread(abandon, Path(log_of), read=not record.kept)
                 self.gone.append(record)
                 how = "ended for want of its server" if remains.ended else "gone with its server"
                 log.warning("%s: %s", how, what)

@@ -7,8 +7,10 @@ who waits gets the same status.
 from __future__ import annotations
 
 import asyncio
+import shlex
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,18 @@ from retinue.process.config import (
     AgentMetrics,
     AgentSignal,
     AgentStatus,
+    Backend,
     Moved,
 )
 from retinue.process.ladder import Ladder, Stopped, stop
+from retinue.process.log import forms, last_said
 from retinue.process.reading import Counts
 from retinue.process.standing import Standing, event_of
+
+END_SECONDS = 1.0
+MOST_COMMAND = 200
+MOST_SAID = 1_000
+LAST_LINES = 3
 
 
 class OutputLine(msgspec.Struct, frozen=True):
@@ -48,11 +57,15 @@ class AgentHandle:
         *,
         parses: bool,
         log_dir: Path | None,
+        backend: Backend | None = None,
     ) -> None:
         self.config = config
         self.log_dir = log_dir
         self.unhealthy: str | None = None
         self._child = child
+        given = {**backend.environment, **config.environment} if backend is not None else {}
+        self._secrets = forms((*given.values(), *config.environment.values()))
+        self._command = backend.command if backend is not None else (config.model_backend,)
         self._parses = parses
         self._standing = standing
         self._paused_at: float | None = None
@@ -76,6 +89,11 @@ class AgentHandle:
     def pid(self) -> int:
         """Its process id, while it lives."""
         return self._child.pid
+
+    @property
+    def command(self) -> str:
+        """Its backend's command line, as a shell would read it; long ones are cut."""
+        return shlex.join(self._command)[:MOST_COMMAND]
 
     def status(self) -> AgentStatus:
         """Return where it stands."""
@@ -204,6 +222,22 @@ class AgentHandle:
                 return await self._child.wait()
         except TimeoutError:
             raise Timeout(f"agent {self.name} has not ended after {timeout} s") from None
+
+    async def account(self, when: str) -> str:
+        """Say for an error which command it was, how it ended, and what it said on stderr last.
+
+        One that has closed its output and lives has a second to end. Values of its environment
+        are masked.
+        """
+        child = self._child
+        with suppress(TimeoutError):
+            async with asyncio.timeout(END_SECONDS):
+                await child.wait()
+                await child.wait_gone()  # what it wrote last is read then
+        status = str(child.exit) if child.exit is not None else "closed its output"
+        text = f"{self.command} {status} {when}"
+        said = last_said(child.stderr.tail, self._secrets, MOST_SAID).splitlines()[-LAST_LINES:]
+        return f"{text}: {' | '.join(said)}" if said else text
 
     async def signal(self, wanted: AgentSignal) -> bool:
         """Send a signal; say whether it was there to get it."""

@@ -45,7 +45,7 @@ async def first_line(handle: AgentHandle) -> None:
         SpawnFailed: its output ended before.
     """
     if await handle.next_stdout() is None:
-        raise SpawnFailed("its output ended before its first line")
+        raise SpawnFailed(await handle.account("before its first line"))
 
 
 class Demand:
@@ -263,9 +263,9 @@ class AgentPool:
             return
         member.phase = _Phase.WARM
         self._settle()
-        status = await handle.wait()
+        await handle.wait()
         if member.phase is _Phase.WARM:
-            self._departed(SpawnFailed(f"a warm agent {status}"))
+            self._departed(SpawnFailed(await handle.account("while it waited to be taken")))
             self._end(member)
 
     async def _warmed(self, handle: AgentHandle) -> None:
@@ -280,9 +280,9 @@ class AgentPool:
             if warm in done:
                 await warm
             elif ended in done:
-                raise SpawnFailed(f"an agent {ended.result()} before it was ready")
+                raise SpawnFailed(await handle.account("before it was ready"))
             else:
-                raise SpawnFailed(f"an agent was not ready after {self._start_seconds:g} s")
+                raise SpawnFailed(f"{handle.command} was not ready after {self._start_seconds:g} s")
         finally:
             warm.cancel()
             ended.cancel()

@@ -158,7 +158,9 @@ class LocalProcessRunner:
             child = await self._link.spawn(command, streams, name)
         except OSError as error:
             raise refused(backend.command[0], error) from error
-        handle = AgentHandle(child, config, standing, parses=parses, log_dir=log_dir)
+        handle = AgentHandle(
+            child, config, standing, parses=parses, log_dir=log_dir, backend=backend
+        )
         self._remember(handle)
         if backend.prompt == "stdin":
             self._feed(handle, prompt_of(config, backend))

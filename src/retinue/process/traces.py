@@ -35,6 +35,17 @@ def settle(logs: Path, most: int) -> None:
     mark_over(logs)
 
 
+def abandon(log: Path, *, read: bool) -> None:
+    """Remove the TMPDIR of a process that is gone with its server, which could not.
+
+    ``read``: nobody reads its log for its meaning any more.
+    """
+    if log.parent.name == "logs":
+        shutil.rmtree(log.parent.parent / "tmp" / log.name, ignore_errors=True)
+        if read and log.exists():
+            mark_over(log)
+
+
 def clear(logs: Path, temporary: Path, most: int, working: Collection[str]) -> None:
     """Remove the oldest logs beyond ``MOST_LOGS``, and what a server that was killed left.
 
