@@ -225,3 +225,82 @@ async def test_workers_in_other_languages_serve_a_pool(
     replies = await asyncio.gather(*map(system.orchestrator.perform, tasks))
     assert [reply.error for reply in replies] == [None] * 20
     assert all(f"n{n}" in (reply.data or b"").decode() for n, reply in enumerate(replies))
+
+
+CALLERS = """
+import asyncio
+from retinue import Context, capability
+from retinue.sdk import serve
+
+now = most = 0
+
+@capability()
+async def inner(n: int) -> int:
+    global now, most
+    now += 1
+    most = max(most, now)
+    await asyncio.sleep(0.01)
+    now -= 1
+    return n
+
+@capability()
+async def outer(n: int, context: Context) -> int:
+    return await context.call("inner", {"n": n})
+
+@capability()
+async def down(context: Context, left: int = 1000) -> int:
+    try:
+        return 1 + await context.call("down", {"left": left - 1}) if left else 0
+    except Exception as error:
+        return 1 if "deep" in str(error) else -1000
+
+@capability()
+async def both(n: int, context: Context) -> int:
+    async def twice() -> int:
+        return sum([await context.call("inner", {"n": n}) for _ in range(2)])
+    return sum(await asyncio.gather(twice(), twice()))
+
+@capability()
+async def peak() -> int:
+    return most
+
+serve(inner, outer, down, both, peak)
+"""
+
+
+@pytest.fixture
+def callers(tmp_path: Path) -> tuple[str, str]:
+    program = tmp_path / "callers.py"
+    program.write_text(CALLERS)
+    return sys.executable, str(program)
+
+
+async def test_more_callers_than_places_that_wait_for_the_same_pool_all_end(
+    started: Any, callers: tuple[str, str]
+) -> None:
+    system = await started(*callers)  # 3 processes, 10 at once each
+    calls = [asyncio.create_task(run(system, "outer", n=n)) for n in range(40)]
+    assert await asyncio.gather(*calls) == list(range(40))
+    (view,) = system.engine.pools.views()
+    assert (view.in_flight, view.waiting) == (0, 0)
+
+
+async def test_one_that_calls_itself_needs_one_place_however_deep(
+    started: Any, callers: tuple[str, str]
+) -> None:
+    system = await started(*callers, process_pool_size=1, max_concurrent_requests=2)
+    depths = await asyncio.gather(*(run(system, "down") for _ in range(6)))
+    assert depths == [17] * 6  # the depth's limit ends it, nothing else
+
+
+async def test_who_waits_for_others_leaves_its_place_and_never_more_than_the_limit_work(
+    started: Any, callers: tuple[str, str]
+) -> None:
+    system = await started(*callers, process_pool_size=1, max_concurrent_requests=2)
+    calls = (run(system, capability, n=1) for capability in ("both", "outer") * 10)
+    assert await asyncio.gather(*calls) == [4, 1] * 10
+    assert await run(system, "peak") <= 2
+    pool = system.engine.pools._known("w").pool
+    (member,) = pool.members.values()
+    assert (member.in_flight, member.lent, pool._turns) == (0, 0, {})
+    assert {entry.running for entry in system.engine.registry} == {0}

@@ -137,7 +137,8 @@ class Stand(msgspec.Struct, frozen=True):
     """What a plan needs to know of one instance.
 
     ``since`` is when it was started, ``idle_since`` when its last work ended. ``stale`` says that
-    it is to be replaced, whatever its age.
+    it is to be replaced, whatever its age. ``lent`` of those ``in_flight`` wait for others and take
+    no place.
     """
 
     name: str
@@ -146,6 +147,7 @@ class Stand(msgspec.Struct, frozen=True):
     since: float
     idle_since: float
     stale: bool = False
+    lent: int = 0
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -214,7 +216,7 @@ def _wanted(
     if bound:
         needed = len(ready) + waiting if waiting else sum(1 for s in live if s.in_flight)
     else:
-        needed = math.ceil((sum(s.in_flight for s in live) + waiting) / policy.in_flight)
+        needed = math.ceil((sum(s.in_flight - s.lent for s in live) + waiting) / policy.in_flight)
     return min(max(least, needed), most)
 
 

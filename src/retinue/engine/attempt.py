@@ -57,6 +57,7 @@ class Attempt:
         "call",
         "calls",
         "came_late",
+        "coming_back",
         "effects",
         "entry",
         "execution",
@@ -96,6 +97,7 @@ class Attempt:
         self.calls = 0  # how many of its own calls it waits for
         self.awaited: set[str] = set()  # the executions of those calls
         self.lent = False  # its slot is given up while it waits
+        self.coming_back: asyncio.Lock | None = None  # held by the one of its calls that regains it
         self.released = False  # it has ended, and holds no slot
         self.question: str | None = None
         self.pen: Pen | None = None

@@ -430,21 +430,32 @@ class Engine:
         parent.calls += 1
         if parent.calls == 1 and not parent.lent and not parent.released:
             parent.lent = True
-            self.registry.slots.give(parent.entry)
-            self.queue.freed(parent.entry)
+            self._give_up(parent)
+
+    def _give_up(self, parent: Attempt) -> None:
+        """Let others have what an execution that waits for them, or has ended, occupies."""
+        if parent.entry.pool is not None:
+            parent.entry.pool.lend(parent.execution.id)
+        self.registry.slots.give(parent.entry)
+        self.queue.freed(parent.entry)
 
     async def _take_back(self, parent: Attempt) -> None:
         """Take the slot again with the last of them, if the parent still runs."""
         parent.calls -= 1
-        if parent.calls or self._ended(parent):
-            return
-        try:
-            await self.registry.slots.regain(parent.entry)
-        finally:
-            parent.lent = False
-            if self._ended(parent):  # while this waited
-                self.registry.slots.give(parent.entry)
-                self.queue.freed(parent.entry)
+        parent.coming_back = parent.coming_back or asyncio.Lock()
+        async with parent.coming_back:  # several of its calls may end while the first one waits
+            if parent.calls or not parent.lent or self._ended(parent):
+                return
+            try:
+                # The slot first, as who begins does: nobody holds a place and waits for a slot.
+                await self.registry.slots.regain(parent.entry)
+                if parent.entry.pool is not None:
+                    await parent.entry.pool.regain(parent.execution.id)
+            finally:
+                ended = self._ended(parent)
+                parent.lent = bool(parent.calls) and not ended  # it called again meanwhile
+                if ended or parent.lent:
+                    self._give_up(parent)
 
     @staticmethod
     def _ended(parent: Attempt) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 from retinue.domain.agent import AgentDefinition, StoredAgent
 from retinue.domain.principal import LOCAL
 from retinue.engine.guard import Breaker, Bucket
+from retinue.engine.pool import Pool
 from retinue.engine.pulse import Pulse
 from retinue.engine.schema import Validator
 from retinue.interfaces import Instance
@@ -31,7 +32,10 @@ Start = Callable[[], Awaitable[Instance]]
 
 
 class Entry:
-    """An agent that this process can run; ``stored`` is its registration, where there is one."""
+    """An agent that this process can run; ``stored`` is its registration, where there is one.
+
+    ``pool`` is who performs it, where that is a pool.
+    """
 
     def __init__(
         self, definition: AgentDefinition, start: Start, stored: StoredAgent | None = None
@@ -40,6 +44,7 @@ class Entry:
         self.stored = stored
         self.pulse = Pulse()
         self.instance: Instance | None = None
+        self.pool: Pool | None = None
         self._start = start
         self._starting: asyncio.Lock | None = None
         self.breaker = Breaker(definition.breaker)

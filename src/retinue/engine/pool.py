@@ -10,18 +10,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from retinue.domain.agent import AgentDefinition
-from retinue.domain.event import EventData
 from retinue.domain.ids import ulid
 from retinue.domain.latency import Meter
 from retinue.domain.supervision import Count, Phase, PoolPolicy, Stand
 from retinue.engine.views import MemberView, PoolView, RolloutView
-from retinue.errors import AgentUnavailable, CommunicationError
-from retinue.interfaces import Health, InstanceHandle, Job, LiveInstance
+from retinue.errors import AgentUnavailable
+from retinue.interfaces import Health, LiveInstance
+
+if TYPE_CHECKING:
+    from retinue.engine.door import Turn
 
 Key = tuple[str, str]
 """Owner and session, where an instance serves one session only."""
@@ -34,8 +35,9 @@ class Member:
 
     ``broken`` says that it took nothing any more; its end will be heard of. ``key`` is the session
     it serves, ``stalled`` says that its work brings nothing, ``reason`` why
-    it was ended, where we did that. ``agents`` are those it performs (None: the pool's one),
-    ``version`` which of the pool's versions it is.
+    it was ended, where we did that. ``lent`` of those ``in_flight`` wait for what they have
+    others do, and those in ``regaining`` want to go on. ``agents`` are those it performs (None: the
+    pool's one), ``version`` which of the pool's versions it is.
     """
 
     __slots__ = (
@@ -47,9 +49,11 @@ class Member:
         "instance",
         "key",
         "latency_ms",
+        "lent",
         "name",
         "phase",
         "reason",
+        "regaining",
         "since",
         "stale",
         "stalled",
@@ -64,6 +68,8 @@ class Member:
         self.phase = Phase.STARTING
         self.instance: LiveInstance | None = None
         self.in_flight = 0
+        self.lent = 0
+        self.regaining: deque[tuple[Turn, asyncio.Future[None]]] = deque()
         self.since = now
         self.changed_at = now  # when it last became busy, or idle
         self.turns = 0
@@ -78,7 +84,15 @@ class Member:
     @property
     def stand(self) -> Stand:
         """What a plan needs to know of it."""
-        return Stand(self.name, self.phase, self.in_flight, self.since, self.changed_at, self.stale)
+        return Stand(
+            *(self.name, self.phase, self.in_flight, self.since, self.changed_at, self.stale),
+            lent=self.lent,
+        )
+
+    @property
+    def load(self) -> int:
+        """How many executions it works on: those that wait for others are not counted."""
+        return self.in_flight - self.lent
 
     @property
     def state(self) -> str:
@@ -119,6 +133,7 @@ class Pool:
         self.meter = Meter()
         self._bell = bell
         self._waiting: deque[_Place] = deque()
+        self._turns: dict[str, Turn] = {}
 
     # -- who takes and gives back --------------------------------------------------------------
 
@@ -135,8 +150,7 @@ class Pool:
         best: Member | None = None
         limit = self.policy.in_flight
         for member in self.members.values():
-            load = member.in_flight
-            if load >= limit or member.phase is not Phase.READY or member.broken:
+            if member.load >= limit or member.phase is not Phase.READY or member.broken:
                 continue
             if key is not None and member.key is not None and member.key != key:
                 continue
@@ -159,7 +173,7 @@ class Pool:
         if one.stale != other.stale:
             return other.stale
         # Among equals the one that had less to do so far: they wear alike.
-        return (one.in_flight, one.turns) < (other.in_flight, other.turns)
+        return (one.load, one.turns) < (other.load, other.turns)
 
     async def acquire(self, key: Key | None = None, agent: str | None = None) -> Member:
         """Occupy an instance, waiting in order for one.
@@ -188,6 +202,7 @@ class Pool:
     def release(self, member: Member) -> None:
         """Give an instance back; the first who waits gets its place."""
         member.in_flight -= 1
+        self._let_on(member)
         if not member.in_flight:
             member.changed_at = time.monotonic()
             member.stalled = False
@@ -199,8 +214,66 @@ class Pool:
         ):
             self._bell()
 
+    # -- who waits for what others do ----------------------------------------------------------
+
+    def begun(self, execution_id: str, turn: Turn) -> None:
+        """Note whose turn it is."""
+        self._turns[execution_id] = turn
+
+    def ended(self, execution_id: str, turn: Turn) -> None:
+        """Forget that."""
+        if self._turns.get(execution_id) is turn:
+            del self._turns[execution_id]
+
+    def lend(self, execution_id: str) -> None:
+        """Let others have the place of an execution that waits for what it has others do.
+
+        Who waits may wait for one that needs this very place: without that, a pool full of parents
+        never ends.
+        """
+        turn = self._turns.get(execution_id)
+        member = turn.member if turn is not None else None
+        if turn is None or member is None or turn.lent:
+            return
+        turn.lent = True
+        member.lent += 1
+        self._let_on(member)
+        self.serve()
+        self._bell()
+
+    async def regain(self, execution_id: str) -> None:
+        """Take its place again, in its own instance and before any new work gets it."""
+        turn = self._turns.get(execution_id)
+        member = turn.member if turn is not None else None
+        if turn is None or member is None or not turn.lent:
+            return
+        if member.load < self.policy.in_flight and not member.regaining:
+            turn.back()
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        member.regaining.append((turn, future))
+        try:
+            await future
+        except asyncio.CancelledError:
+            turn.back()  # who called goes on, or ends, without an answer: it counts
+            raise
+
+    def _let_on(self, member: Member) -> None:
+        """Let those go on that were waiting for others, as far as there is room."""
+        while member.regaining and member.load < self.policy.in_flight:
+            turn, future = member.regaining.popleft()
+            if not future.done() and turn.lent:
+                turn.back()
+            if not future.done():
+                future.set_result(None)
+
+    # -- who waits for an instance -------------------------------------------------------------
+
     def serve(self) -> None:
         """Give those who wait what there is."""
+        for member in self.members.values():
+            if member.regaining:
+                self._let_on(member)
         if self.bound or len({member.version for member in self.members.values()}) > 1:
             for place in list(self._waiting):  # who comes first may want what others do not
                 self._serve(place)
@@ -326,87 +399,3 @@ class Pool:
                 for member in members
             ],
         )
-
-
-class Door:
-    """A pool, as an attempt sees it: an instance that is always there.
-
-    ``end`` stops the pool, where it is this agent's alone.
-    """
-
-    def __init__(
-        self, pool: Pool, agent_id: str, end: Callable[[float], Awaitable[None]] | None = None
-    ) -> None:
-        self.pool = pool
-        self.handle = InstanceHandle(agent_id, pool.definition.agent_id)
-        self._end = end
-
-    def execute(self, job: Job, /) -> Turn:
-        """Perform ``job`` on an instance of the pool."""
-        return Turn(self.pool, job)
-
-    async def answer(self, question_id: str, answer: Any, /) -> None:
-        """Hand in an answer; the instance that asked knows the question."""
-        for member in list(self.pool.members.values()):
-            if member.instance is not None:
-                await member.instance.answer(question_id, answer)
-
-    async def ping(self) -> Health:
-        """Say whether the pool can take work; its instances are asked by the supervisor."""
-        return self.pool.health()
-
-    async def stop(self, grace: float, /) -> None:
-        """Stop the pool, unless other agents are behind it, too."""
-        if self._end is not None:
-            await self._end(grace)
-
-
-class Turn:
-    """One execution's time with an instance."""
-
-    __slots__ = ("_begun", "_inner", "_job", "_member", "_pool")
-
-    def __init__(self, pool: Pool, job: Job) -> None:
-        self._pool = pool
-        self._job = job
-        self._member: Member | None = None
-        self._inner: AbstractAsyncContextManager[AsyncIterator[EventData]] | None = None
-        self._begun = 0.0
-
-    async def __aenter__(self) -> AsyncIterator[EventData]:
-        pool, execution = self._pool, self._job.execution
-        key = (execution.owner, execution.session_id) if pool.bound else None
-        agent = execution.agent_id
-        while True:
-            member = self._member = pool.take(key, agent) if not pool.waiting else None
-            if member is None:
-                member = self._member = await pool.acquire(key, agent)
-            self._begun = time.monotonic()
-            assert member.instance is not None
-            try:
-                self._inner = member.instance.execute(self._job)
-                return await self._inner.__aenter__()
-            except (CommunicationError, AgentUnavailable) as error:
-                if error.outcome != "not_started":
-                    self._over(failed=True)
-                    raise
-                # It ended a moment ago, or is about to: another one has this.
-                member.broken = True
-                self._member = None
-                pool.release(member)
-            except BaseException:
-                self._over(failed=True)
-                raise
-
-    async def __aexit__(self, kind: type[BaseException] | None, *rest: Any) -> bool | None:
-        assert self._inner is not None
-        try:
-            return await self._inner.__aexit__(kind, *rest)
-        finally:
-            self._over(failed=kind is not None)
-
-    def _over(self, *, failed: bool) -> None:
-        member, self._member = self._member, None
-        if member is not None:
-            self._pool.count.add(time.monotonic() - self._begun, failed=failed)
-            self._pool.release(member)

@@ -23,7 +23,7 @@ from retinue.domain.intent import Audit
 from retinue.domain.principal import LOCAL
 from retinue.domain.strictjson import dumps
 from retinue.engine.entry import Entry
-from retinue.engine.pool import Door
+from retinue.engine.door import Door
 from retinue.engine.pulse import MOST_FAILURES
 from retinue.engine.registry import Registry
 from retinue.engine.schema import parameters_schema
@@ -130,6 +130,7 @@ class Pools:
         capacity = max(supervisor.pool.policy.capacity, 1)
         entry = self._registry.add(replace(definition, concurrency=capacity), start, stored)
         entry.instance = door
+        entry.pool = supervisor.pool
         self._entries[supervisor.name][definition.agent_id] = entry
         return entry
 
