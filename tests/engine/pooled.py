@@ -113,6 +113,8 @@ class LinesInstance:
         self.last_event = time.monotonic()
         self.stage: str | None = None
         self.child = child
+        self.pid = child.pid
+        self.faults: dict[str, int] = {}
         self.reading: asyncio.Task[None] | None = None
         self._asked: dict[int, asyncio.Future[Any]] = {}
 
@@ -148,6 +150,12 @@ class LinesInstance:
     async def ping(self) -> Health:
         await (await self.ask({"do": "ping"}))
         return Health(True)
+
+    def excused(self, since: float) -> bool:
+        return False
+
+    def because(self, why: str, /) -> None:
+        pass
 
     async def ended(self) -> Departure:
         status = await self.child.wait()

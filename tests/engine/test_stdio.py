@@ -834,7 +834,7 @@ async def test_frames_are_not_in_the_log_unless_that_is_wanted(started: Any) -> 
 
 # -- bad frames ----------------------------------------------------------------------------------
 
-ANSWER = '{"type":"response","correlation_id":"$ID","payload":{"result":%s}}\n'
+ANSWER = '{"type":"response","correlation_id":"$ID","payload":{"status":"success","result":%s}}\n'
 CHUNK = '{"type":"stream","correlation_id":"$ID","payload":{"node_name":"a","chunk":"%s"%s}}\n'
 
 

@@ -387,6 +387,7 @@ class Pool:
             instances=[
                 MemberView(
                     instance_id=member.instance_id,
+                    pid=member.instance.pid if member.instance is not None else None,
                     state=member.state,
                     stage=member.stage,
                     in_flight=member.in_flight,
@@ -395,6 +396,7 @@ class Pool:
                     session_id=member.key[1] if member.key is not None else None,
                     latency_ms=member.latency_ms,
                     version=member.version,
+                    bad_frames=dict(member.instance.faults) if member.instance is not None else {},
                 )
                 for member in members
             ],

@@ -22,8 +22,8 @@ from retinue.domain.ids import now_us
 from retinue.domain.intent import Audit
 from retinue.domain.principal import LOCAL
 from retinue.domain.strictjson import dumps
-from retinue.engine.entry import Entry
 from retinue.engine.door import Door
+from retinue.engine.entry import Entry
 from retinue.engine.pulse import MOST_FAILURES
 from retinue.engine.registry import Registry
 from retinue.engine.schema import parameters_schema

@@ -279,6 +279,10 @@ class Supervisor:
         member.instance = live = cast(LiveInstance, instance)  # as ``pooled`` says
         if self.pool.closed:
             self._end(member, 0.0)
+        elif (odd := self._odd(live)) is not None:
+            member.reason = odd
+            live.because(odd)
+            self._end(member, 0.0)
         elif member.phase is Phase.STARTING:
             took = meter.since(Operation.STARTUP, begun) * 1000
             log.info(
@@ -298,6 +302,22 @@ class Supervisor:
             self.pool.serve()
             self.ring()
         return await live.ended()
+
+    def _odd(self, live: LiveInstance) -> str | None:
+        """Return why an instance cannot stand beside the others of its pool, if so.
+
+        What is given to a pool may go to any of them, so all perform the same agents. Those that
+        are on their way out do not count.
+        """
+        names = frozenset(offer.agent_id for offer in live.offers)
+        for other in self.pool.members.values():
+            same = other.phase is Phase.READY and not other.stale and other.agents is not None
+            if same and other.version == self.pool.version and other.agents != names:
+                return (
+                    f"it announced the agents {', '.join(sorted(names)) or '(none)'}, and another"
+                    f" process of this worker has {', '.join(sorted(other.agents or ()))}"
+                )
+        return None
 
     def _judge(self, member: Member, departure: Departure) -> None:
         """Decide by policy what follows from an end that nobody asked for."""
@@ -353,7 +373,7 @@ class Supervisor:
                     member.stalled = bool(member.in_flight) and quiet
 
     async def _ask(self, member: Member, instance: LiveInstance) -> None:
-        """Ask one; what does not answer, and says nothing else either, is ended and replaced."""
+        """Ask one; what does not answer in time is ended and replaced, whatever else it says."""
         asked = time.monotonic()
         meter = self.pool.meter
         begun = meter.clock()
@@ -367,14 +387,16 @@ class Supervisor:
         except TimeoutError:
             meter.since(Operation.HEALTH, begun)
             reason = f"no answer to a ping within {seconds:g} s"
-            if instance.last_event > asked:
-                reason = None  # it speaks: it is only slow to answer
+            late = time.monotonic() - asked > seconds * 1.1 + 0.1
+            if late or instance.excused(asked):
+                reason = None  # it was we who stood still
         except Exception as error:
             reason = said(error)
         if reason is None or member.phase is not Phase.READY or member.instance is None:
             return
         if member.name in self.pool.members and member.reason is None:
             member.reason = reason
+            instance.because(reason)
             log.warning(
                 "%s: an instance is ended: %s", self.name, reason, extra=self._fields(member)
             )

@@ -27,9 +27,11 @@ class MemberView(msgspec.Struct, frozen=True, kw_only=True):
     `state` is starting, ready, busy, stalled (its work has brought nothing for `stall_seconds`) or
     draining, `stage` its own protocol's word for that. `age_seconds` counts from its start,
     `served` what it has taken on. `latency_ms` is how long its last answer to a ping took.
+    `bad_frames` counts what was wrong with what it wrote, by kind (docs/protocol.md).
     """
 
     instance_id: str
+    pid: int | None
     state: str
     stage: str | None
     in_flight: int
@@ -38,6 +40,7 @@ class MemberView(msgspec.Struct, frozen=True, kw_only=True):
     session_id: str | None
     latency_ms: float | None
     version: int
+    bad_frames: dict[str, int]
 
 
 class PoolView(msgspec.Struct, frozen=True, kw_only=True):

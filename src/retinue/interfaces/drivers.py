@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, ClassVar, Protocol
 
@@ -324,6 +324,24 @@ class LiveInstance(Instance, Protocol):
     @property
     def last_event(self) -> float:
         """When it was last heard of, by the monotonic clock."""
+        ...
+
+    @property
+    def pid(self) -> int | None:
+        """The id of its process, if it has one."""
+        ...
+
+    @property
+    def faults(self) -> Mapping[str, int]:
+        """What was wrong with what it said: how often, by kind."""
+        ...
+
+    def excused(self, since: float) -> bool:
+        """Say whether it could not be heard since then, by our fault or a person's."""
+        ...
+
+    def because(self, why: str, /) -> None:
+        """Note why it is about to be stopped, which nobody asked for: its callers hear that."""
         ...
 
     @property

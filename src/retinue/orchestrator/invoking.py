@@ -27,6 +27,7 @@ from retinue.errors import (
 from retinue.interfaces import Page
 from retinue.orchestrator.agents import Agents
 from retinue.orchestrator.tasks import Tasks
+from retinue.wire.faults import limit_us
 from retinue.wire.inputs import named
 from retinue.wire.payloads import Asking, Invoke, InvokeOptions, Provide
 
@@ -51,10 +52,6 @@ def task_of(agents: Agents, asked: Invoke, session_id: str) -> Task:
         raise InvalidInput(
             "metadata.session_id is a text", details={"path": "$.payload.metadata.session_id"}
         )
-    if limit_ms <= 0:
-        raise InvalidInput(
-            "timeout_ms is more than 0", details={"path": "$.payload.options.timeout_ms"}
-        )
     context = asked.context if isinstance(asked.context, dict) else {}
     given = asked.input if asked.input is not msgspec.UNSET else {}
     return Task(
@@ -64,7 +61,7 @@ def task_of(agents: Agents, asked: Invoke, session_id: str) -> Task:
         parameters=named(given, parameters),
         context={**context, "metadata": metadata} if metadata or context else None,
         intent=asked.intent,
-        deadline_us=int(limit_ms * 1000),
+        deadline_us=limit_us(limit_ms),
         priority=options.priority,
         idempotency_key=options.idempotency_key,
     )

@@ -118,12 +118,13 @@ class Reader:
         self._news = asyncio.Event()
         self._reading = False
         self._turns = 0
+        self._left: int | None = None
         self._read_on()
 
     # -- from the pipe -------------------------------------------------------------------------
 
     def _read_on(self) -> None:
-        if self._fd is not None and not self._reading:
+        if self._fd is not None and not self._reading and self._left is None:
             self._loop.add_reader(self._fd, self._readable)
             self._reading = True
 
@@ -203,6 +204,24 @@ class Reader:
             if self._chunks or not self._read():
                 break
 
+    def last_look(self) -> None:
+        """Have ``next`` bring what is there, and then end.
+
+        Who wrote it is gone, and what that left may hold the pipe open, or go on writing.
+        """
+        if self._left is None:
+            self._left = MOST_PIPE
+            self._hold()
+            self._news.set()
+
+    def _look(self) -> bool:
+        """Take what is left of a last look; return whether there was something."""
+        before = self.counts.bytes
+        if self._left:
+            self.read_ahead()
+            self._left = max(self._left - (self.counts.bytes - before), 0)
+        return self.counts.bytes > before
+
     def finish(self) -> None:
         """Take what the pipe still holds and close it: nobody is left to write to it."""
         for _ in range(MOST_PIPE // CHUNK):  # a pipe cannot hold more
@@ -258,6 +277,10 @@ class Reader:
             await asyncio.sleep(0)
         while (item := self.take()) is None:
             if self.ended:
+                return None
+            if self._left is not None:
+                if self._look():
+                    continue
                 return None
             self._news.clear()
             await self._news.wait()

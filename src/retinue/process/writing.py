@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 
 from retinue.errors import CommunicationError
 
@@ -24,6 +25,8 @@ class Writer:
         self._queue: list[bytes] = []
         self._flushing = False
         self._empty: asyncio.Event | None = None
+        self.on_written: Callable[[], None] | None = None
+        """Is told whenever the pipe has taken some of what was put."""
         self.calls = 0
         self.bytes = 0
         self.offered = 0
@@ -106,6 +109,8 @@ class Writer:
             self.close()
             return
         self.bytes += written
+        if written and self.on_written is not None:
+            self.on_written()
         if written < len(data):
             self._queue = [data[written:]]
             self._loop.add_writer(fd, self._flush)

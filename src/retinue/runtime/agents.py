@@ -171,6 +171,7 @@ def worker(given: WorkerReference) -> AgentDefinition:
             limits={name: limit for name, limit in limits.items() if limit is not None},
             sandbox=box_of(given.sandbox),
             line_bytes=given.line_bytes,
+            max_bad_lines=given.max_bad_lines,
             frame_log=given.frame_log,
         ),
         pool=PoolPolicy(

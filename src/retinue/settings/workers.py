@@ -112,6 +112,11 @@ class WorkerReference(BaseModel):
     )
     delivery: Delivery | None = Field(default=None, description="unset: as the agent says")
     max_attempts: int | None = Field(default=None, ge=1, le=100)
+    max_bad_lines: int = Field(
+        default=10_000,
+        ge=0,
+        description="lines in a row that are no frames; one more, and it is ended and replaced",
+    )
     line_bytes: int = Field(
         default=1 << 20, ge=1024, le=1 << 28, description="how long a frame may be"
     )

@@ -143,13 +143,16 @@ def _unwrap(value: dict[str, Any]) -> None:
 
 
 def _bad(kind: str, reason: str, value: dict[str, Any], line: bytes) -> BadFrame:
-    message_id, correlation_id = value.get("message_id"), value.get("correlation_id")
+    texts = (value.get(name) for name in ("message_id", "correlation_id", "type"))
+    message_id, correlation_id, declared = (t if isinstance(t, str) else None for t in texts)
     return BadFrame(
         kind,
         reason,
         line,
-        message_id=message_id if isinstance(message_id, str) and message_id else None,
-        correlation_id=correlation_id if isinstance(correlation_id, str) else None,
+        message_id=message_id,
+        correlation_id=correlation_id,
+        declared=declared,
+        decoded=True,
     )
 
 

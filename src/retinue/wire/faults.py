@@ -7,9 +7,12 @@ from typing import Any
 import msgspec
 
 from retinue.errors import AgentFailed, ExecutionError, InvalidInput, RetinueError, error_from
+from retinue.wire import envelope
 from retinue.wire.payloads import Fault
 
 _INTERNAL = "E_INTERNAL"
+MOST_MS = 366 * 86_400_000.0
+"""The longest that anything may be given: a year."""
 
 
 def fault_of(error: RetinueError) -> Fault:
@@ -27,6 +30,18 @@ def fault_of(error: RetinueError) -> Fault:
         details=details,
         outcome=error.outcome,
     )
+
+
+def fault_line(to: str | None, error: RetinueError, line_bytes: int) -> bytes:
+    """Return the error frame that answers the request ``to``, as a line of at most that length."""
+    fault = fault_of(error)
+    line = envelope.encode_checked(envelope.error(to, fault))
+    if len(line) > line_bytes:
+        fault = msgspec.structs.replace(fault, message=fault.message[:1000], details={})
+        line = envelope.encode_checked(envelope.error(to, fault))
+    if len(line) > line_bytes:  # its own message_id is that long
+        line = envelope.encode_checked(envelope.error(None, fault))
+    return line
 
 
 def error_of(fault: Fault) -> RetinueError:
@@ -55,3 +70,30 @@ def payload_as(payload: dict[str, Any], kind: Any) -> Any:
     except msgspec.ValidationError as error:
         text = str(error).replace("`$", "`$.payload")
         raise InvalidInput(text, details={"path": "$.payload"}) from None
+
+
+def operation_of(payload: dict[str, Any]) -> str:
+    """Return what a request asks for.
+
+    Raises:
+        InvalidInput: it does not say.
+    """
+    operation = payload.get("operation")
+    if not isinstance(operation, str):
+        text = "a request names its operation" if operation is None else "operation is a text"
+        raise InvalidInput(text, details={"path": "$.payload.operation"})
+    return operation
+
+
+def limit_us(timeout_ms: float) -> int:
+    """Return the time that a request allows, in microseconds.
+
+    Raises:
+        InvalidInput: it allows none, or more than a year.
+    """
+    if not 0 < timeout_ms <= MOST_MS:
+        raise InvalidInput(
+            "timeout_ms is more than 0, and a year at most",
+            details={"path": "$.payload.options.timeout_ms"},
+        )
+    return max(int(timeout_ms * 1000), 1)

@@ -8,7 +8,7 @@ newline and empty lines are passed over. All that is not as it should be is coun
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from retinue.wire.envelope import LINE_BYTES, Frame, decode_message
@@ -37,14 +37,18 @@ class FrameReader:
 
     def feed(self, chunk: bytes) -> list[Frame | BadFrame]:
         """Take in some bytes and return what ends in them, in order."""
-        found: list[Frame | BadFrame] = []
+        return list(self.each(chunk))
+
+    def each(self, chunk: bytes) -> Iterator[Frame | BadFrame]:
+        """Yield what ``feed`` returns, each when it is asked for: a piece may hold many lines."""
         start = 0
         while (end := chunk.find(b"\n", start)) >= 0:
-            self._line(chunk[start:end], found)
+            item = self._line(chunk[start:end])
             start = end + 1
+            if item is not None:
+                yield item
         if start < len(chunk):
             self._keep(chunk[start:])
-        return found
 
     def rest(self) -> list[Frame | BadFrame]:
         """Return what is wrong with the end of the stream: a line without its newline."""
@@ -56,9 +60,7 @@ class FrameReader:
 
     def line(self, line: bytes) -> Frame | BadFrame | None:
         """Take one whole line (its newline included or not); None: it is empty."""
-        found: list[Frame | BadFrame] = []
-        self._line(line.removesuffix(b"\n"), found)
-        return found[0] if found else None
+        return self._line(line.removesuffix(b"\n"))
 
     def _keep(self, part: bytes) -> None:
         self._size += len(part)
@@ -68,7 +70,7 @@ class FrameReader:
         else:
             self._parts.append(part)
 
-    def _line(self, end: bytes, found: list[Frame | BadFrame]) -> None:
+    def _line(self, end: bytes) -> Frame | BadFrame | None:
         size = self._size + len(end) + 1
         line = end
         if self._size:
@@ -76,9 +78,8 @@ class FrameReader:
             self._parts, self._size = [], 0
         if size > self._limit:
             reason = f"the line has {size} bytes; the limit is {self._limit}"
-            found.append(self._count(BadFrame("oversize", reason, line)))
             self._first = False
-            return
+            return self._count(BadFrame("oversize", reason, line))
         if self._first:
             self._first = False
             if line.startswith(_BOM):
@@ -88,12 +89,13 @@ class FrameReader:
             line = line[:-1]
             self.counts["crlf"] += 1
         if not line or line.isspace():
-            return
+            return None
         try:
-            found.append(self._decode(line))
-            self.frames += 1
+            frame = self._decode(line)
         except BadFrame as error:
-            found.append(self._count(error))
+            return self._count(error)
+        self.frames += 1
+        return frame
 
     def _count(self, error: BadFrame) -> BadFrame:
         self.counts[error.kind_of_fault] += 1

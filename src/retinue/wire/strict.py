@@ -38,6 +38,11 @@ KINDS = {
 """Everything that can be wrong with a frame, in words."""
 
 _EXCERPT = 200
+_HEAD = 1024
+_TYPE, _MESSAGE_ID, _CORRELATION_ID = (
+    re.compile(rb'"%s"\s*:\s*"([^"\\]{1,200})"' % name)
+    for name in (b"type", b"message_id", b"correlation_id")
+)
 _NAN = re.compile(rb"[\[:,]\s*(?:NaN|-?Infinity)|\A\s*(?:NaN|-?Infinity)")
 _LONG = MAX_DIGITS + 1
 _DIGITS = re.compile(rb"\d{%d}" % _LONG)
@@ -49,8 +54,9 @@ _encode = msgspec.json.Encoder().encode
 class BadFrame(InvalidInput):
     """A line that is no frame, or a frame out of place.
 
-    ``kind`` is one of ``KINDS``, ``excerpt`` the line's beginning. ``message_id`` and
-    ``correlation_id`` are the frame's own, as far as they could be read.
+    ``kind`` is one of ``KINDS``, ``excerpt`` the line's beginning. ``message_id``,
+    ``correlation_id`` and ``declared`` (its type) are the frame's own, as far as they could be
+    made out: where it was ``decoded`` these are known.
     """
 
     def __init__(
@@ -61,12 +67,40 @@ class BadFrame(InvalidInput):
         *,
         message_id: str | None = None,
         correlation_id: str | None = None,
+        declared: str | None = None,
+        decoded: bool = False,
     ) -> None:
         super().__init__(reason or KINDS[kind], details={"bad_frame": kind})
         self.kind_of_fault = kind
-        self.excerpt = line[:_EXCERPT].decode("utf-8", "backslashreplace")
-        self.message_id = message_id
-        self.correlation_id = correlation_id
+        self._head = line[:_HEAD]
+        self._message_id = message_id
+        self._correlation_id = correlation_id
+        self._declared = declared
+        self._decoded = decoded
+
+    @property
+    def excerpt(self) -> str:
+        """The line's beginning."""
+        return self._head[:_EXCERPT].decode("utf-8", "backslashreplace")
+
+    @property
+    def message_id(self) -> str | None:
+        """Its message_id."""
+        return self._message_id or self._found(_MESSAGE_ID)
+
+    @property
+    def correlation_id(self) -> str | None:
+        """Its correlation_id."""
+        return self._correlation_id or self._found(_CORRELATION_ID)
+
+    @property
+    def declared(self) -> str | None:
+        """Its ``type``, whether or not there is such a type."""
+        return self._declared or self._found(_TYPE)
+
+    def _found(self, field: re.Pattern[bytes]) -> str | None:
+        found = field.search(self._head) if not self._decoded else None
+        return found.group(1).decode("utf-8", "replace") if found is not None else None
 
 
 def decode_strictly(line: bytes) -> Any:
@@ -82,7 +116,9 @@ def decode_strictly(line: bytes) -> Any:
     except UnicodeDecodeError:
         raise BadFrame("encoding", None, line) from None
     except (msgspec.MsgspecError, ValueError) as error:
-        raise BadFrame(_fault(line, str(error)), _reason(line, str(error)), line) from None
+        kind = _fault(line, text := str(error))
+        reason = f"{KINDS[kind]}: {text}" if kind == "not_json" else KINDS[kind]
+        raise BadFrame(kind, reason, line) from None
     if _ESCAPE in line or _in_doubt(line):
         _walk(line, value)
     elif line.count(b":") != _encode(value).count(b":"):
@@ -137,8 +173,3 @@ def _fault(line: bytes, said: str) -> str:
     if "truncated" in said and re.search(rb"\\u[dD][89abAB]", line):
         return "surrogate"
     return "not_json"
-
-
-def _reason(line: bytes, said: str) -> str:
-    kind = _fault(line, said)
-    return f"{KINDS[kind]}: {said}" if kind == "not_json" else KINDS[kind]

@@ -23,7 +23,8 @@ class WorkerConfig(ProcessConfig, frozen=True, kw_only=True):
 
     ``agents`` have to be among those it announces. ``timeout``, ``delivery`` and ``max_attempts``
     are the operator's and come before what the worker says of its agents. A line may have
-    ``line_bytes``. With ``frame_log`` every frame is in its log.
+    ``line_bytes``; after more than ``max_bad_lines`` in a row that are no frames it is ended. With
+    ``frame_log`` every frame is in its log.
     """
 
     agents: tuple[str, ...] = ()
@@ -31,6 +32,7 @@ class WorkerConfig(ProcessConfig, frozen=True, kw_only=True):
     delivery: Delivery | None = None
     max_attempts: int | None = None
     line_bytes: int = LINE_BYTES
+    max_bad_lines: int = 10_000
     frame_log: bool = False
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from retinue.domain.agent import AgentDefinition
 from retinue.domain.instance import InstanceState
 from retinue.domain.supervision import Departure
-from retinue.drivers.stdio.calls import perform_call
+from retinue.drivers.stdio.calls import Calls
 from retinue.drivers.stdio.config import announced
 from retinue.drivers.stdio.lifecycle import Lifecycle
 from retinue.drivers.stdio.performance import Performance, control_of
@@ -27,12 +27,13 @@ from retinue.interfaces import DriverContext, Health, InstanceHandle, Job, Super
 from retinue.process.child import Child
 from retinue.process.ladder import Ladder, stop
 from retinue.process.quarters import Quarters
-from retinue.wire import envelope
-from retinue.wire.envelope import Control, Request
+from retinue.wire.envelope import Control, Error, Request
 from retinue.wire.faults import error_of, fault_of
 from retinue.wire.payloads import Asking, Ping, Provide, Ready, Shutdown
+from retinue.wire.strict import BadFrame
 
 MOST_SAID = 2_000
+LAST_LINES = 5
 AFTER_SECONDS = 1.0
 """How long each step after the protocol's own shutdown may take."""
 
@@ -66,16 +67,25 @@ class StdioInstance:
         self._running: dict[str, Performance] = {}
         self._ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self._asked_to_end = False
+        self._why: str | None = None
         config = worker.config
+        assert child.stdin is not None
+        self._stdin = child.stdin
+        self._stdin_at = 0
+        self._asked: int | None = None
         self.pipe = Pipe(
             child,
             config.line_bytes,
             on_control=self._control,
             on_request=self._request,
             on_error=self._refused,
+            on_bad=self._no_frame,
+            on_rubbish=self._rubbish,
             note=self.note,
             frame_log=config.frame_log,
+            most_bad=config.max_bad_lines,
         )
+        self._calls = Calls(self.pipe, context, self.handle.agent_id, config.line_bytes)
         self._reading = asyncio.create_task(self.pipe.run())
 
     # -- its beginning -------------------------------------------------------------------------
@@ -97,12 +107,16 @@ class StdioInstance:
     async def _not_ready(self) -> SpawnFailed:
         self.child.kill()
         await self.child.wait_gone()
-        said = self._masked(self.child.stderr.tail.decode("utf-8", "replace").strip()[-MOST_SAID:])
+        said = self._said()
         status = self.child.exit
         details = {"exit_code": status.code if status is not None else None, "stderr": said}
         over = self.pipe.over.message if self.pipe.over is not None else "the worker ended"
-        last = f": {said.splitlines()[-1]}" if said else ""
-        return SpawnFailed(f"{over} before it was ready{last}", details=details)
+        return SpawnFailed(f"{over} before it was ready{last_words(said)}", details=details)
+
+    def _said(self) -> str:
+        """Return the end of what it wrote on stderr."""
+        tail = self._masked(self.child.stderr.tail.decode("utf-8", "replace"))
+        return tail.strip()[-MOST_SAID:]
 
     # -- what it is asked ----------------------------------------------------------------------
 
@@ -110,6 +124,27 @@ class StdioInstance:
     def last_event(self) -> float:
         """When it was last heard of: now, where we or a person keep it from being heard."""
         return time.monotonic() if self._kept_waiting else self.pipe.last_frame
+
+    @property
+    def pid(self) -> int | None:
+        """Its process's id."""
+        return self.child.pid
+
+    @property
+    def faults(self) -> Mapping[str, int]:
+        """What was wrong with what it wrote: how often, by kind."""
+        return self.pipe.reader.counts
+
+    def excused(self, since: float) -> bool:
+        """Say whether it could not be heard since then, by our fault or a person's.
+
+        That it speaks is no excuse: a worker answers pings at once. That it still takes in what it
+        was sent before the ping is one.
+        """
+        if self._kept_waiting or self.pipe.last_held > since:
+            return True
+        asked = self._asked
+        return asked is not None and self._stdin_at < self._stdin.bytes < asked
 
     @property
     def _kept_waiting(self) -> bool:
@@ -162,7 +197,10 @@ class StdioInstance:
         if self._kept_waiting:
             return Health(True)
         try:
-            answer = await self.pipe.order(Ping())
+            self._stdin_at = self._stdin.bytes
+            order = self.pipe.order(Ping())
+            self._asked = self._stdin.offered
+            answer = await order
         except RetinueError as error:
             return Health(False, error.message)
         if answer.get("status") != "pong":
@@ -184,8 +222,8 @@ class StdioInstance:
                 self._ready.set_exception(error)
             return
         except InvalidInput as error:
-            self.pipe.reader.count("invalid_frame")
-            self.note(f"bad frame (invalid_frame): {error.message}")
+            why = error.message
+            self.pipe.stray("invalid_frame", lambda: why)
             return
         if ready is not None:
             if not self._ready.done():
@@ -195,7 +233,8 @@ class StdioInstance:
         performance = self._running.get(frame.correlation_id or "")
         if said is None or performance is None:
             if "operation" in frame.payload:
-                self.note(f"a control frame of no use: {str(frame.payload)[:200]}")
+                text = str(frame.payload)[:200]
+                self.pipe.complaints.say(lambda: f"a control frame of no use: {text}")
         elif isinstance(said, Asking):
             performance.asked(said)
         else:
@@ -204,17 +243,20 @@ class StdioInstance:
     def _request(self, frame: Request) -> None:
         """Have done what an agent of the worker wants of others."""
         performance = self._running.get(frame.correlation_id or "")
-        if performance is None:
-            error = InvalidInput(
-                "a request says by its correlation_id for which request it is made",
-                details={"path": "$.correlation_id"},
-            )
-            self.pipe.send(envelope.error(frame.message_id, fault_of(error)))
-            return
-        call = perform_call(self.pipe, self.lent, self.handle.agent_id, performance.job, frame)
-        performance.calls(asyncio.create_task(call))
+        call = self._calls.begin(frame, performance.job if performance is not None else None)
+        if call is not None and performance is not None:
+            performance.calls(call)
 
-    def _refused(self, frame: envelope.Error) -> None:
+    def _no_frame(self, bad: BadFrame) -> None:
+        """Take in a line that is none: who sent it as a request waits for an answer."""
+        self._calls.refuse_bad(bad)
+
+    def _rubbish(self, why: str) -> None:
+        """End it: what it writes is no protocol."""
+        self.because(why)
+        self.child.kill()
+
+    def _refused(self, frame: Error) -> None:
         """Take in an error about nothing that was asked: before it is ready it cannot start."""
         if not self._ready.done():
             error = error_of(frame.payload)
@@ -236,18 +278,25 @@ class StdioInstance:
         self.lifecycle.over(asked=self._asked_to_end)
         await self._place.leave(self._tmp)
         why = "the worker closed its output" if closed else f"the worker {status}"
-        said = self._masked(self.child.stderr.tail.decode("utf-8", "replace").strip()[-MOST_SAID:])
-        if said and status.code != 0:
-            why += f": {said.splitlines()[-1]}"
+        if self._why is not None:
+            why = self._why
+        elif status.code != 0:
+            why += last_words(self._said())
         clean = status.code == 0 and status.reason is None and not closed
         return Departure(clean, why, asked=self._asked_to_end)
+
+    def because(self, why: str, /) -> None:
+        """Note why it is about to be ended, which it did not ask for."""
+        self._why = self.pipe.why = self._why or why
+        if self.child.exit is None:
+            self._record.draining(why)
 
     async def stop(self, grace: float, /) -> None:
         """Have it shut down within ``grace`` seconds, else end it; nothing of it is left."""
         self._asked_to_end = True
         self.lifecycle.over(asked=True)
         if self.child.exit is None:
-            self._record.draining()
+            self._record.draining(self._why)
         if not grace:
             self.child.kill()
             await self.child.wait_gone()
@@ -260,3 +309,12 @@ class StdioInstance:
             self.pipe.order(Shutdown(reason="graceful", timeout_ms=grace * 1000))
 
         return ask
+
+
+def last_words(said: str) -> str:
+    """Return what a program said last on stderr, for the end of a sentence.
+
+    Of some the last line is what went wrong, of others only where, or their own version.
+    """
+    lines = [line.rstrip() for line in said.splitlines() if line.strip()]
+    return ": " + " | ".join(lines[-LAST_LINES:]) if lines else ""

@@ -195,6 +195,9 @@ class Performance:
     def _streamed(self, frame: Stream) -> None:
         chunk = frame.payload
         if chunk.node_name == RESULT_NODE:
+            if chunk.is_reset:
+                self._pieces.clear()
+                self._size = 0
             self._size += len(chunk.chunk)
             self._pieces.append(chunk.chunk)
             most = self._instance.lent.max_result_bytes
@@ -219,8 +222,20 @@ class Performance:
         self._ring()
 
     def _result(self, payload: dict[str, Any]) -> Any:
-        if payload.get("result_node") != RESULT_NODE:
+        status, node = payload.get("status"), payload.get("result_node")
+        if status != "success":
+            said = "no status" if status is None else f"the status {str(status)[:80]!r}"
+            raise InvalidResult(
+                f"the worker answered with {said}: a good answer has the status 'success'",
+                details={"path": "$.payload.status"},
+            )
+        if node is None:
             return payload.get("result")
+        if node != RESULT_NODE:
+            raise InvalidResult(
+                f"the worker's result is in the node {str(node)[:80]!r}, not in {RESULT_NODE}",
+                details={"path": "$.payload.result_node"},
+            )
         try:
             return decode_strictly("".join(self._pieces).encode())
         except BadFrame as error:

@@ -3,30 +3,35 @@
 Any number of requests may be open; answers come in any order. A frame that belongs to nobody, and a
 line that is no frame, is counted by its kind and noted in the log; the reader goes on with the next
 one. When the worker is gone everybody who waits is told at once.
+
+However much a worker writes, others have their turn after ``BREATH_SECONDS``.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from retinue.domain.ids import iso, now_us
+from retinue.drivers.stdio.complaints import Complaints
+from retinue.drivers.stdio.owed import Owed
 from retinue.errors import CommunicationError, InvalidResult, Outcome, RetinueError, TooLarge
 from retinue.process.child import Child
+from retinue.process.reading import Reader
 from retinue.wire import envelope
 from retinue.wire.envelope import Control, Error, Frame, Request, Response, Stream
 from retinue.wire.exchange import Exchanges
-from retinue.wire.faults import error_of
+from retinue.wire.faults import error_of, fault_line
 from retinue.wire.reader import FrameReader
 from retinue.wire.strict import BadFrame
 
 EXIT_SECONDS = 0.25
-MOST_NOTED = 1_000
+BREATH_SECONDS = 0.005
 MOST_LATE = 4_096
-_TO = re.compile(r'"correlation_id"\s*:\s*"([^"\\]{1,200})"')
+MOST_BAD_LINES = 10_000
+_ANSWERS = frozenset({"response", "error"})
 
 
 class Hearer(Protocol):
@@ -78,8 +83,10 @@ def _looked_at(future: asyncio.Future[Any]) -> None:
 class Pipe:
     """One worker's stdin and stdout.
 
-    ``on_control``, ``on_request`` and ``on_error`` get the frames that answer nothing, ``note`` a
-    line for the log. ``frame_log``: it gets every frame.
+    ``on_control``, ``on_request`` and ``on_error`` get the frames that answer nothing, ``on_bad``
+    each line that is no frame and no answer, ``note`` a line for the log. ``frame_log``: it gets
+    every frame. After more than ``most_bad`` lines in a row that are no frames ``on_rubbish`` is
+    told why there is no use in going on, and nothing more is taken in.
     """
 
     def __init__(
@@ -90,30 +97,41 @@ class Pipe:
         on_control: Callable[[Control], None],
         on_request: Callable[[Request], None],
         on_error: Callable[[Error], None],
+        on_bad: Callable[[BadFrame], None],
+        on_rubbish: Callable[[str], None],
         note: Callable[[str], None],
         frame_log: bool = False,
+        most_bad: int = MOST_BAD_LINES,
     ) -> None:
         assert child.stdin is not None
+        assert isinstance(child.stdout, Reader)
         self.reader = FrameReader(line_bytes)
         self.last_frame = time.monotonic()
         self.late = 0
         self.held = False
+        self.last_held = 0.0
         self.over: RetinueError | None = None
+        self.why: str | None = None
+        self.complaints = Complaints(note, most_bad)
+        self.owed = Owed(child.stdin)
         self._child = child
         self._stdin = child.stdin
+        self._stdout = child.stdout
         self._line_bytes = line_bytes
         self._on_control = on_control
         self._on_request = on_request
         self._on_error = on_error
+        self._on_bad = on_bad
+        self._on_rubbish = on_rubbish
         self._note = note
         self._frame_log = frame_log
-        self._noted = 0
         self._exchanges = Exchanges()
         self._hearers: dict[str, tuple[Hearer, int]] = {}
         self._left: dict[str, None] = {}
         self._room = asyncio.Event()
         self._stuffed: Hearer | None = None
         self._exited = False
+        self._spoiled = False
         self._told = False
 
     # -- writing -------------------------------------------------------------------------------
@@ -153,15 +171,24 @@ class Pipe:
         return order.future
 
     def send(self, frame: Frame) -> None:
-        """Send a frame that nothing answers; a worker that is gone does not hear it."""
-        try:
-            self._put(self._line(frame))
-        except CommunicationError:
-            pass
+        """Send an answer; a worker that is gone does not hear it.
 
-    def fits(self, frame: Frame) -> bool:
-        """Say whether a frame is short enough to be sent."""
-        return len(envelope.encode_checked(frame)) <= self._line_bytes
+        Raises:
+            TooLarge: it is longer than a line may be.
+        """
+        self.answer(self._line(frame))
+
+    def answer(self, line: bytes) -> None:
+        """Send a line that answers something; see ``send``."""
+        try:
+            place = self._put(line)
+        except CommunicationError:
+            return
+        self.owed.add(place, len(line))
+
+    def refuse(self, to: str | None, error: RetinueError) -> None:
+        """Answer the worker's request ``to`` with an error."""
+        self.answer(fault_line(to, error, self._line_bytes))
 
     def _line(self, frame: Frame) -> bytes:
         line = envelope.encode_checked(frame)
@@ -196,18 +223,10 @@ class Pipe:
 
     async def run(self) -> None:
         """Read until the worker is gone, and tell everybody."""
-        stdout = self._child.stdout
         self._child.when_exited(self._on_exit)
-        while (chunk := await stdout.next()) is not None:
-            self._feed(chunk)
-            while self._stuffed is not None and self._stuffed.full and not self._exited:
-                # Whoever asked does not keep up: the worker waits in its write.
-                self.held = True
-                self._room.clear()
-                await self._room.wait()
-            self.held = False
-            self._stuffed = None
-        for item in self.reader.rest():
+        while (chunk := await self._stdout.next()) is not None:
+            await self._feed(chunk)
+        for item in self.reader.rest() if not self._spoiled else ():
             self._take(item)
         try:
             # The end of its output is mostly its own, which is heard of a moment later.
@@ -221,25 +240,17 @@ class Pipe:
         self._room.set()
 
     def _on_exit(self, _: object) -> None:
+        """Take what it wrote before it ended: something it started may hold its output open."""
         self._exited = True
         self._room.set()
-        asyncio.get_running_loop().call_soon(self._after_exit)
-
-    def _after_exit(self) -> None:
-        """Take what it wrote before it ended: something it started may hold its output open."""
-        stdout = self._child.stdout
-        while True:
-            stdout.read_ahead()
-            chunk = stdout.take()
-            if chunk is None:
-                break
-            while chunk is not None:
-                self._feed(chunk)
-                chunk = stdout.take()
-        self._end(f"the worker {self._child.exit}")
+        self.owed.over()
+        self._stdout.last_look()
 
     def _end(self, why: str) -> None:
         """Tell everybody that nothing more will come."""
+        self.complaints.rest()
+        if self.why is not None:
+            why = f"the worker was ended: {self.why}"
         if self.over is None:
             status = self._child.exit
             details = {
@@ -261,13 +272,40 @@ class Pipe:
             self._told = self._told or not isinstance(hearer, Order)
             hearer.fail(error)
 
-    def _feed(self, chunk: bytes) -> None:
-        found = self.reader.feed(chunk)
-        if found:
-            self.last_frame = time.monotonic()
-            self._child.stdout.counts.lines += len(found) - 1  # the piece counted as one
-        for item in found:
+    def _useless(self) -> bool:
+        """Say whether what it writes is not taken in any more."""
+        return self._spoiled
+
+    async def _feed(self, chunk: bytes) -> None:
+        if self._useless():
+            return
+        count = 0
+        begun = time.monotonic()
+        for item in self.reader.each(chunk):
+            count += 1
             self._take(item)
+            if self._useless():
+                break
+            if self._stuffed is not None or self.owed.too_much:
+                await self._keeping_up()
+            if time.monotonic() - begun > BREATH_SECONDS:
+                await asyncio.sleep(0)
+                begun = time.monotonic()
+        self._stdout.counts.lines += count - 1  # the piece counted as one
+        if time.monotonic() - begun > BREATH_SECONDS / 2:
+            await asyncio.sleep(0)
+
+    async def _keeping_up(self) -> None:
+        """Leave the worker waiting in its write while one of both sides does not keep up."""
+        while self._stuffed is not None and self._stuffed.full and not self._exited:
+            self.held = True  # whoever asked does not: no fault of the worker's
+            self._room.clear()
+            await self._room.wait()
+            self.last_held = time.monotonic()
+        self.held = False
+        self._stuffed = None
+        if self.owed.too_much:
+            await self.owed.room()
 
     def _take(self, item: Frame | BadFrame) -> None:
         if self.over is not None:
@@ -275,6 +313,8 @@ class Pipe:
         if isinstance(item, BadFrame):
             self._bad(item)
             return
+        self.last_frame = time.monotonic()
+        self.complaints.well()
         if self._frame_log:
             self._note("< " + envelope.encode_checked(item).decode().rstrip("\n"))
         fault = self._exchanges.take(item)
@@ -291,7 +331,8 @@ class Pipe:
         to = frame.correlation_id
         if to is None:
             assert isinstance(frame, Error)
-            self._say(f"error: {frame.payload.error_code}: {frame.payload.message}")
+            fault = frame.payload
+            self.complaints.say(lambda: f"error: {fault.error_code}: {fault.message}")
             self._on_error(frame)
             return
         if isinstance(frame, Stream):
@@ -310,17 +351,30 @@ class Pipe:
             if isinstance(frame, Response | Error):
                 del self._left[to]
             return
-        self.reader.count(fault)
-        line = envelope.encode_checked(frame)[:200].decode("utf-8", "replace")
-        self._say(f"bad frame ({fault}): {line}")
+        self.stray(fault, lambda: envelope.encode_checked(frame)[:200].decode("utf-8", "replace"))
+
+    def stray(self, kind: str, text: Callable[[], str]) -> None:
+        """Count and note a frame that is out of place."""
+        self.reader.count(kind)
+        self.complaints.of(kind, text)
 
     def _bad(self, bad: BadFrame) -> None:
-        """Note a line that is no frame; if it was an answer, who waits for it is told."""
-        self._say(f"bad frame ({bad.kind_of_fault}): {bad.message}: {bad.excerpt}")
+        """Note a line that is no frame; if it was an answer, who waits for it is told.
+
+        Anything else that it may have been does not end what it is about.
+        """
+        self.complaints.of(bad.kind_of_fault, lambda: f"{bad.message}: {bad.excerpt}")
+        why = self.complaints.too_many()
+        if why is not None:
+            self._spoiled = True
+            self._on_rubbish(why)
+            return
+        if bad.kind_of_fault == "incomplete":
+            return  # it ended while it wrote this, and that is what is said
+        if bad.declared not in _ANSWERS:
+            self._on_bad(bad)
+            return
         to = bad.correlation_id
-        if to is None:
-            found = _TO.search(bad.excerpt)
-            to = found.group(1) if found is not None else None
         if to is not None and to in self._hearers:
             hearer = self._hearers.pop(to)[0]
             self._exchanges.end(to)
@@ -331,13 +385,6 @@ class Pipe:
                     details=bad.details,
                 )
             )
-
-    def _say(self, text: str) -> None:
-        self._noted += 1
-        if self._noted <= MOST_NOTED:
-            self._note(text)
-        elif self._noted == MOST_NOTED + 1:
-            self._note("more of these are counted and not shown")
 
 
 def stamped(text: str) -> bytes:

@@ -30,7 +30,7 @@ from retinue.orchestrator.invoking import DEFAULT_MS, begun, pending, provide, t
 from retinue.server.telling import Telling
 from retinue.wire import envelope
 from retinue.wire.envelope import Control, Frame, Request
-from retinue.wire.faults import fault_of, payload_as
+from retinue.wire.faults import fault_line, operation_of, payload_as
 from retinue.wire.payloads import (
     Ability,
     Cancel,
@@ -118,9 +118,9 @@ class StdioDoor:
                     f"request {frame.message_id} is in progress; its message_id is taken",
                     details={"bad_frame": "duplicate_id"},
                 )
-            operation = self._operations.get(str(frame.payload.get("operation")))
+            operation = self._operations.get(operation_of(frame.payload))
             if operation is None:
-                raise UnknownOperation(f"there is no operation {frame.payload.get('operation')!r}")
+                raise UnknownOperation(f"there is no operation {frame.payload['operation']!r}")
             if len(self._running) >= self._most:
                 raise QueueFull(f"{self._most} requests are in progress, which is the limit")
         except RetinueError as error:
@@ -206,11 +206,7 @@ class StdioDoor:
 
     def fail(self, to: str | None, error: RetinueError) -> None:
         """Send an error frame."""
-        line = envelope.encode_checked(envelope.error(to, fault_of(error)))
-        if len(line) > self.line_bytes:
-            short = type(error)(error.message[:1000], outcome=error.outcome)
-            line = envelope.encode_checked(envelope.error(to, fault_of(short)))
-        self.send(line)
+        self.send(fault_line(to, error, self.line_bytes))
 
     # -- operations ----------------------------------------------------------------------------
 
