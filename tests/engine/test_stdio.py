@@ -358,6 +358,17 @@ async def test_what_does_not_fit_in_the_queue_is_refused_at_once(started: Any) -
 
 
 @pytest.mark.requirement("000.limits")
+async def test_as_many_as_there_is_room_for_are_never_refused(started: Any) -> None:
+    rig = await started(max_concurrent_requests=2, request_queue_size=4)
+
+    async def caller() -> None:
+        for _ in range(40):
+            await rig.result()
+
+    await asyncio.gather(*(caller() for _ in range(6)))
+
+
+@pytest.mark.requirement("000.limits")
 async def test_the_defaults_are_the_specifications() -> None:
     worker = WorkerReference(driver="stdio", name="w", command=("w",))
     assert (
@@ -450,6 +461,24 @@ async def test_more_than_five_ends_in_a_minute_are_a_crash_and_one_alert(
     (alert,) = await alerts()
     assert (alert.target, alert.outcome) == ("w", "failed")
     assert json.loads(alert.detail)["reason"].startswith("it ended 6 times")
+
+
+async def test_what_waits_for_a_pool_that_fails_is_refused_as_what_comes_then(
+    started: Any, tmp_path: Path
+) -> None:
+    stopper = tmp_path / "stopper"
+    rig = await started(f"stopper={stopper}", max_restarts=1, max_concurrent_requests=2)
+    held = [asyncio.create_task(rig.ask("hold", file="/absent")) for _ in range(6)]
+    while sum(d.ready for d in await rig.system.store.depths()) < 4:
+        await asyncio.sleep(0.002)
+    stopper.touch()
+    (pid,) = rig.pids()
+    os.kill(pid, signal.SIGKILL)
+    ends = Counter(reply.error["code"] for reply in await asyncio.gather(*held))
+    assert ends == {"E_STREAM_BROKEN": 2, "E_AGENT_UNAVAILABLE": 4}
+    with pytest.raises(AgentUnavailable):
+        await rig.ask()
+    assert sum(d.ready for d in await rig.system.store.depths()) == 0
 
 
 async def test_what_bears_repeats_is_done_by_the_next_process(started: Any) -> None:

@@ -43,6 +43,7 @@ from retinue.engine.questions import Questions
 from retinue.engine.registry import Registry
 from retinue.errors import (
     AgentFailed,
+    AgentUnavailable,
     BudgetExceeded,
     Cancelled,
     ExecutionError,
@@ -65,6 +66,7 @@ DOUBT_SECONDS = 60.0
 CACHE_BYTES = 32 << 20
 _PAGE = 1000
 _NOBODYS_FAULT = (
+    AgentUnavailable,
     BudgetExceeded,
     Cancelled,
     InvalidInput,
@@ -353,8 +355,7 @@ class Attempts:
         self._on_ended(execution.owner, execution.session_id)
         return reply(execution, end)
 
-    @staticmethod
-    def _repeatable(attempt: Attempt, error: RetinueError) -> bool:
+    def _repeatable(self, attempt: Attempt, error: RetinueError) -> bool:
         """Say whether this is an end to try again after, were there attempts left."""
         execution = attempt.execution
         if isinstance(attempt.stop, ShuttingDown):
@@ -362,6 +363,8 @@ class Attempts:
             return execution.delivery is not Delivery.AT_MOST_ONCE
         if attempt.stop is not None:
             return False
+        if isinstance(error, AgentUnavailable) and self._registry.refusing(execution.queue_key):
+            return False  # who comes now is refused, too
         return repeatable(
             execution.delivery,
             attempt.entry.definition.retry,

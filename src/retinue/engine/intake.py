@@ -245,7 +245,7 @@ class Intake:
                     execution,
                     request,
                     worker=self._store.worker if entry is not None else None,
-                    bound=self._bound if (own := route.template.definition.queue) is None else own,
+                    bound=self._may_wait(route),
                     bind=not route.bound,
                     idempotency=_idempotency(task, request.body, execution.created_at),
                 )
@@ -264,6 +264,11 @@ class Intake:
         if isinstance(result, Submitted):
             return await self._waiting(result, execution)
         raise _refusal(result, task)
+
+    def _may_wait(self, route: Route) -> int:
+        """Return how many may wait: what is being leased at this moment waits no longer."""
+        own = route.template.definition.queue
+        return (self._bound if own is None else own) + self._registry.leasing[route.key]
 
     async def _waiting(self, result: Submitted, execution: Execution) -> Accepted:
         if not result.joined:

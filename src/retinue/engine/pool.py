@@ -327,6 +327,11 @@ class Pool:
         return self.failed is not None or self.lost >= self.policy.most
 
     @property
+    def refusing(self) -> bool:
+        """Whether it refuses what it is given: nothing is there, and nothing is started."""
+        return self.hopeless and not self.members and not self.closed
+
+    @property
     def ready(self) -> int:
         """How many instances can be given work, were they free."""
         return sum(member.phase is Phase.READY for member in self.members.values())

@@ -258,6 +258,8 @@ class Pools:
                 entry.pulse.failures = MOST_FAILURES
                 entry.pulse.reason = reason
                 self._registry.set_health(entry, reason)
+            if pool.refusing:
+                self._on_free(entry)  # what waits for it is to hear that
 
     def _versioned(self, supervisor: Supervisor) -> None:
         """Take agents out of routing that the version which is at work does not perform."""

@@ -92,6 +92,21 @@ class Queue:
         else:
             self._again = True
 
+    def _who(self, key: str, now: float, share: int) -> tuple[Entry, int] | None:
+        """Return who takes how much of what waits under ``key``.
+
+        Where nobody can any more, and no other process either, it goes to who refuses it at once.
+        """
+        entry = self._registry.free_for(key, now)
+        if entry is not None:
+            probing = entry.breaker.circuit is not Circuit.CLOSED
+            most = min(share, self._registry.slots.room_for(entry))
+            return entry, 1 if probing else min(entry.at_once(now), most)
+        if self._store.shared or not self._registry.slots.room:
+            return None
+        refusing = self._registry.refusing(key)
+        return (refusing, share) if refusing is not None else None
+
     async def _passes(self) -> None:
         try:
             while not self.closed:
@@ -111,15 +126,14 @@ class Queue:
         skipped = False
         share = min(_PER_LEASE, max(self._registry.slots.room // max(len(self._backlog), 1), 1))
         for key in list(self._backlog):
-            entry = self._registry.free_for(key, now)
-            if entry is None:
+            found = self._who(key, now, share)
+            if found is None:
                 skipped = True
                 self._wake_when_rested(key, now)
                 continue
-            probing = entry.breaker.circuit is not Circuit.CLOSED
-            most = min(share, self._registry.slots.room_for(entry))
-            count = 1 if probing else min(entry.at_once(now), most)
+            entry, count = found
             self._registry.slots.take(entry, count)
+            self._registry.leasing[key] += count
             call = entry.admit(now, count)
             wants.append((Want(key, entry.agent_id, count), entry, call))
         if not wants:
@@ -147,6 +161,7 @@ class Queue:
             raise
         finally:
             for want, entry, call in wants:
+                self._registry.leasing[want.key] -= want.count
                 count = started.get(want.key, 0)
                 if count == want.count:
                     self._backlog[want.key] = None  # there may be more

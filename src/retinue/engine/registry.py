@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from msgspec.structs import replace
@@ -107,6 +108,8 @@ class Registry:
 
     def __init__(self, limit: int | None = None, memory: int | None = None) -> None:
         self.slots = Slots(limit, memory, self._moved)
+        self.leasing: Counter[str] = Counter()
+        """How many under each key are being leased just now, at most: they wait no longer."""
         self._agents: dict[str, Entry] = {}
         self._names: dict[str, list[str]] = {}
         self._pools: dict[str, _Pool] = {}
@@ -252,13 +255,30 @@ class Registry:
         others = [e for e in pool.agents.values() if e.free and self.slots.room_for(e)]
         return min((e for e in others if e.wait(now) == 0), key=lambda e: e.running, default=None)
 
+    def _entries(self, key: str) -> list[Entry]:
+        """Return the agents that can do what is queued under ``key``."""
+        kind, _, name = key.partition(":")
+        if kind == "cap":
+            pool = self._pools.get(name)
+            return list(pool.agents.values()) if pool is not None else []
+        found = self._agents.get(name)
+        return [found] if found is not None else []
+
+    def refusing(self, key: str) -> Entry | None:
+        """Return an agent that refuses at once what is queued under ``key``, if all do.
+
+        Their pools start nothing any more, until a person has looked: what waits would wait for
+        ever.
+        """
+        entries = self._entries(key)
+        if entries and all(e.pool is not None and e.pool.refusing for e in entries):
+            return entries[0]
+        return None
+
     def why(self, key: str) -> str | None:
         """Return what keeps the first of those that wait under ``key``; None: nothing does."""
         now = time.monotonic()
-        kind, _, name = key.partition(":")
-        pool = self._pools.get(name) if kind == "cap" else None
-        found = self._agents.get(name) if kind != "cap" else None
-        entries = list(pool.agents.values()) if pool is not None else [found] if found else []
+        entries = self._entries(key)
         if not entries:
             return "no agent here can do it"
         if self.free_for(key, now) is not None:
@@ -283,10 +303,7 @@ class Registry:
 
         None when no agent is only waiting for its time.
         """
-        kind, _, name = key.partition(":")
-        pool = self._pools.get(name) if kind == "cap" else None
-        found = self._agents.get(name) if kind != "cap" else None
-        entries = pool.agents.values() if pool is not None else [found] if found else []
+        entries = self._entries(key)
         rests = [entry.wait(now) for entry in entries if entry.free and entry.rate is not None]
         return min(rests, default=None)
 

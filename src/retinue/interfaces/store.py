@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from retinue.archive import Archive
 from retinue.domain.agent import StoredAgent
@@ -43,6 +43,9 @@ class Store(Archive, Protocol):
 
     worker: str
     """This process's epoch: a ULID, new at every ``open``."""
+
+    shared: ClassVar[bool]
+    """Whether other processes may have it open: what waits in it may be done by them."""
 
     sinks: tuple[str, ...]
     """Names of the sinks that each contract is put into the outbox for, in the same commit.

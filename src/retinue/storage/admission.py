@@ -40,7 +40,9 @@ def submit(
         key = execution.queue_key
         hold = Hold.TIME if _later(execution, now) else turns.hold_for(execution)
         leased = intent.worker is not None and hold is Hold.NONE and key not in ready
-        if hold is None or (not leased and waiting[key] >= intent.bound):
+        # One that brings a free slot does not make the queue longer: the first of it gets that.
+        full = intent.worker is None or hold is not Hold.NONE
+        if hold is None or (not leased and full and waiting[key] >= intent.bound):
             results[i] = refused[execution.id] = (
                 Rejected("session_busy", {"session_id": execution.session_id})
                 if hold is None

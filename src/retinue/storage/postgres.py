@@ -21,7 +21,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -80,6 +80,8 @@ class _Batch:
 
 class PostgresStore(Reads, OutboxReads):
     """A ledger in a PostgreSQL database, shared with other processes."""
+
+    shared: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from retinue.domain.execution import ACTIVE, Execution
 from retinue.domain.ids import now_us, ulid
@@ -62,6 +62,8 @@ _NEW_WORK = (Submit, Refuse, Lease, PutKey)
 
 class SqliteStore(Reads, OutboxReads):
     """A ledger in one SQLite file, or in memory (``path`` None)."""
+
+    shared: ClassVar[bool] = False
 
     def __init__(
         self,
