@@ -26,6 +26,7 @@
     │   ├── StoreFull                E_STORE_FULL
     │   ├── PeerUnavailable          E_PEER_UNAVAILABLE
     │   ├── ShuttingDown             E_SHUTTING_DOWN
+    │   │   └── Stopped              E_SHUTTING_DOWN
     │   └── Pending                  E_PENDING
     ├── PeerRefused                  E_PEER_REFUSED
     ├── QueueFull                    E_QUEUE_FULL
@@ -242,6 +243,16 @@ class ShuttingDown(Unavailable):
     code = "E_SHUTTING_DOWN"
 
 
+class Stopped(ShuttingDown):
+    """The server stopped while this was running.
+
+    Not retryable: it may have had effects, and sent again it would be done again.
+    """
+
+    retryable = False
+    default_outcome = "unknown"
+
+
 class Pending(Unavailable):
     """The task is accepted and goes on, but its reply cannot be had here now.
 
@@ -441,7 +452,10 @@ def error_from(error: Mapping[str, Any]) -> RetinueError:
     """Return the exception that an error object (``as_dict``) stands for."""
     code = error.get("code")
     # The first of the tree with that code is the most general one: E_STREAM_BROKEN may have been
-    # a WorkerLost, which a reader of the ledger cannot tell and need not.
-    kind = next((k for k in _tree(ExecutionError) if k.code == code), None)
-    kind = kind or next((k for k in _tree(RetinueError) if k.code == code), ExecutionError)
+    # a WorkerLost, which a reader of the ledger cannot tell and need not. Whether it may be sent
+    # again is another matter.
+    kinds = [k for k in (*_tree(ExecutionError), *_tree(RetinueError)) if k.code == code]
+    again = error.get("retryable")
+    same = (k for k in kinds if k.retryable == again)
+    kind = next(same, kinds[0] if kinds else ExecutionError)
     return kind(str(error.get("message", "")) or None, details=error.get("details") or {})

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from tests.sdk.test_worker import unread
 
 from retinue.cli.check.peer import Peer, Plan
 from retinue.cli.check.suite import check
-from retinue.wire import Control, Error, Frame, Response
+from retinue.wire import Control, Error, Frame, Response, Stream
 from retinue.wire.envelope import encode_message, request
 from retinue.wire.faults import payload_as
 from retinue.wire.payloads import Asking, Fault
@@ -47,6 +48,13 @@ async def shaky(context: Context) -> str:
         raise ConnectionError("the first try fails")
     return "told"
 
+@capability(options=Options(delivery="at_least_once"))
+async def twice(context: Context, seconds: float) -> int:
+    context.text("begun")
+    if context.attempt == 1:
+        await asyncio.sleep(seconds)
+    return context.attempt
+
 @capability()
 async def sleepy(seconds: float) -> str:
     print("printed while working")
@@ -63,7 +71,7 @@ async def big(n: int) -> str:
 """
 YAML = """
 examples: false
-agents: ["fleet:Several", "fleet:shaky", "fleet:sleepy", "fleet:ask", "fleet:big"]
+agents: ["fleet:Several", "fleet:shaky", "fleet:sleepy", "fleet:ask", "fleet:big", "fleet:twice"]
 """
 
 System = Callable[[], Peer]
@@ -288,11 +296,43 @@ async def test_what_runs_is_kept_when_the_time_to_shut_down_is_over(system: Syst
         os.kill(peer._running().pid, signal.SIGTERM)
         peer.order("shutdown", timeout_ms=100)
         fault = failure(await peer.answer(sent, "what was running"))
-        assert (fault.error_code, fault.retryable) == ("E_SHUTTING_DOWN", True)
+        # It ran, so it is not said to be as good as never sent.
+        assert (fault.error_code, fault.retryable) == ("E_SHUTTING_DOWN", False)
+        assert fault.outcome == "unknown"
         assert await peer.ended(30) == 0
         # What agents print, and the log, are on stderr; stdout has nothing but frames.
         assert all(line.startswith(b'{"type":') for line in peer.raw.splitlines())
         assert any("printed while working" in line for line in peer.errors)
+
+
+async def test_what_goes_on_later_is_no_refusal_and_is_done_once(system: System) -> None:
+    async with system() as peer:
+        await peer.until_ready()
+        sent = peer.invoke("twice", {"seconds": 1000}, stream=True)
+        await peer.first("a chunk", lambda f: f if isinstance(f, Stream) else None, 30)
+        peer.order("shutdown", timeout_ms=1)
+        fault = failure(await peer.answer(sent, "what goes on later"))
+        assert (fault.error_code, fault.retryable) == ("E_PENDING", False)
+        assert fault.outcome == "unknown"
+        assert fault.details is not None
+        assert await peer.ended(30) == 0
+    async with system() as peer:
+        await peer.until_ready()
+        found = peer.ask("agent.result", invoke_id=fault.details["invoke_id"])
+        assert success(await peer.answer(found, "its result")) == 2
+
+
+async def test_nobody_waits_for_a_person_when_the_system_is_to_end(system: System) -> None:
+    async with system() as peer:
+        await peer.until_ready()
+        sent = peer.invoke("ask", {})
+        await peer.first("a question", asks, 30)
+        begun = time.monotonic()
+        peer.order("shutdown", timeout_ms=60_000)
+        fault = failure(await peer.answer(sent, "what asks"))
+        assert (fault.error_code, fault.outcome) == ("E_SHUTTING_DOWN", "unknown")
+        assert await peer.ended(30) == 0
+        assert time.monotonic() - begun < 20
 
 
 def test_a_system_that_cannot_start_says_why(place: Place) -> None:

@@ -41,6 +41,7 @@ EXPECTED = {
     "StoreDamaged": 500,
     "Overloaded": 503,
     "ShuttingDown": 503,
+    "Stopped": 503,
     "Pending": 503,
     "PeerUnavailable": 503,
     "PeerRefused": 502,

@@ -84,7 +84,7 @@ async def serve(settings: Settings, pipes: tuple[int, int]) -> None:
         if failing.done():
             raise failing.result()
         failing.cancel()
-        await door.drain()
+        await door.drain(lambda: runtime.engine.drain(0))
     finally:
         await runtime.stop(0)
         await out.close()

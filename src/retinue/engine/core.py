@@ -47,7 +47,7 @@ from retinue.errors import (
     NotFound,
     NotSupported,
     RetinueError,
-    ShuttingDown,
+    Stopped,
     Timeout,
 )
 from retinue.errors import Conflict as ConflictError
@@ -63,6 +63,8 @@ from retinue.interfaces import (
 )
 
 log = logging.getLogger(__name__)
+LOOK_SECONDS = 0.25
+"""How often a drain looks who waits for what will not come."""
 
 
 class Engine:
@@ -244,16 +246,16 @@ class Engine:
         self._let_go()
         loop = asyncio.get_running_loop()
         until = loop.time() + grace
-        for attempt in list(self.attempts.running.values()):
-            if attempt.parked or attempt.asking:
-                # It waits for a child that is queued, and the queue is closed; or for a person.
-                attempt.end(_stopped())
-        while self.attempts.running and loop.time() < until:
+        while self.attempts.running and (left := until - loop.time()) > 0:
+            for attempt in list(self.attempts.running.values()):
+                if attempt.parked or attempt.asking:
+                    # It waits for a child that is queued, and the queue is closed; or for a person.
+                    attempt.end(Stopped())
             waiting = {a.wait() for a in self.attempts.running.values()}
-            await asyncio.wait(waiting, timeout=until - loop.time())
+            await asyncio.wait(waiting, timeout=min(left, LOOK_SECONDS))
         clean = not self.attempts.running
         for attempt in list(self.attempts.running.values()):
-            attempt.end(_stopped())
+            attempt.end(Stopped())
         tasks = {a.task for a in self.attempts.running.values() if a.task is not None}
         tasks |= self.attempts.superseded
         if tasks:
@@ -399,7 +401,7 @@ class Engine:
             accepted = await self.intake.submit(task, authority)
             parent.parked = accepted.attempt is None
             if parent.parked and self.intake.closed:
-                raise _stopped()
+                raise Stopped()
             return result_of(await self._awaited(parent, accepted, authority.owner))
         finally:
             parent.parked = False
@@ -539,7 +541,3 @@ class Engine:
 def _fresh_key() -> Callable[[], bytes]:
     key = secrets.token_bytes(32)
     return lambda: key
-
-
-def _stopped() -> ShuttingDown:
-    return ShuttingDown("the server stopped while this was running", outcome="unknown")

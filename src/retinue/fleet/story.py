@@ -14,9 +14,9 @@ import msgspec
 from retinue.domain.event import Event, EventType
 from retinue.domain.question import QuestionState
 from retinue.domain.strictjson import loads
-from retinue.errors import ExecutionError, RetinueError, ShuttingDown, Timeout, said
+from retinue.errors import ExecutionError, RetinueError, Timeout, said
 from retinue.orchestrator import Orchestrator
-from retinue.orchestrator.invoking import asking_of, result_in, timed_out
+from retinue.orchestrator.invoking import asking_of, result_in, timed_out, unanswered
 from retinue.wire.payloads import Asking
 
 log = logging.getLogger(__name__)
@@ -140,10 +140,7 @@ class Story:
                         if question.state is QuestionState.OPEN:
                             return asking_of(question)
                     await self._told(event.type, data)
-        raise ShuttingDown(
-            "the system is shutting down; the execution is kept and goes on later",
-            details={"invoke_id": self._id},
-        )
+        raise unanswered(self._id)
 
     async def _told(self, kind: EventType, data: dict[str, Any]) -> None:
         if kind is EventType.USAGE:

@@ -20,6 +20,7 @@ from retinue.errors import (
     Gone,
     InvalidInput,
     NotFound,
+    Pending,
     RetinueError,
     Timeout,
     error_from,
@@ -110,7 +111,20 @@ def result_in(kind: EventType, data: dict[str, Any], invoke_id: str) -> Any:
     if kind is EventType.CANCELLED:
         raise Cancelled(details={**data, **ids})
     details = {**(data.get("details") or {}), **ids}
-    raise error_from({"code": data.get("code"), "message": data.get("error"), "details": details})
+    told = {"code": data.get("code"), "message": data.get("error"), "details": details}
+    raise error_from({**told, "retryable": data.get("retryable")})
+
+
+def unanswered(invoke_id: str) -> Pending:
+    """Return what is said of an accepted invocation when this system stops before it ends.
+
+    It is no refusal: whoever sends it again has it done twice.
+    """
+    return Pending(
+        "the system is shutting down; the invocation was accepted, and where its record is kept it"
+        " goes on later: ask for its result instead of sending it again",
+        details={"invoke_id": invoke_id},
+    )
 
 
 def timed_out(error: RetinueError, limit_ms: float, elapsed_ms: int, *, started: bool) -> None:

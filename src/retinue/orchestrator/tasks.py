@@ -248,6 +248,11 @@ class Tasks(Desk):
         """Return how much waits under each queue key, of all owners."""
         return await self._store.depths()
 
+    def asks(self, execution_id: str) -> bool:
+        """Say whether an execution that runs here waits for a person, itself or through others."""
+        attempt = self._engine.attempts.running.get(execution_id)
+        return attempt is not None and bool(attempt.asking)
+
     async def follow(
         self,
         execution_id: str,

@@ -18,9 +18,9 @@ from retinue.domain.event import Event, EventType
 from retinue.domain.principal import Principal
 from retinue.domain.question import QuestionState
 from retinue.domain.strictjson import loads
-from retinue.errors import HumanInputRequired, NotFound, RetinueError, ShuttingDown, Timeout
+from retinue.errors import HumanInputRequired, NotFound, RetinueError, Timeout
 from retinue.orchestrator import Orchestrator
-from retinue.orchestrator.invoking import DEFAULT_MS, asking_of, result_in, timed_out
+from retinue.orchestrator.invoking import DEFAULT_MS, asking_of, result_in, timed_out, unanswered
 from retinue.wire import envelope
 from retinue.wire.payloads import Invoke, InvokeOptions, Note
 from retinue.wire.streams import Narration, answer
@@ -152,10 +152,7 @@ class Telling:
                     if await self._tell(execution_id, event):
                         return
                 yield
-        raise ShuttingDown(
-            "the system is shutting down; the execution is kept and goes on later",
-            details={"invoke_id": execution_id},
-        )
+        raise unanswered(execution_id)
 
     async def _tell(self, execution_id: str, event: Event) -> bool:
         """Tell of one event; return whether that was the answer."""

@@ -39,10 +39,10 @@ KINDS = {
 
 _EXCERPT = 200
 _HEAD = 1024
-_TYPE, _MESSAGE_ID, _CORRELATION_ID = (
-    re.compile(rb'"%s"\s*:\s*"([^"\\]{1,200})"' % name)
-    for name in (b"type", b"message_id", b"correlation_id")
-)
+_FIELDS = {
+    name: re.compile(rb'"%s"\s*:\s*"([^"\\]{1,200})"' % name.encode())
+    for name in ("type", "message_id", "correlation_id")
+}
 _NAN = re.compile(rb"[\[:,]\s*(?:NaN|-?Infinity)|\A\s*(?:NaN|-?Infinity)")
 _LONG = MAX_DIGITS + 1
 _DIGITS = re.compile(rb"\d{%d}" % _LONG)
@@ -55,8 +55,8 @@ class BadFrame(InvalidInput):
     """A line that is no frame, or a frame out of place.
 
     ``kind`` is one of ``KINDS``, ``excerpt`` the line's beginning. ``message_id``,
-    ``correlation_id`` and ``declared`` (its type) are the frame's own, as far as they could be
-    made out: where it was ``decoded`` these are known.
+    ``correlation_id`` and ``declared`` (its type) are the frame's own, where it could be
+    ``decoded``; else ``made_out`` looks for them.
     """
 
     def __init__(
@@ -73,9 +73,9 @@ class BadFrame(InvalidInput):
         super().__init__(reason or KINDS[kind], details={"bad_frame": kind})
         self.kind_of_fault = kind
         self._head = line[:_HEAD]
-        self._message_id = message_id
-        self._correlation_id = correlation_id
-        self._declared = declared
+        self.message_id = message_id
+        self.correlation_id = correlation_id
+        self.declared = declared
         self._decoded = decoded
 
     @property
@@ -83,23 +83,16 @@ class BadFrame(InvalidInput):
         """The line's beginning."""
         return self._head[:_EXCERPT].decode("utf-8", "backslashreplace")
 
-    @property
-    def message_id(self) -> str | None:
-        """Its message_id."""
-        return self._message_id or self._found(_MESSAGE_ID)
+    def made_out(self, field: str) -> str | None:
+        """Return ``message_id``, ``correlation_id`` or ``type``, found in a line that is no JSON.
 
-    @property
-    def correlation_id(self) -> str | None:
-        """Its correlation_id."""
-        return self._correlation_id or self._found(_CORRELATION_ID)
-
-    @property
-    def declared(self) -> str | None:
-        """Its ``type``, whether or not there is such a type."""
-        return self._declared or self._found(_TYPE)
-
-    def _found(self, field: re.Pattern[bytes]) -> str | None:
-        found = field.search(self._head) if not self._decoded else None
+        It may stand anywhere in the line's beginning, so it is no more than likely.
+        """
+        known = {"message_id": self.message_id, "correlation_id": self.correlation_id}
+        value = self.declared if field == "type" else known[field]
+        if value is not None or self._decoded:
+            return value
+        found = _FIELDS[field].search(self._head)
         return found.group(1).decode("utf-8", "replace") if found is not None else None
 
 

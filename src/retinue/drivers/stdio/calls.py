@@ -126,7 +126,7 @@ class Calls:
 
     def refuse_bad(self, bad: BadFrame) -> None:
         """Answer a line that is no frame, where it says that it was to be a request."""
-        if bad.declared == "request":
+        if bad.made_out("type") == "request":
             large = bad.kind_of_fault == "oversize"
             error = TooLarge(bad.message, details=bad.details) if large else bad
-            self._pipe.refuse(bad.message_id or None, error)
+            self._pipe.refuse(bad.made_out("message_id") or None, error)

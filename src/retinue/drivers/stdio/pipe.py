@@ -371,10 +371,10 @@ class Pipe:
             return
         if bad.kind_of_fault == "incomplete":
             return  # it ended while it wrote this, and that is what is said
-        if bad.declared not in _ANSWERS:
+        if bad.made_out("type") not in _ANSWERS:
             self._on_bad(bad)
             return
-        to = bad.correlation_id
+        to = bad.made_out("correlation_id")
         if to is not None and to in self._hearers:
             hearer = self._hearers.pop(to)[0]
             self._exchanges.end(to)

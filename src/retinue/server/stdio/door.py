@@ -21,12 +21,13 @@ from retinue.errors import (
     QueueFull,
     RetinueError,
     ShuttingDown,
+    Stopped,
     TooLarge,
     UnknownOperation,
     said,
 )
 from retinue.orchestrator import LOCAL_ADMIN, Orchestrator
-from retinue.orchestrator.invoking import DEFAULT_MS, begun, pending, provide, task_of
+from retinue.orchestrator.invoking import DEFAULT_MS, begun, pending, provide, task_of, unanswered
 from retinue.server.telling import Telling
 from retinue.wire import envelope
 from retinue.wire.envelope import Control, Frame, Request
@@ -47,6 +48,8 @@ from retinue.wire.strict import BadFrame
 
 log = logging.getLogger(__name__)
 GRACE_MS = 5000.0
+LOOK_SECONDS = 0.1
+LAST_SECONDS = 2.0
 MAX_IN_FLIGHT = 1000
 
 
@@ -72,6 +75,8 @@ class StdioDoor:
         self._most = max_in_flight
         self._running: dict[str, asyncio.Task[None]] = {}
         self._executions: dict[str, str] = {}
+        self._about: dict[str, str] = {}
+        """Which execution each request waits for; those of ``_executions`` end with theirs."""
         self._unwanted: set[str] = set()
         self._operations: dict[str, Callable[[Request], Awaitable[None]]] = {
             "agent.invoke": self._invoke,
@@ -133,6 +138,7 @@ class StdioDoor:
     def _done(self, message_id: str) -> None:
         self._running.pop(message_id, None)
         self._executions.pop(message_id, None)
+        self._about.pop(message_id, None)
         self._unwanted.discard(message_id)
 
     async def _perform(
@@ -141,22 +147,19 @@ class StdioDoor:
         try:
             await operation(frame)
         except asyncio.CancelledError:
-            self.fail(
-                frame.message_id,
-                ShuttingDown(
-                    "the system is shutting down; what was accepted is kept and goes on later",
-                    details=self._ids(frame.message_id),
-                ),
-            )
+            self.fail(frame.message_id, self._left_open(frame.message_id))
         except RetinueError as error:
             self.fail(frame.message_id, error)
         except Exception as error:
             log.exception("a request failed unexpectedly")
             self.fail(frame.message_id, RetinueError(said(error)))
 
-    def _ids(self, message_id: str) -> dict[str, Any]:
-        execution_id = self._executions.get(message_id)
-        return {"invoke_id": execution_id} if execution_id is not None else {}
+    def _left_open(self, message_id: str) -> RetinueError:
+        """Return what a request is told that has no answer when this system stops."""
+        execution_id = self._about.get(message_id)
+        if execution_id is not None:
+            return unanswered(execution_id)
+        return Stopped("the system stopped while this request was taken; it may be on record")
 
     def _order(self, frame: Control) -> None:
         operation = frame.payload.get("operation")
@@ -222,16 +225,19 @@ class StdioDoor:
             self.reply(frame.message_id, begun(accepted.execution_id))
             return
         self._executions[frame.message_id] = accepted.execution_id
+        self._about[frame.message_id] = accepted.execution_id
         if frame.message_id in self._unwanted:
             await self._end(accepted.execution_id)
         await telling.follow(accepted.execution_id)
 
     async def _result(self, frame: Request) -> None:
         asked: Result = payload_as(frame.payload, Result)
+        self._about[frame.message_id] = asked.invoke_id
         await Telling(self, frame.message_id, None).end_of(asked.invoke_id, asked.timeout_ms)
 
     async def _next_step(self, frame: Request) -> None:
         asked: NextStep = payload_as(frame.payload, NextStep)
+        self._about[frame.message_id] = asked.invoke_id
         telling = Telling(self, frame.message_id, None, stop_at_questions=True)
         await telling.step_of(asked.invoke_id, asked.timeout_ms)
 
@@ -253,20 +259,40 @@ class StdioDoor:
         self._grace_ms = min(grace, self._grace_ms if self._grace_ms is not None else grace)
         self.stopping.set()
 
-    async def drain(self) -> None:
+    async def drain(self, end: Callable[[], Awaitable[object]]) -> None:
         """Return once all requests are answered, or the time allowed is over.
 
-        What is not answered then is told that the system stops; what was accepted is kept.
+        It is over, too, when only people are waited for. Then ``end`` stops what runs: who waits
+        for that hears how it ended, and who waits for what goes on later hears that.
         """
         deadline = time.monotonic() + (self._grace_ms or 0) / 1000
         await asyncio.sleep(0)
-        while self._running and (left := deadline - time.monotonic()) > 0:
-            await asyncio.wait(self._running.values(), timeout=left)
+        while self._running and (left := deadline - time.monotonic()) > 0 and not self._only_asks():
+            await asyncio.wait(self._running.values(), timeout=min(left, LOOK_SECONDS))
+        if self._running:
+            await end()
+            over = [task for m, task in list(self._running.items()) if await self._is_over(m)]
+            if over:
+                await asyncio.wait(over, timeout=LAST_SECONDS)
         waiting = list(self._running.values())
         for task in waiting:
             task.cancel()
         if waiting:
             await asyncio.wait(waiting)
+
+    def _only_asks(self) -> bool:
+        """Whether all that is waited for waits for a person."""
+        asks = self.orchestrator.asks
+        return all(m in self._about and asks(self._about[m]) for m in self._running)
+
+    async def _is_over(self, message_id: str) -> bool:
+        execution_id = self._about.get(message_id)
+        if execution_id is None:
+            return False
+        try:
+            return (await self.orchestrator.execution(execution_id, self.principal)).terminal
+        except RetinueError:
+            return False
 
 
 def _card(definition: AgentDefinition) -> Card:
