@@ -70,7 +70,9 @@ class WorkerProcess:
     ) -> Self:
         """Start a worker; return once it is ready.
 
-        It sees PATH and the like, and what ``environment`` names, nothing else of this process's.
+        It runs in ``work_dir``, by default where this process does, so paths among its arguments
+        mean what they mean here. It sees PATH and the like, and what ``environment`` names, nothing
+        else of this process's.
 
         Raises:
             SpawnFailed: it cannot be started, or is not ready in time; nothing of it is left.
@@ -81,7 +83,7 @@ class WorkerProcess:
         config = WorkerConfig(
             command=command,
             environment=dict(environment or {}),
-            work_dir=str(work_dir) if work_dir is not None else None,
+            work_dir=str((work_dir or Path.cwd()).absolute()),
         )
         worker = AgentDefinition(agent_id="worker", name="worker", driver="stdio", config=config)
         try:

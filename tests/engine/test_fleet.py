@@ -1,21 +1,25 @@
 """Specification 000's Python form, with and without an event loop."""
 
 import asyncio
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from retinue import Agent, AgentCapability, Context, Options, capability
+from retinue import Agent, AgentCapability, Context, Options, Settings, capability
 from retinue.errors import (
     AgentNotFound,
     ExecutionError,
     InvalidInput,
     RetinueError,
     ShuttingDown,
+    SpawnFailed,
     Timeout,
 )
 from retinue.fleet import BlockingFleet, Fleet, Invoked, Said
+from retinue.settings import WorkerReference
 from retinue.wire.payloads import Asking
 
 
@@ -71,6 +75,7 @@ async def test_agents_are_started_invoked_and_shut_down() -> None:
     fleet = await Fleet.start(*AGENTS)
     done = await fleet.invoke("echo", [["What is the weather?"]], timeout_ms=30_000)
     assert (done.result, done.success) == ([["What is the weather?"]], True)
+    assert (await fleet.invoke("echo", None)).result is None
     client = fleet.client("Echo")
     assert (await client.invoke({"a": 1}, metadata={"session_id": "s"})).result == {"a": 1}
     execution = await fleet.orchestrator.execution((await client.invoke(1)).invoke_id)
@@ -204,14 +209,27 @@ async def test_a_callback_that_raises_harms_nobody() -> None:
 @pytest.mark.requirement("000.manager-api")
 def test_without_an_event_loop() -> None:
     before = threading.active_count()
-    with BlockingFleet(*AGENTS) as fleet:
+    for name in vars(Fleet):  # none of its methods is missing
+        assert name.startswith("_") or hasattr(BlockingFleet, name)
+    with BlockingFleet.start(*AGENTS) as fleet:
         assert fleet.invoke("echo", [["x"]]).result == [["x"]]
-        invoke_id = fleet.invoke_async("ask")
-        step = fleet.next_step(invoke_id)
+        asked = fleet.invoke_async("ask")
+        invoke_id = asked.invoke_id
+        step = asked.next_step()
         assert isinstance(step, Asking)
+        assert fleet.next_step(invoke_id) == step
         assert fleet.pending_human_inputs() == [step]
         fleet.provide_human_input(invoke_id, step.input_id, "yes")
-        assert fleet.result(invoke_id).result == "yes"
+        assert asked.result().result == fleet.result(invoke_id).result == "yes"
+        echo = fleet.client("Echo")
+        assert echo.invoke(None).result is None
+        assert fleet.handle(echo.invoke_async(7).invoke_id).result().result == 7
+        hanging = fleet.invoke_async("never")
+        hanging.cancel()
+        with pytest.raises(RetinueError):
+            hanging.result()
+        with pytest.raises(AgentNotFound):
+            fleet.client("nobody")
         heard = Heard()
         fleet.invoke_streaming("tell", {"words": 1}, **heard.callbacks())
         assert [said.text for said in heard.chunks] == ["0 "]
@@ -228,3 +246,56 @@ def test_a_fleet_that_cannot_start_leaves_nothing() -> None:
     with pytest.raises(RetinueError):
         BlockingFleet(Echo(), Echo())
     assert threading.active_count() == before
+
+
+WORKER = Path(__file__).with_name("misbehaving.py")
+
+
+@pytest.mark.requirement("000.start", "000.module")
+@pytest.mark.parametrize(
+    ("command", "more", "why"),
+    [
+        (("/absent",), {}, "worker w: cannot start /absent: /absent does not exist"),
+        (("sh", "-c", "echo why >&2; exit 3"), {},
+         "worker w: the worker exited 3 before it was ready: why"),
+        ((sys.executable, str(WORKER), "start=refuse"), {}, "worker w: no module x"),
+        ((sys.executable, str(WORKER), "start=silent"), {"startup_timeout": 0.3},
+         "worker w: it was not ready within 0.3 s"),
+        ((sys.executable, str(WORKER)), {"agents": ("other",)},
+         "worker w: w does not have the agent other"),
+    ],
+)  # fmt: skip
+async def test_a_worker_that_does_not_get_ready_is_an_error_of_start(
+    tmp_path: Path, command: tuple[str, ...], more: dict[str, Any], why: str
+) -> None:
+    worker = WorkerReference(driver="stdio", name="w", command=command, **more)
+    settings = Settings(data_dir=tmp_path, examples=False, entry_points=False, agents=(worker,))
+    with pytest.raises(SpawnFailed) as caught:
+        await Fleet.start(settings=settings)
+    assert caught.value.message == why
+
+
+async def test_relative_directories_are_this_process_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = (sys.executable, WORKER.name)
+    (tmp_path / "programs").mkdir()
+    (tmp_path / "programs" / WORKER.name).write_text(WORKER.read_text())
+    worker = WorkerReference(driver="stdio", name="w", command=command, work_dir=Path("programs"))
+    settings = Settings(data_dir=Path("d"), examples=False, entry_points=False, agents=(worker,))
+    async with await Fleet.start(settings=settings) as fleet:
+        seen = (await fleet.invoke("it", {"do": "env"})).result
+    assert seen["cwd"] == str(tmp_path / "programs")
+    assert seen["env"]["HOME"] == str(tmp_path / "d" / "processes" / "worker-w" / "home")
+
+
+async def test_what_still_runs_at_the_end_is_not_said_to_be_not_started() -> None:
+    fleet = await Fleet.start(*AGENTS)
+    running = asyncio.create_task(fleet.invoke("never"))
+    while not fleet.orchestrator._engine.attempts.running:
+        await asyncio.sleep(0.001)
+    assert not await fleet.shutdown(10)
+    with pytest.raises(ShuttingDown) as caught:
+        await running
+    assert (caught.value.retryable, caught.value.outcome) == (False, "unknown")

@@ -49,6 +49,22 @@ async def test_it_is_spawned_healthy_and_after_its_shutdown_nothing_is_left() ->
 
 
 @pytest.mark.requirement("000.process-api")
+async def test_paths_mean_what_they_mean_to_who_spawns_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here" / "below").mkdir(parents=True)
+    (tmp_path / "here" / "my_worker.py").write_text(PROGRAM.read_text())
+    monkeypatch.chdir(tmp_path / "here")
+    async with await WorkerProcess.spawn(sys.executable, "my_worker.py") as worker:
+        assert os.readlink(f"/proc/{worker.pid}/cwd") == str(tmp_path / "here")
+    below = Path("below")
+    async with await WorkerProcess.spawn(
+        sys.executable, "../my_worker.py", work_dir=below
+    ) as worker:
+        assert os.readlink(f"/proc/{worker.pid}/cwd") == str(tmp_path / "here" / "below")
+
+
+@pytest.mark.requirement("000.process-api")
 async def test_one_that_has_died_is_neither_alive_nor_healthy() -> None:
     before = left()
     async with await WorkerProcess.spawn(*COMMAND) as worker:

@@ -95,7 +95,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     session_id: str
     capability: str | None = None
     agent_id: str | None = None
-    parameters: Any = None
+    parameters: Any = {}
     context: Any = None
     intent: str | None = None
     deadline_us: int | None = None

@@ -29,7 +29,7 @@ from retinue.engine.registry import Registry
 from retinue.engine.schema import parameters_schema
 from retinue.engine.supervisor import Supervisor
 from retinue.engine.views import PoolView
-from retinue.errors import Conflict, InvalidInput, NotFound, RetinueError
+from retinue.errors import Conflict, InvalidInput, NotFound, RetinueError, SpawnFailed
 from retinue.interfaces import Driver, DriverContext, Instance, Store
 
 log = logging.getLogger(__name__)
@@ -142,6 +142,14 @@ class Pools:
         for supervisor in self._supervisors.values():
             supervisor.start()
         await asyncio.gather(*(s.first() for s in self._supervisors.values()))
+
+    def unready(self) -> dict[str, SpawnFailed]:
+        """Return why pools that are to have instances have none, by name."""
+        return {
+            name: supervisor.failure
+            for name, supervisor in self._supervisors.items()
+            if supervisor.failure is not None and not supervisor.pool.ready
+        }
 
     async def stop(self, grace: float) -> None:
         """Stop all instances."""

@@ -22,7 +22,7 @@ from retinue.domain.latency import Operation
 from retinue.domain.supervision import Departure, Phase, judge, plan
 from retinue.engine.pool import Member, Pool
 from retinue.engine.rollout import Rollout
-from retinue.errors import RetinueError, said
+from retinue.errors import RetinueError, SpawnFailed, said
 from retinue.interfaces import Driver, DriverContext, LiveInstance
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,8 @@ class Supervisor:
     ) -> None:
         self.pool = Pool(definition, bound=driver.features.session_bound, bell=self.ring)
         self.last_error: str | None = None
+        self.failure: SpawnFailed | None = None
+        """Why the last one that was started did not become ready; None: it did."""
         self._driver = driver
         self._context = replace(context, meter=self.pool.meter)
         self._rollout = Rollout(self.pool)
@@ -269,13 +271,16 @@ class Supervisor:
             async with asyncio.timeout(seconds):
                 instance = await self._driver.start(self.pool.definition, self._context)
         except TimeoutError:
-            return Departure(False, f"it was not ready within {seconds:g} s")
+            return self._not_ready(SpawnFailed(f"it was not ready within {seconds:g} s"))
         except asyncio.CancelledError:
             return Departure(True, "it was stopped while it started")
+        except SpawnFailed as error:
+            return self._not_ready(error)
         except RetinueError as error:
-            return Departure(False, error.message)
+            return self._not_ready(SpawnFailed(error.message, details=error.details))
         except Exception as error:
-            return Departure(False, said(error))
+            return self._not_ready(SpawnFailed(said(error)))
+        self.failure = None
         member.instance = live = cast(LiveInstance, instance)  # as ``pooled`` says
         if self.pool.closed:
             self._end(member, 0.0)
@@ -302,6 +307,10 @@ class Supervisor:
             self.pool.serve()
             self.ring()
         return await live.ended()
+
+    def _not_ready(self, error: SpawnFailed) -> Departure:
+        self.failure = error
+        return Departure(False, error.message)
 
     def _odd(self, live: LiveInstance) -> str | None:
         """Return why an instance cannot stand beside the others of its pool, if so.

@@ -10,7 +10,7 @@ import msgspec
 
 from retinue.agent import Agent
 from retinue.domain.ids import ulid
-from retinue.errors import Conflict, InvalidInput, NotFound, RetinueError
+from retinue.errors import Conflict, InvalidInput, NotFound, RetinueError, SpawnFailed
 from retinue.fleet.story import Chunk, Complete, Failed, Invoked, Listener, Story
 from retinue.interfaces import Page
 from retinue.orchestrator import Orchestrator
@@ -59,15 +59,15 @@ class Client:
         self.agent = agent
         self._fleet = fleet
 
-    async def invoke(self, given: Any = None, **options: Any) -> Invoked:
+    async def invoke(self, given: Any = msgspec.UNSET, **options: Any) -> Invoked:
         """See ``Fleet.invoke``."""
         return await self._fleet.invoke(self.agent, given, **options)
 
-    async def invoke_async(self, given: Any = None, **options: Any) -> Handle:
+    async def invoke_async(self, given: Any = msgspec.UNSET, **options: Any) -> Handle:
         """See ``Fleet.invoke_async``."""
         return await self._fleet.invoke_async(self.agent, given, **options)
 
-    async def invoke_streaming(self, given: Any = None, **options: Any) -> Invoked | None:
+    async def invoke_streaming(self, given: Any = msgspec.UNSET, **options: Any) -> Invoked | None:
         """See ``Fleet.invoke_streaming``."""
         return await self._fleet.invoke_streaming(self.agent, given, **options)
 
@@ -88,11 +88,14 @@ class Fleet:
         Without settings the record is in memory, and gone at the end.
 
         Raises:
-            RetinueError: an agent cannot be loaded, a worker does not get ready, …
+            SpawnFailed: a worker does not get ready; nothing is left of what was started.
+            RetinueError: an agent cannot be loaded, …
         """
         runtime = Runtime(settings)
         orchestrator = await runtime.start()
         try:
+            for name, failure in runtime.engine.pools.unready().items():
+                raise SpawnFailed(f"worker {name}: {failure.message}", details=failure.details)
             for agent in agents:
                 orchestrator.register_agent(agent)
         except BaseException:
@@ -112,7 +115,7 @@ class Fleet:
     async def invoke(
         self,
         agent: str,
-        given: Any = None,
+        given: Any = msgspec.UNSET,
         *,
         timeout_ms: float = DEFAULT_MS,
         capability: str | None = None,
@@ -131,7 +134,7 @@ class Fleet:
     async def invoke_async(
         self,
         agent: str,
-        given: Any = None,
+        given: Any = msgspec.UNSET,
         *,
         timeout_ms: float = DEFAULT_MS,
         capability: str | None = None,
@@ -144,7 +147,7 @@ class Fleet:
         """
         asked = Invoke(
             agent_name=agent,
-            input=given if given is not None else msgspec.UNSET,
+            input=given,
             metadata=dict(metadata) if metadata is not None else None,
             options=InvokeOptions(timeout_ms=timeout_ms, capability=capability),
         )
@@ -156,7 +159,7 @@ class Fleet:
     async def invoke_streaming(
         self,
         agent: str,
-        given: Any = None,
+        given: Any = msgspec.UNSET,
         *,
         on_chunk: Chunk | None = None,
         on_complete: Complete | None = None,

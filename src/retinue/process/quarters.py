@@ -56,7 +56,7 @@ class Ground:
         common: Sandbox | None = None,
     ) -> None:
         self.link = link
-        self.root = root
+        self.root = root.absolute()  # the keeper, which starts programs, is somewhere else
         self.environment = environment
         self.common = common or Sandbox()
         self.bubblewrap = Bubblewrap(link)
@@ -98,8 +98,9 @@ class Quarters:
         self.ground = ground
         self.config = config
         self.root = ground.root / name
-        self.home = Path(config.home) if config.home else self.root / "home"
-        self.work_dir = Path(config.work_dir) if config.work_dir else self.root / "work"
+        self.home = Path(config.home).absolute() if config.home else self.root / "home"
+        given = Path(config.work_dir).absolute() if config.work_dir else None
+        self.work_dir = given or self.root / "work"
         self.logs = self.root / "logs"
         self.sessions = self.root / "sessions"
         self.path = ""

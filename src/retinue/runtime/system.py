@@ -106,7 +106,7 @@ def _hidden(settings: Settings) -> Sandbox:
     beside = [file.with_name(file.name + end) for end in ("", "-wal", "-shm")] if file else []
     keys = [file.parent / KEY_FILE] if file else []
     guard = (settings.data_dir, *beside, *keys, *settings.files)
-    return Sandbox(hide=environment(private), guard=tuple(map(str, guard)))
+    return Sandbox(hide=environment(private), guard=tuple(str(path.absolute()) for path in guard))
 
 
 class Runtime:

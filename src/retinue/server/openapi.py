@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from retinue.domain.agent import AGENT_ID_PATTERN
 from retinue.server.errors import ErrorBody, Fault
 from retinue.server.records import SESSION_ID_SCHEMA, ULID_PATTERN
 from retinue.server.routing import Operation
@@ -29,9 +30,11 @@ _ALWAYS = (400, 403, 421, 431, 500, 503)
 _WITH_BODY = (408, 413, 415, 422)
 _SAID = ("description", "examples")
 _PATH = re.compile(r"{(\w+)}")
+_NAME = f"^{AGENT_ID_PATTERN}$"
 _PATH_SCHEMAS = {
     "session_id": {"type": "string", "pattern": SESSION_ID_SCHEMA},
     "agent_id": {"type": "string", "description": "The agent's id, or its name if unique."},
+    "name": {"type": "string", "description": "The worker's name.", "pattern": _NAME},
 }
 
 

@@ -149,7 +149,7 @@ def _bad(kind: str, reason: str, value: dict[str, Any], line: bytes) -> BadFrame
         kind,
         reason,
         line,
-        message_id=message_id,
+        message_id=message_id or None,
         correlation_id=correlation_id,
         declared=declared,
         decoded=True,

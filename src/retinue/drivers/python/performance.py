@@ -134,7 +134,7 @@ class Performance:
             return agent.arguments(job.parameters, Context(self))
         task = {
             "capability": job.execution.capability,
-            "parameters": job.parameters if job.parameters is not None else {},
+            "parameters": job.parameters,
             "context": job.context if job.context is not None else {},
             "intent": job.intent,
             "session_id": job.execution.session_id,
