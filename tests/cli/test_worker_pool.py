@@ -86,3 +86,12 @@ def test_a_process_is_shown_with_what_it_works_on(place: Place, server: Server) 
     while place.call("agent", "ps", "--json").json["instances"][0]["status"] != "idle":
         assert time.monotonic() < deadline
     assert ids[0] not in place.call("agent", "ps").out
+
+
+def test_without_a_server_it_is_said_why_a_worker_has_no_agents(place: Place) -> None:
+    configure(place, command=["sh", "-c", "echo 'no module x' >&2; exit 4"])
+    done = place.retinue("run", "it")
+    assert done.code == 2
+    why = "worker w did not get ready: the worker exited 4 before it was ready: no module x"
+    assert done.err.splitlines()[0] == why
+    assert "there is no capability or agent it" in done.err

@@ -14,6 +14,7 @@ from typing import Any, cast
 import httpx
 import msgspec
 
+from retinue.cli import output
 from retinue.cli.client import Client
 from retinue.domain.principal import Principal
 from retinue.orchestrator import LOCAL_ADMIN
@@ -42,6 +43,9 @@ async def opened(settings: Settings, *, working: bool) -> AsyncIterator[Client]:
     runtime = Runtime(settings, own_only=True)
     await (runtime.start() if working else runtime.open())
     try:
+        # Its agents are not there: what is said next would not say why.
+        for name, failure in runtime.engine.pools.unready().items():
+            output.note(f"worker {name} did not get ready: {failure.message}")
         app = cast("Application", create_app(runtime.orchestrator, settings, loopback=True))
         access = _Owner(runtime.orchestrator, loopback=True)
         app.door = msgspec.structs.replace(app.door, access=access)
