@@ -52,6 +52,7 @@ from retinue.storage.writer import Answered, Waiting, settle, take
 
 _STATEMENTS = {name: statement.sqlite for name, statement in BATCH.items()}
 _HEADS_KEPT = 20_000
+_WRITER_CACHE_KIB = 8 * 1024  # what agents stream would fill any, and the system's cache is there
 _READER_CACHE_KIB = 16 * 1024  # the writer knows its rows; who reads a large body needs it once
 GATHER_SECONDS = 0.001
 _CALL_STOP = "stop"
@@ -173,7 +174,7 @@ class SqliteStore(Reads, OutboxReads):
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA busy_timeout = 5000")
-        db.execute("PRAGMA cache_size = -65536")
+        db.execute(f"PRAGMA cache_size = -{_WRITER_CACHE_KIB}")
         db.execute("PRAGMA temp_store = MEMORY")
         db.execute("PRAGMA wal_autocheckpoint = 16000")
         self._connections.append(db)

@@ -19,6 +19,7 @@ is the result; nothing is streamed. ``json-lines``: a line that is a JSON object
 from __future__ import annotations
 
 import codecs
+from collections.abc import Iterator
 from typing import Any
 
 from retinue.domain.event import EventData, EventType
@@ -26,6 +27,8 @@ from retinue.domain.strictjson import decode
 from retinue.errors import AgentFailed, InvalidInput, InvalidResult
 
 _PIECE = 64 * 1024
+_BLOCK = 256 * 1024
+_MOST_FRESH = 1000
 _TEXT = {"output": EventType.CONTENT_CHUNK, "content_chunk": EventType.CONTENT_CHUNK}
 _THOUGHT = {"thought_update": EventType.THINKING, "thinking": EventType.THINKING}
 _AS_IT_IS = {
@@ -39,6 +42,35 @@ _AS_IT_IS = {
 _LEVELS = {"heartbeat": "debug", "error": "warning"}
 
 
+class Text:
+    """Text that grows by pieces of any size, and takes hardly more memory than its UTF-8."""
+
+    def __init__(self) -> None:
+        self._blocks: list[bytes] = []
+        self._fresh: list[str] = []
+        self._size = 0
+
+    def append(self, piece: str) -> None:
+        """Put a piece at its end."""
+        self._fresh.append(piece)
+        self._size += len(piece)
+        if self._size >= _BLOCK or len(self._fresh) >= _MOST_FRESH:
+            self._blocks.append("".join(self._fresh).encode("utf-8", "surrogatepass"))
+            self._fresh.clear()
+            self._size = 0
+
+    def clear(self) -> None:
+        """Forget it."""
+        self._blocks.clear()
+        self._fresh.clear()
+        self._size = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for block in self._blocks:
+            yield block.decode("utf-8", "surrogatepass")
+        yield from self._fresh
+
+
 class Dialect:
     """What has been said so far. ``take`` and ``rest`` return events, ``result`` the end."""
 
@@ -46,7 +78,7 @@ class Dialect:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._parts: list[str] = []
+        self._parts = Text()
         self._size = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 MOST_SAID = 2_000
 MOST_REASON = 200
+MOST_UNREAD = 1 << 20
+"""Bytes of its output that are read and not yet taken in; then it waits in its write."""
 FINISH_SECONDS = 2.0
 
 
@@ -105,7 +107,11 @@ class Performance:
         self._tmp = tmp
         command = await place.command(argv, tmp, stdin=given is not None)
         streams = Streams(
-            Bounds(lines=self._dialect.lines, line_bytes=config.line_bytes),
+            Bounds(
+                lines=self._dialect.lines,
+                line_bytes=config.line_bytes,
+                most_bytes=MOST_UNREAD,
+            ),
             Bounds(lines=False, most=0, when_full="drop"),
             place.log(log),
         )
