@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ AGENTS = (
     command("ends", "sh", "-c", ENDS, output="json-lines", stop_seconds=0.5),
     command("mild", *PYTHON, MILD),
     command("quiet", *PYTHON, ECHO, stdin_open=True, stall_seconds=0.3),
+    command("stopper", "sh", "-c", "printf x; kill -STOP $PPID; exec sleep 1000"),
     command("done", "sh", "-c", "printf out; printf err >&2; exit 3"),
 )
 
@@ -429,3 +431,20 @@ def test_what_waits_says_where_and_for_what(caller: Caller) -> None:
     caller.until(lambda: caller.get(path), lambda e: e["state"] == "running")
     second = caller.get(f"/v1/executions/{queued[1]['execution_id']}")
     assert (second["place"], second["state"]) == (0, "queued")
+
+
+def test_an_agent_that_stops_the_keeper_ends_all_of_them_and_no_question_waits(
+    caller: Caller, served: Served
+) -> None:
+    talk, other = caller.begin("talk")
+    stopper, _ = caller.begin("stopper")
+    for execution_id in (talk, stopper):
+        look = partial(caller.get, f"/v1/executions/{execution_id}")
+        ended = caller.until(look, lambda e: e["state"] not in {"queued", "running"})
+        assert (ended["state"], ended["outcome"]) == ("failed", "unknown")
+        assert "was lost: its keeper was killed: it was stopped" in ended["error"]["message"]
+        assert ended["error"]["details"]["reason"] == "lost"
+    assert caller.instance(other)["reason"] == "lost"
+    assert not alive(other["pid"])
+    _, again = caller.begin("talk")  # another keeper has begun
+    assert caller.post(f"/v1/instances/{again['instance_id']}/stop")["state"] == "stopped"
