@@ -259,8 +259,8 @@ def judged(looks: list[tuple[bool, bool, bool]]) -> float | None:
 
 
 def test_silence_ends_a_keeper_only_when_something_is_asked() -> None:
-    looks = int((SILENT_SECONDS + ASK_SECONDS) / LOOK_SECONDS)
-    assert judged([(False, True, False)] * looks) == SILENT_SECONDS + ASK_SECONDS
+    looks = int(SILENT_SECONDS / LOOK_SECONDS)
+    assert judged([(False, True, False)] * looks) == SILENT_SECONDS
     assert judged([(False, True, False)] * (looks - 1)) is None
     assert judged([(False, False, False)] * looks * 2) is None
     assert judged([*[(False, True, False)] * (looks - 1), (True, True, False)] * 3) is None

@@ -67,9 +67,11 @@ class JoinedLink(KeeperLink):
                 why = patience.judge(heard=False, waits=True, still=stopped(pid))
             elif knocked:
                 why = await self._answer(pid, patience)
-                if self.here is not None:
+                if self.here:
                     return
                 self._drop()
+                if self.here is not None:
+                    raise SpawnFailed(f"keeper {self._incarnate} keeps nothing any more")
             elif time.monotonic() > until and stopped(pid):
                 why = "it was stopped"
             if why is not None:

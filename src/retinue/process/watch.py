@@ -18,8 +18,8 @@ from retinue.keeper.seal import STOPPED_SECONDS, stopped
 LOOK_SECONDS = 0.25
 ASK_SECONDS = 5.0
 """How long it may say nothing before it is asked whether it is there."""
-SILENT_SECONDS = 15.0
-"""How long it may leave a question open, on a machine that is busy, before it counts as gone."""
+SILENT_SECONDS = 20.0
+"""How long it may say nothing although it was asked: much, for the machine may be busy."""
 
 
 class Patience(msgspec.Struct):
@@ -34,7 +34,7 @@ class Patience(msgspec.Struct):
         self.standing = self.standing + LOOK_SECONDS if still and not heard else 0.0
         if self.standing > STOPPED_SECONDS:
             return f"it was stopped, and said nothing for {self.silent:g} s"
-        if waits and self.silent >= SILENT_SECONDS + ASK_SECONDS:
+        if waits and self.silent >= SILENT_SECONDS:
             return f"it said nothing for {self.silent:g} s"
         return None
 
