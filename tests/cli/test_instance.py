@@ -54,6 +54,9 @@ def test_an_agents_process_is_shown_heard_and_ended(place: Place, server: Server
     for which in ("talk", shown["instance_id"], execution_id):
         done = place.call("agent", "logs", which)
         assert (done.code, done.out, done.err) == (0, "on\n", "e\n")
+    cut = place.call("agent", "logs", "talk", "--tail", "2")
+    assert cut.out == "m\n"
+    assert "stdout: 6 bytes before this are not shown" in cut.err
     assert place.call("agent", "logs", "talk", "--json").json["stdout"] == "on\x1b[31m\n"
     following = place.start("agent", "logs", "-f", "talk")
     assert following.stdout is not None

@@ -10,12 +10,14 @@ from retinue.process.log import (
     LogFollower,
     LogWriter,
     Mask,
+    dropped,
     forms,
     last_said,
     masked,
     read_log,
 )
 from retinue.process.reading import TAIL_BYTES
+from retinue.process.traces import settle
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 100])
@@ -64,6 +66,24 @@ def test_what_an_error_quotes_is_masked_before_it_is_cut(cut: int) -> None:
 def test_a_secret_that_fills_all_that_is_kept_is_not_shown() -> None:
     secret = "0123456789" * 1000
     assert last_said(secret[7 : 7 + TAIL_BYTES].encode(), forms([secret]), 2000) == "***"
+
+
+def test_what_is_not_kept_any_more_is_counted(tmp_path: Path) -> None:
+    writer = LogWriter()
+    take = InstanceLog(writer, tmp_path, 200).stream("stdout")
+    text = "".join(f"line {n:04}\n" for n in range(60)).encode()
+    for at in range(0, len(text), 10):
+        take(text[at : at + 10])
+    take(b"")
+    writer.close()
+    kept = read_log(tmp_path, "stdout")
+    follower = LogFollower(tmp_path, "stdout", 30)
+    assert follower.read() == text[-30:]
+    assert follower.skipped == len(kept) - 30
+    assert follower.dropped == len(text) - len(kept) > 0
+    follower.close()
+    settle(tmp_path, 50)
+    assert dropped(tmp_path / "stdout") > follower.dropped
 
 
 def test_what_is_followed_begins_with_a_whole_character(tmp_path: Path) -> None:

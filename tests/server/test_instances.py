@@ -43,6 +43,7 @@ MILD = (
     "import signal, sys, time\nsignal.signal(15, lambda *_: sys.exit(0))\n"
     "print('one\\ntwo\\nthree', flush=True)\ntime.sleep(1000)"
 )
+MISSING = ("skipped", "dropped")
 SECONDS = 20.0
 
 
@@ -144,8 +145,12 @@ def test_a_process_is_shown_from_its_start_to_after_its_end(caller: Caller) -> N
         "instance_id": i["instance_id"],
         "stdout": "begun\n",
         "stderr": "oops\n",
+        **dict.fromkeys(
+            ("stdout_skipped", "stderr_skipped", "stdout_dropped", "stderr_dropped"), 0
+        ),
     }
-    assert caller.log(i, tail=3)["stdout"] == "un\n"
+    end = caller.log(i, tail=3)
+    assert (end["stdout"], end["stdout_skipped"]) == ("un\n", 3)
     again = caller.instance(i)
     assert again["uptime_secs"] == stopped["uptime_secs"] > 0
     assert again["messages_received"] == 1

@@ -110,7 +110,8 @@ def logs(
 ) -> None:
     """Show what an agent's process writes: stdout on stdout, stderr on stderr; also after its end.
 
-    Its terminal escapes are taken out; --json keeps them.
+    First all of the one, then of the other, unless it is followed: the order among them is not
+    kept. Its terminal escapes are taken out; --json keeps them.
     """
 
     async def run(client: Client) -> None:
@@ -124,9 +125,18 @@ def logs(
             output.show(answer)
             return
         for stream in ("stdout", "stderr"):
+            _say_what_is_cut(stream, answer[f"{stream}_skipped"], answer[f"{stream}_dropped"])
             _print({"stream": stream, "text": answer[stream]}, json=False)
 
     ask(run, url=url, config=config)
+
+
+def _say_what_is_cut(stream: str, skipped: int, dropped: int) -> None:
+    """Say how much was written before what is shown."""
+    if skipped:
+        output.note(f"{stream}: {skipped} bytes before this are not shown; --tail shows more")
+    if dropped:
+        output.note(f"{stream}: its first {dropped} bytes are not kept any more")
 
 
 def pause(which: Which, url: Url = None, config: Config = None, json: Json = False) -> None:

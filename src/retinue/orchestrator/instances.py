@@ -6,7 +6,7 @@ import asyncio
 import signal
 from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -25,6 +25,14 @@ LOOK_SECONDS = 0.1
 STOP_SECONDS = 5.0
 _MOST_LEFT = 1_000
 _STREAMS = ("stdout", "stderr")
+
+
+class LogTail(NamedTuple):
+    """The end of a stream, how many bytes before it are kept, and how many before those not."""
+
+    text: str = ""
+    skipped: int = 0
+    dropped: int = 0
 
 
 class Instances(Desk):
@@ -154,9 +162,19 @@ class Instances(Desk):
         Raises:
             NotFound: there is no such instance of this owner.
         """
+        tails = await self.log_tails(instance_id, tail, principal)
+        return {stream: found.text for stream, found in tails.items()}
+
+    async def log_tails(
+        self, instance_id: str, tail: int | None = None, principal: Principal = LOCAL_ADMIN
+    ) -> dict[str, LogTail]:
+        """Return what ``log_of`` does, and how much came before it.
+
+        Raises:
+            NotFound: there is no such instance of this owner.
+        """
         record = await self._instance(instance_id, principal)
-        read = await asyncio.to_thread(_read_once, record, tail)
-        return {stream: data.decode("utf-8", "replace") for stream, data in read}
+        return await asyncio.to_thread(_read_once, record, tail)
 
     async def follow_log(
         self,
@@ -269,10 +287,13 @@ def _followers(record: InstanceRecord, tail: int | None) -> _Followers:
     return [(stream, LogFollower(Path(place), stream, tail)) for stream in _STREAMS]
 
 
-def _read_once(record: InstanceRecord, tail: int | None) -> list[tuple[str, bytes]]:
+def _read_once(record: InstanceRecord, tail: int | None) -> dict[str, LogTail]:
     followers = _followers(record, tail)
     try:
-        return _read_all(followers)
+        return {
+            stream: LogTail(data.decode("utf-8", "replace"), follower.skipped, follower.dropped)
+            for (stream, follower), (_, data) in zip(followers, _read_all(followers), strict=True)
+        }
     finally:
         for _, follower in followers:
             follower.close()

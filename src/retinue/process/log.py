@@ -22,6 +22,7 @@ from retinue.process.reading import TAIL_BYTES
 
 MOST_QUEUED = 16 << 20
 MOST_READ = 1 << 20
+_DROPPED = ".dropped"
 
 
 class LogWriter:
@@ -78,6 +79,20 @@ class LogWriter:
             thread.join()
 
 
+def note_dropped(path: Path, size: int) -> None:
+    """Note that so many of the first bytes of a stream are not kept any more."""
+    note = path.with_name(path.name + _DROPPED)
+    note.write_text(str(dropped(path) + size))
+
+
+def dropped(path: Path) -> int:
+    """Return how many of the first bytes of a stream are not kept any more."""
+    try:
+        return int(path.with_name(path.name + _DROPPED).read_text())
+    except (OSError, ValueError):
+        return 0
+
+
 class _File:
     """One stream's file; only the writer's thread touches the disk."""
 
@@ -88,13 +103,16 @@ class _File:
         self.lost = 0
 
     def append(self, data: bytes) -> None:
-        data = data[-self._half :]
+        cut, data = len(data[: -self._half]), data[-self._half :]
         try:
             if self._size is None:
                 self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 self._size = self._path.stat().st_size if self._path.exists() else 0
             if self._size + len(data) > self._half:
-                self._path.replace(self._path.with_name(self._path.name + ".1"))
+                old = self._path.with_name(self._path.name + ".1")
+                if cut := cut + (old.stat().st_size if old.exists() else 0):
+                    note_dropped(self._path, cut)
+                self._path.replace(old)
                 self._size = 0
             with self._path.open("ab") as file:
                 file.write(data)
@@ -233,7 +251,9 @@ class LogFollower:
         self._file: BinaryIO | None = None
         self._waiting = [f for f in (_open(self._old), _open(self._path)) if f is not None]
         self.skipped = 0
-        """How many bytes that are kept it does not show."""
+        """How many bytes it does not show of those that are kept."""
+        self.dropped = dropped(self._path)
+        """How many are not kept."""
         self._begins = self._skip(tail) if tail is not None else False
 
     def _skip(self, tail: int) -> bool:

@@ -13,6 +13,8 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
+from retinue.process.log import note_dropped
+
 MOST_LOGS = 100
 """How many processes' logs are kept per agent; the oldest are removed."""
 IDLE_SECONDS = 2 * 86_400
@@ -85,5 +87,6 @@ def _shorten(path: Path, most: int) -> None:
         new = path.with_name(f"{path.name}.new")
         new.write_bytes(end)
         new.replace(path)
+        note_dropped(path, size - most)
     except OSError:
         pass

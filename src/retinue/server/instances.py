@@ -15,12 +15,14 @@ from retinue.domain.event import Piece
 from retinue.domain.instance import InstanceState
 from retinue.interfaces import InstanceFilter
 from retinue.orchestrator.instance_views import InstanceView
+from retinue.orchestrator.instances import LogTail
 from retinue.server.admission import share_of
 from retinue.server.records import Query, Ulid
 from retinue.server.routing import Call, Operation, encode
 from retinue.server.streams import EventStream
 
 MOST_TAIL = 1 << 20
+MOST_TEXT = 128 << 10
 _STATES = "|".join(state.value for state in InstanceState)
 _SIGNALS = {
     **{name: signal.Signals[f"SIG{name}"] for name in ("INT", "TERM", "HUP", "QUIT", "KILL")},
@@ -75,11 +77,20 @@ class LogQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class InstanceLog(msgspec.Struct, frozen=True, kw_only=True):
-    """What is kept of what an instance wrote; bytes that are no UTF-8 are replaced."""
+    """What is kept of what an instance wrote; bytes that are no UTF-8 are replaced.
+
+    Before what is shown it wrote `skipped` bytes that are kept (a larger `tail` shows them), and
+    before those `dropped` ones that are not. The two streams' order among each other is not kept:
+    who follows sees them as they come.
+    """
 
     instance_id: Ulid
     stdout: str
     stderr: str
+    stdout_skipped: int
+    stderr_skipped: int
+    stdout_dropped: int
+    stderr_dropped: int
 
 
 class SignalBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -106,7 +117,8 @@ class StdinBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     EXAMPLE: ClassVar[dict[str, Any]] = {"text": "go on\n"}
 
-    text: Annotated[str, msgspec.Meta(max_length=1 << 20)] = ""
+    # Escaped as JSON it may be six times as long, and a body has a bound of its own.
+    text: Annotated[str, msgspec.Meta(max_length=MOST_TEXT)] = ""
     close: bool = False
 
 
@@ -184,10 +196,17 @@ async def instance_log(call: Call) -> bytes | Response:
             principal=call.principal,
         )
         return EventStream(_pieces(found))
-    log = await call.orchestrator.log_of(instance_id, query.tail, call.principal)
+    log = await call.orchestrator.log_tails(instance_id, query.tail, call.principal)
+    out, err = log.get("stdout", LogTail()), log.get("stderr", LogTail())
     return encode(
         InstanceLog(
-            instance_id=instance_id, stdout=log.get("stdout", ""), stderr=log.get("stderr", "")
+            instance_id=instance_id,
+            stdout=out.text,
+            stderr=err.text,
+            stdout_skipped=out.skipped,
+            stderr_skipped=err.skipped,
+            stdout_dropped=out.dropped,
+            stderr_dropped=err.dropped,
         )
     )
 
