@@ -10,12 +10,16 @@ from retinue.domain.principal import Role
 
 
 class QuestionState(StrEnum):
-    """``lost``: the run that asked died with the question open, and could not be kept."""
+    """``lost``: the run that asked died with the question open, and could not be kept.
+
+    ``withdrawn``: the agent does not want an answer any more, and goes on.
+    """
 
     OPEN = "open"
     ANSWERED = "answered"
     EXPIRED = "expired"
     LOST = "lost"
+    WITHDRAWN = "withdrawn"
 
 
 class QuestionKind(StrEnum):
@@ -28,9 +32,9 @@ class QuestionKind(StrEnum):
 class Question(msgspec.Struct, kw_only=True):
     """A stored question. ``answer`` and ``schema`` are JSON bytes.
 
-    ``closed_seq`` is the number of its execution's last event when it was answered, or expired:
-    there the digest of the events takes that in. ``answer_hash`` stays when the answer is erased.
-    ``role`` is the least that who answers must be.
+    ``closed_seq`` is the number of its execution's last event when it was answered, or ended
+    unanswered: there the digest of the events takes that in. ``answer_hash`` stays when the answer
+    is erased. ``role`` is the least that who answers must be.
     """
 
     id: str

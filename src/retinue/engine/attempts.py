@@ -248,7 +248,10 @@ class Attempts:
                     return event
                 if kind is EventType.INPUT_REQUIRED:
                     attempt.effects = True
-                    await self.questions.ask(attempt, event, await self._rest(attempt))
+                    if event.data.get("withdrawn"):
+                        await self.questions.withdraw(attempt, event.data["question_id"])
+                    else:
+                        await self.questions.ask(attempt, event, await self._rest(attempt))
                     continue
                 await self._pen(attempt).write(event)
                 if kind is EventType.USAGE:

@@ -91,6 +91,16 @@ class Questions:
         if isinstance(result, Ok):
             await self.answered(attempt.execution.id, question_id, Unanswered())
 
+    async def withdraw(self, attempt: Attempt, question_id: str) -> None:
+        """Close a question that its agent does not ask any more; the execution goes on running.
+
+        One that was answered meanwhile stays so; its agent has no use for the answer.
+        """
+        await self._write(CloseQuestion(question_id, QuestionState.WITHDRAWN.value, now_us()))
+        if attempt.question == question_id:
+            attempt.question = None
+            self.ended(attempt)
+
     async def answered(self, execution_id: str, question_id: str, value: Any) -> None:
         """Hand an answer (or the error that stands for it) to the agent that asked."""
         attempt = self._running.get(execution_id)

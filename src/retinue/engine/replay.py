@@ -29,6 +29,7 @@ from retinue.engine.verdict import UNREADABLE, Broken, Fault, Progress, stored
 from retinue.interfaces import Store
 
 _PAGE = 2000
+_CLOSED = (QuestionState.ANSWERED, QuestionState.EXPIRED, QuestionState.WITHDRAWN)
 _AUDITS_KEPT = 64
 
 Stream = AsyncIterator[tuple[Event, bytes | None]]
@@ -176,7 +177,7 @@ class _Run:
         self._waits = self._waits or is_open
         if is_open and self.execution.state is not State.INPUT_REQUIRED:
             raise self._broken(f"question {question.id} was changed: nobody waits for its answer")
-        open_end = question.state in (QuestionState.ANSWERED, QuestionState.EXPIRED)
+        open_end = question.state in _CLOSED
         untold = open_end and question.closed_seq is None
         if untold and is_sealed(self.execution.digest):
             raise self._broken(f"question {question.id} was changed: nothing says how it ended")

@@ -290,6 +290,9 @@ class Instance(Protocol):
     def execute(self, job: Job, /) -> AbstractAsyncContextManager[AsyncIterator[EventData]]:
         """Perform ``job``: the events it yields, ending with ``completed``.
 
+        ``input_required`` asks a question; with ``withdrawn`` set, it takes back the one that it
+        names, which is open.
+
         A failure raises. Leaving the context cancels the work.
         """
         ...

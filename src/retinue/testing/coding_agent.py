@@ -16,6 +16,8 @@ The steps are those of ``script`` (``say``, ``think``, ``slow``, ``hang``, ``usa
     [[vanish]]             end with no last word, exit 0    [[deaf]]             heed no way to stop
     [[linger]]             live on after the result         [[spawn]]            leave a process
     [[cost USD]]           what it cost                     [[twice]]            end the turn twice
+    [[cut]]                the model's stream is cut and begun again: what this reply said is void
+    [[whole TEXT]]         say it in a message that is not streamed (claude)
     [[write PATH]]         say whether it can write there   [[connect PORT]]     … 127.0.0.1 answers
 
 Its sessions are kept below HOME, so that a later process knows them; ``--version`` says the
@@ -136,6 +138,12 @@ class Voice:
     def retry(self, number: int) -> None:
         """Say that the model is asked again."""
 
+    def cut(self) -> None:
+        """Give up the message whose stream was cut, and begin another one."""
+
+    def fall_back(self, text: str) -> None:
+        """Say a message that was not streamed."""
+
     def reply(self, tokens_in: int, tokens_out: int) -> None:
         """Say that a reply of the model has ended, and what it used."""
 
@@ -225,8 +233,19 @@ class Turn:
                 self.cost += step.number()
             case "write" | "connect":
                 self._say(f"{step.verb}: {_tried(step)} ")
+            case "cut" | "whole":
+                self._again(step)
             case _:
                 self._misbehave(step)
+
+    def _again(self, step: Step) -> None:
+        """Have the stream of this reply fail: it begins anew, or comes as a whole."""
+        self.said.clear()
+        if step.verb == "cut":
+            self.voice.cut()
+        else:
+            self.said.append(step.rest)
+            self.voice.fall_back(step.rest)
 
     def _misbehave(self, step: Step) -> None:
         match step.verb:

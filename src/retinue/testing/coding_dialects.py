@@ -72,6 +72,7 @@ class Claude(Voice):
         self._turn: Turn | None = None
         self._answers: dict[str, tuple[threading.Event, dict[str, Any]]] = {}
         self._number = 0
+        self._pieces: list[str] = []
         self._total = 0.0
         self._cost_file = f"cost-{self._session}"
 
@@ -80,7 +81,9 @@ class Claude(Voice):
         heed(lambda: self.deaf, lambda: None)
         if self._resumed is not None and not self._memory.knows(self._resumed):
             sys.stderr.write(f"No conversation found with session ID: {self._resumed}\n")
-            self.out.line(self._result("error_during_execution", True, turns=0))
+            lost = f"No conversation found with session ID: {self._resumed}"
+            end = self._result("error_during_execution", True, turns=0)
+            self.out.line(end | {"errors": [lost]})
             sys.exit(1)
         if not self._spoken:
             self._run(sys.stdin.read())
@@ -162,9 +165,9 @@ class Claude(Voice):
             "num_turns": turns,
         }
 
-    def _event(self, event: dict[str, Any]) -> None:
+    def _event(self, event: dict[str, Any], **more: Any) -> None:
         line = {"type": "stream_event", "event": event, "session_id": self._session}
-        self.out.line(line | {"parent_tool_use_id": None})
+        self.out.line(line | {"parent_tool_use_id": None} | more)
 
     def _message(self, kind: str, content: list[Any]) -> None:
         message = {"id": f"msg_{self._number}", "role": kind, "model": "fake", "content": content}
@@ -181,7 +184,29 @@ class Claude(Voice):
 
     def text(self, text: str) -> None:
         """Say a piece of text."""
+        self._pieces.append(text)
         self._delta({"type": "text_delta", "text": text})
+
+    def _whole(self) -> None:
+        """Say the text of a message once more, as a whole."""
+        if self._pieces:
+            self._message("assistant", [{"type": "text", "text": "".join(self._pieces)}])
+            self._pieces.clear()
+
+    def cut(self) -> None:
+        """Give up the message whose stream was cut, and begin another one."""
+        self._pieces.clear()
+        void = {"api_message_id": f"msg_{self._number}", "from_block_index": 0}
+        self._event({"type": "message_stop"}, abandoned_blocks=void)
+        line = {"type": "system", "subtype": "api_retry", "attempt": 1, "max_retries": 10}
+        self.out.line(line | {"error_status": None, "error": "unknown"})
+        self._start()
+
+    def fall_back(self, text: str) -> None:
+        """Say a message that was not streamed, in place of one that could not be."""
+        self._pieces.clear()
+        self._number += 1
+        self._message("assistant", [{"type": "text", "text": text}])
 
     def thought(self, text: str) -> None:
         """Say a piece of thought."""
@@ -190,6 +215,7 @@ class Claude(Voice):
 
     def tool(self, key: str, name: str, given: dict[str, Any]) -> None:
         """Say that a tool is called."""
+        self._whole()
         self._message("assistant", [{"type": "tool_use", "id": key, "name": name, "input": given}])
 
     def result(self, key: str, name: str, said: str, failed: bool) -> None:
@@ -215,7 +241,7 @@ class Claude(Voice):
 
     def reply(self, tokens_in: int, tokens_out: int) -> None:
         """Say that a reply of the model has ended."""
-        self._message("assistant", [{"type": "text", "text": "(whole)"}])
+        self._whole()
         usage = {"input_tokens": tokens_in, "output_tokens": tokens_out}
         self._event({"type": "message_delta", "delta": {"stop_reason": "x"}, "usage": usage})
         self._start()
@@ -232,6 +258,8 @@ class Thread(Voice):
         self.turn: Turn | None = None
         self.turn_id = ""
         self.total = [0, 0]
+        self._message = 0
+        self._pieces: list[str] = []
 
     def say(self, method: str, **params: Any) -> None:
         """Send a notification."""
@@ -250,13 +278,33 @@ class Thread(Voice):
                 status, error = "failed", {"message": failure, "codexErrorInfo": "other"}
         except Stopped:
             status = "interrupted"
-        item = {"type": "agentMessage", "id": "m", "text": "".join(turn.said)}
+        item = {"type": "agentMessage", "id": "last", "text": "".join(turn.said)}
         self.say("item/completed", item=item)
         self.say("turn/completed", turn={"id": self.turn_id, "status": status, "error": error})
 
     def text(self, text: str) -> None:
         """Say a piece of text."""
-        self.say("item/agentMessage/delta", itemId="m", delta=text)
+        item = f"m{self._message}"
+        if not self._pieces:
+            begun = {"type": "agentMessage", "id": item, "text": ""}
+            self.say("item/started", item=begun)
+        self._pieces.append(text)
+        self.say("item/agentMessage/delta", itemId=item, delta=text)
+
+    def cut(self) -> None:
+        """Give up the message whose stream was cut; nothing says so but the retry."""
+        self._pieces.clear()
+        self._message += 1
+        self.retry(1)
+
+    def _whole(self) -> None:
+        """Say that a message has come to its end."""
+        if self._pieces:
+            text = "".join(self._pieces)
+            item = {"type": "agentMessage", "id": f"m{self._message}", "text": text}
+            self.say("item/completed", item=item)
+            self._pieces.clear()
+            self._message += 1
 
     def thought(self, text: str) -> None:
         """Say a piece of thought."""
@@ -267,6 +315,7 @@ class Thread(Voice):
 
     def tool(self, key: str, name: str, given: dict[str, Any]) -> None:
         """Say that a tool is called."""
+        self._whole()
         self.say("item/started", item=self._item(key, given, status="inProgress"))
 
     def result(self, key: str, name: str, said: str, failed: bool) -> None:
@@ -297,6 +346,7 @@ class Thread(Voice):
 
     def reply(self, tokens_in: int, tokens_out: int) -> None:
         """Say what a reply of the model used."""
+        self._whole()
         self.total[0] += tokens_in
         self.total[1] += tokens_out
         total = {"inputTokens": self.total[0], "outputTokens": self.total[1]}

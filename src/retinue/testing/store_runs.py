@@ -332,16 +332,21 @@ class QuestionRules:
         assert await store.write(answer(ulid())) == Rejected("not_found")
         assert await store.write(answer(question_id, "ann")) == Ok()
 
-    async def test_it_may_close_unanswered(self, store: Store) -> None:
+    @pytest.mark.parametrize("state", [QuestionState.EXPIRED, QuestionState.WITHDRAWN])
+    async def test_it_may_close_unanswered(self, store: Store, state: QuestionState) -> None:
         e, question_id = await asked(store)
-        close = CloseQuestion(question_id, QuestionState.EXPIRED.value, now_us())
+        close = CloseQuestion(question_id, state.value, now_us())
         assert await store.write(close) == Ok()
-        assert (await question(store, question_id)).state is QuestionState.EXPIRED
+        assert (await question(store, question_id)).state is state
         assert (await load(store, e)).state is State.RUNNING
-        assert await store.write(answer(question_id)) == Conflict("answered", {"state": "expired"})
-        assert await store.write(close) == Conflict("answered", {"state": "expired"})
-        unknown = CloseQuestion(ulid(), QuestionState.EXPIRED.value, now_us())
+        late = Conflict("answered", {"state": state.value})
+        assert await store.write(answer(question_id)) == late
+        assert await store.write(close) == late
+        unknown = CloseQuestion(ulid(), state.value, now_us())
         assert await store.write(unknown) == Rejected("not_found")
+        assert (await store.questions(None, Page())).items == []
+        assert isinstance(await store.write(finish(e, State.COMPLETED)), Appended)
+        await verify_events(store, e)
 
     @pytest.mark.parametrize("state", [State.FAILED, State.CANCELLED, State.COMPLETED])
     async def test_it_is_lost_when_the_run_ends(self, store: Store, state: State) -> None:

@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 
 from retinue.domain.agent import AgentDefinition
 from retinue.drivers.coding.acp_dialect import AcpDialect
-from retinue.drivers.coding.config import CodingConfig, prompt_of
+from retinue.drivers.coding.config import CodingConfig, plainly, prompt_of
 from retinue.drivers.coding.driver import CodingDriver, CodingInstance
+from retinue.drivers.coding.natives import is_unknown, kept
 from retinue.drivers.coding.once import GeminiOnce, OpencodeOnce
 from retinue.drivers.coding.presets import PRESETS
 from retinue.drivers.coding.spoken import SpokenTurn
@@ -98,6 +99,8 @@ class AcpTurn(SpokenTurn):
                     await self._replayed()
                     return loaded or {}
                 except RpcError as error:
+                    if not is_unknown(error):
+                        raise kept(self.config.kind, earlier, error) from error
                     why = str((error.data or {}).get("details", error.message)
                               if isinstance(error.data, dict) else error.message)  # fmt: skip
             self.native = None
@@ -120,6 +123,7 @@ class AcpTurn(SpokenTurn):
         text = prompt_of(self.job)
         if self.config.system_prompt is not None and not self._loaded:
             text = f"{self.config.system_prompt}\n\n{text}"  # the protocol has no other place
+        text = plainly(self.config.kind, text)
         self._dialect.open = True
         given = {"sessionId": self._session, "prompt": [{"type": "text", "text": text}]}
         try:
@@ -153,6 +157,8 @@ class AcpTurn(SpokenTurn):
         """Cancel the turn; the answer to the prompt says that it was."""
         if self._session is not None:
             self._rpc.notify("session/cancel", {"sessionId": self._session})
+            for ask in self.asking.drop():  # who cancels has to answer what was asked
+                ask.reply(None, "cancelled")
             if self._greeting is not None:
                 await asyncio.wait({self._greeting})
 

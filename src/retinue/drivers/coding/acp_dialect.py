@@ -15,14 +15,18 @@ The answer to ``session/prompt`` is the end.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 from retinue.domain.event import EventType
+from retinue.drivers.coding.asking import wording
 from retinue.drivers.coding.scribe import Ask, Scribe, fitting, number, text_of
 from retinue.errors import AgentFailed, BudgetExceeded, Cancelled, RetinueError
 from retinue.wire.jsonrpc import Call
 
+_ONCE = "allow_once"
+_NO = ("reject_once", "reject_always")
 _OVER = {"completed", "failed"}
 
 
@@ -82,18 +86,19 @@ class AcpDialect:
         tool = call.params.get("toolCall") or {}
         options = call.params.get("options") or []
 
-        def reply(allowed: bool, why: str) -> None:
-            for kind in ("allow_once", "allow_always") if allowed else ("reject_once",):
-                for option in options:
-                    if option.get("kind") == kind:
-                        chosen = {"outcome": "selected", "optionId": option.get("optionId")}
-                        answer({"outcome": chosen})
-                        return
-            answer({"outcome": {"outcome": "cancelled"}})
-
         name = tool_of(tool)
-        prompt = f"May it use {name}? {tool.get('title') or ''}"
-        self._scribe.ask(Ask(str(call.id), name, arguments_of(tool), prompt, reply))
+
+        def reply(allowed: bool | None, why: str) -> None:
+            option = _option(options, allowed)
+            if allowed and (option or {}).get("kind") != _ONCE:
+                self._scribe.warn(f"{name} is offered for good only: it was refused")
+            if option is None:
+                answer({"outcome": {"outcome": "cancelled"}})
+            else:
+                answer({"outcome": {"outcome": "selected", "optionId": option.get("optionId")}})
+
+        asked = wording(name, shown_of(tool))
+        self._scribe.ask(Ask(json.dumps(call.id), name, arguments_of(tool), asked, reply))
         return True
 
     def ended(self, answer: dict[str, Any]) -> None:
@@ -118,6 +123,26 @@ class AcpDialect:
 def tool_of(tool: dict[str, Any]) -> str:
     """Return what kind of tool it is: the title is about what it does this time."""
     return str(tool.get("kind") or tool.get("title") or "tool")
+
+
+def shown_of(tool: dict[str, Any]) -> Any:
+    """Return all that is told of what a tool is to do."""
+    given = tool.get("rawInput")
+    named = given if isinstance(given, dict) else {"input": given} if given is not None else {}
+    names = ("title", "content", "locations")
+    told = {f"({name})": tool[name] for name in names if tool.get(name)}
+    return {**named, **told}
+
+
+def _option(options: list[Any], allowed: bool | None) -> dict[str, Any] | None:
+    """Return what is chosen of what is offered. A yes is for this once, never for good."""
+    if allowed is None:
+        return None
+    for kind in (_ONCE, *_NO) if allowed else _NO:
+        for option in options:
+            if isinstance(option, dict) and option.get("kind") == kind:
+                return option
+    return None
 
 
 def arguments_of(tool: dict[str, Any]) -> Any:

@@ -10,8 +10,8 @@ import signal
 from typing import Any, ClassVar
 
 from retinue.domain.agent import AgentDefinition
-from retinue.drivers.coding.claude_dialect import ClaudeDialect
-from retinue.drivers.coding.config import CodingConfig, prompt_of
+from retinue.drivers.coding.claude_dialect import LOST, ClaudeDialect
+from retinue.drivers.coding.config import CodingConfig, plainly, prompt_of
 from retinue.drivers.coding.driver import CodingDriver, CodingInstance
 from retinue.drivers.coding.spoken import SpokenTurn
 from retinue.interfaces import DriverContext, Job
@@ -69,7 +69,7 @@ class ClaudeTurn(SpokenTurn):
 
     async def greet(self) -> None:
         """Give it the task."""
-        content = prompt_of(self.job)
+        content = plainly(self.config.kind, prompt_of(self.job))
         self._send({"type": "user", "message": {"role": "user", "content": content}})
 
     def _send(self, message: Any) -> None:
@@ -80,11 +80,11 @@ class ClaudeTurn(SpokenTurn):
         """Take in a message."""
         if not self._held:
             self.lost_if(self._dialect.lost(message))
-        self._dialect.take(message)
+        self._dialect.take(message, self.line)
 
     def gone(self, child: Child) -> None:
         """Begin anew when it ended because it does not know the session."""
-        self.lost_if(b"No conversation found" in child.stderr.tail)
+        self.lost_if(LOST.encode() in child.stderr.tail)
 
     async def call_off(self) -> None:
         """Interrupt the turn; its result says that it was."""

@@ -2,7 +2,8 @@
 
 =======================================  ========================================================
 ``system`` init, api_retry, …            which session and version; a warning per retry
-``stream_event``                         text and thought as they come; usage of each reply
+``stream_event``                         text and thought as they come; usage of each reply. Of a
+                                         stream that was cut what was said is taken back
 ``assistant``                            tools called; text, where no pieces of it came
 ``user``                                 what tools answered
 ``control_request`` can_use_tool         leave is asked for
@@ -18,10 +19,15 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from retinue.domain.event import EventType
+from retinue.drivers.coding.asking import wording
 from retinue.drivers.coding.scribe import Ask, Scribe, number, text_of
+from retinue.drivers.coding.talk import part as part_of
 from retinue.errors import AgentFailed, BudgetExceeded, Cancelled, ProviderError, RetinueError
 
+LOST = "No conversation found"
 _INPUT = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
 
 
@@ -32,7 +38,12 @@ class ClaudeDialect:
         self._scribe = scribe
         self._send = send
         self.done = asyncio.Event()
+        self._message: str | None = None
         self._streamed = False
+        self._whole = True
+        self._at = 0
+        self._blocks: dict[int, int] = {}
+        self._line = b""
         self._begun = False
         self._reply: str | None = None
         self._input = 0
@@ -42,14 +53,15 @@ class ClaudeDialect:
         """Say whether this is its answer to a session that it does not know."""
         if self._begun or message.get("type") != "result":
             return False
-        return bool(message.get("is_error")) and not message.get("num_turns")
+        return bool(message.get("is_error")) and LOST in _said(message)
 
-    def take(self, message: dict[str, Any]) -> None:
-        """Take in a message."""
+    def take(self, message: dict[str, Any], line: bytes = b"") -> None:
+        """Take in a message; ``line`` is how it was written."""
+        self._line = line
         match message.get("type"):
             case "stream_event":
                 if message.get("parent_tool_use_id") is None:
-                    self._event(message.get("event") or {})
+                    self._event(message.get("event") or {}, message.get("abandoned_blocks"))
             case "assistant":
                 self._assistant(message)
             case "user":
@@ -75,7 +87,8 @@ class ClaudeDialect:
             case "api_retry":
                 attempt = message.get("attempt")
                 status = message.get("error_status")
-                said = f"the model answered {status} ({message.get('error')}), retry {attempt}"
+                what = f"answered {status}" if status is not None else "did not answer to the end"
+                said = f"the model {what} ({message.get('error')}), retry {attempt}"
                 self._scribe.warn(said, retry=attempt, status=status)
             case "permission_denied":
                 self._scribe.warn(f"{message.get('tool_name')} was refused")
@@ -84,8 +97,12 @@ class ClaudeDialect:
 
     # -- what it says --------------------------------------------------------------------------
 
-    def _event(self, event: dict[str, Any]) -> None:
+    def _event(self, event: dict[str, Any], abandoned: Any) -> None:
         kind = event.get("type")
+        if abandoned:
+            first = abandoned.get("from_block_index") if isinstance(abandoned, dict) else None
+            self._cut(self._blocks.get(first, self._at) if isinstance(first, int) else self._at)
+            return
         if kind == "content_block_delta":
             delta = event.get("delta") or {}
             if "text" in delta:
@@ -94,18 +111,41 @@ class ClaudeDialect:
             elif "thinking" in delta:
                 self._streamed = True
                 self._scribe.think(delta["thinking"])
+        elif kind == "content_block_start":
+            self._blocks[event.get("index", 0)] = self._scribe.place
         elif kind == "message_start":
-            usage = (event.get("message") or {}).get("usage") or {}
+            inner = event.get("message") or {}
+            self._cut(self._at)
+            self._start(inner.get("id"))
+            self._whole = False
+            usage = inner.get("usage") or {}
             self._input = sum(number(usage.get(name)) for name in _INPUT)
         elif kind == "message_delta":
+            self._whole = True
             usage = event.get("usage") or {}
             tokens_in = max(self._input, sum(number(usage.get(name)) for name in _INPUT))
             self._count(tokens_in, number(usage.get("output_tokens")))
             self._input = 0
 
+    def _start(self, message: str | None) -> None:
+        """Take note that another message begins here."""
+        self._message = message
+        self._streamed, self._whole = False, True
+        self._at = self._scribe.place
+        self._blocks.clear()
+
+    def _cut(self, place: int) -> None:
+        """Take back what was streamed of a message that never came to its end."""
+        if not self._whole:
+            self._scribe.back(place)
+            self._whole = True
+
     def _assistant(self, message: dict[str, Any]) -> None:
         inner = message.get("message") or {}
         mine = message.get("parent_tool_use_id") is None
+        if mine and self._message is not None and inner.get("id") != self._message:
+            self._cut(self._at)  # one that comes as a whole, in place of a stream that failed
+            self._start(inner.get("id"))
         if mine and inner.get("id") != self._reply and inner.get("model") != "<synthetic>":
             self._reply = inner.get("id")
             self._scribe.replied()
@@ -124,6 +164,8 @@ class ClaudeDialect:
                 self._scribe.think(str(part.get("thinking", "")))
 
     def _user(self, message: dict[str, Any]) -> None:
+        if message.get("parent_tool_use_id") is None:
+            self._start(None)
         content = (message.get("message") or {}).get("content")
         for part in content if isinstance(content, list) else ():
             if part.get("type") == "tool_result":
@@ -149,17 +191,24 @@ class ClaudeDialect:
             return
         tool = str(request.get("tool_name"))
         given = request.get("input") or {}
+        original = self._original(given)
 
-        def reply(allowed: bool, why: str) -> None:
+        def reply(allowed: bool | None, why: str) -> None:
             verdict = (
-                {"behavior": "allow", "updatedInput": given}
+                {"behavior": "allow", "updatedInput": original}
                 if allowed
                 else {"behavior": "deny", "message": why or "refused"}
             )
             self._respond({"subtype": "success", "request_id": key, "response": verdict})
 
-        what = given.get("command") or given.get("file_path") or request.get("description") or given
-        self._scribe.ask(Ask(key, tool, given, f"May it use {tool}? {what}", reply))
+        self._scribe.ask(Ask(key, tool, given, wording(tool, given), reply))
+
+    def _original(self, given: Any) -> Any:
+        """Return the input as it was written: what we read has lost what cannot be stored."""
+        if not given:
+            return {}
+        written = part_of(self._line, "request", "input")
+        return msgspec.Raw(written) if written is not None else given
 
     def _respond(self, response: dict[str, Any]) -> None:
         self._send({"type": "control_response", "response": response})
@@ -181,11 +230,15 @@ class ClaudeDialect:
             self._scribe.end(message.get("result"))
 
 
+def _said(message: dict[str, Any]) -> str:
+    errors = message.get("errors")
+    listed = "; ".join(map(str, errors if isinstance(errors, list) else ()))
+    return str(message.get("result") or listed)
+
+
 def _failure(message: dict[str, Any]) -> RetinueError:
     subtype = str(message.get("subtype"))
-    errors = message.get("errors")
-    said = message.get("result") or "; ".join(map(str, errors if isinstance(errors, list) else ()))
-    text = str(said or subtype.replace("_", " "))
+    text = _said(message) or subtype.replace("_", " ")
     details = {"subtype": subtype, "terminal_reason": message.get("terminal_reason")}
     if subtype in {"error_max_turns", "error_max_budget_usd"}:
         limit = "max_turns" if subtype == "error_max_turns" else "max_cost_usd"

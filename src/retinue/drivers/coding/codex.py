@@ -15,10 +15,11 @@ from retinue.drivers.coding.codex_dialect import CodexDialect
 from retinue.drivers.coding.codex_server import CodexServer
 from retinue.drivers.coding.config import CodingConfig, prompt_of
 from retinue.drivers.coding.driver import CodingDriver, CodingInstance
+from retinue.drivers.coding.natives import is_unknown, kept
 from retinue.drivers.coding.once import CodexOnce
 from retinue.drivers.coding.presets import codex_arguments, codex_environment, codex_sandbox
 from retinue.drivers.coding.turn import Turn
-from retinue.errors import CommunicationError, ExecutionError, RetinueError
+from retinue.errors import ExecutionError, RetinueError
 from retinue.interfaces import DriverContext, Job
 from retinue.wire.jsonrpc import RpcError
 
@@ -44,7 +45,7 @@ class CodexTurn(Turn):
 
     async def start(self) -> None:
         """Join the server, which is started when it is not there."""
-        self._server = await self.codex.server()
+        self._server = await self.codex.server(self)
         self._beginning = asyncio.create_task(self._begin(self._server))
 
     async def _begin(self, server: CodexServer) -> None:
@@ -52,14 +53,14 @@ class CodexTurn(Turn):
             await self._open(server)
             assert self._thread is not None
             given = {"threadId": self._thread, "input": [_text(prompt_of(self.job))]}
-            answer = await server.call("turn/start", given)
+            answer = await server.call("turn/start", given, self)
             self.dialect.turn = str(((answer or {}).get("turn") or {}).get("id"))
         except RpcError as error:
             self.fail(ExecutionError(f"codex: {error}", details={"code": error.code}))
         except RetinueError as error:
             self.fail(error)
         except Exception as error:
-            self.fail(CommunicationError(f"codex cannot be understood: {error}"))
+            self.misunderstood(error)
 
     async def _open(self, server: CodexServer) -> None:
         """Go on with the session's thread, or begin one."""
@@ -76,14 +77,16 @@ class CodexTurn(Turn):
         if earlier is not None:
             server.join(earlier, self)
             try:
-                answer = await server.call("thread/resume", {"threadId": earlier, **given})
+                answer = await server.call("thread/resume", {"threadId": earlier, **given}, self)
             except RpcError as error:
+                if not is_unknown(error):
+                    raise kept(self.config.kind, earlier, error) from error
                 server.leave(earlier)
                 self.native = None
                 self.warn(f"codex does not know its session {earlier} any more: it begins anew",
                           reason=error.message)  # fmt: skip
         if answer is None:
-            answer = await server.call("thread/start", given)
+            answer = await server.call("thread/start", given, self)
             self.dialect.fresh()
         self._thread = str(answer["thread"]["id"])
         server.join(self._thread, self)
@@ -99,18 +102,21 @@ class CodexTurn(Turn):
     async def close(self, grace: float) -> None:
         """Interrupt the turn, unless it has ended; the thread stays where it is."""
         server = self._server
-        if server is None or server.broken is not None:
+        if server is None:
             return
         ended_itself = self.ended.is_set() and self.error is None
-        if self._thread is not None and not ended_itself and not await self._quit(server, grace):
-            await self.codex.retire(server)
-        if self._thread is not None:
+        if self._thread is not None and server.broken is None:
+            if not ended_itself and not await self._quit(server, grace):
+                await self.codex.retire(server)
             await self._clean(server, grace)
-            server.leave(self._thread)
         if self._beginning is not None:
             self._beginning.cancel()
             await asyncio.wait({self._beginning})
-        await self.codex.left(server)
+        server.part(self)
+        if server.broken is not None:
+            await server.stop(0.0)  # its end is to be seen before the turn's is recorded
+        else:
+            await self.codex.left(server)
 
     async def _clean(self, server: CodexServer, grace: float) -> None:
         """End the commands that the turn left running: an interrupt does not touch them."""
@@ -168,8 +174,8 @@ class CodexInstance(CodingInstance):
         """Perform ``job``."""
         return CodexOnce(self, job) if self.config.form == "once" else CodexTurn(self, job)
 
-    async def server(self) -> CodexServer:
-        """Return the server that takes new turns."""
+    async def server(self, turn: CodexTurn) -> CodexServer:
+        """Return the server that takes new turns; ``turn`` is one of its members from now on."""
         async with self._starting:
             server = self._server
             if server is not None and server.threads >= MOST_THREADS:
@@ -186,6 +192,7 @@ class CodexInstance(CodingInstance):
                     await asyncio.shield(self.aside(server.stop(0.0)))
                     raise
                 self._server = server
+            server.members.add(turn)
         return server
 
     async def retire(self, server: CodexServer) -> None:
@@ -196,7 +203,7 @@ class CodexInstance(CodingInstance):
 
     async def left(self, server: CodexServer) -> None:
         """Note that a turn has left; the last one of a retired server ends it."""
-        if server.retiring and not server.turns:
+        if server.retiring and not server.members:
             await server.stop(self.config.stop_seconds)
 
     async def stop(self, grace: float, /) -> None:

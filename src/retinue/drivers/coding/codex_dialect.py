@@ -6,7 +6,7 @@
 ``item/started``, ``item/completed``   tools called and what they answered; the last text
 ``thread/tokenUsage/updated``          what each reply of the model used
 ``item/…/requestApproval``             leave is asked for
-``error`` with ``willRetry``           a warning
+``error`` with ``willRetry``           a warning; what was said of an unfinished item is taken back
 ``turn/completed``                     the end: completed, interrupted, failed
 =====================================  ===========================================================
 """
@@ -14,10 +14,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from typing import Any
 
 from retinue.domain.event import EventType
+from retinue.drivers.coding.asking import wording
 from retinue.drivers.coding.scribe import Ask, Scribe, fitting, number
 from retinue.errors import Cancelled, ProviderError, RetinueError
 from retinue.wire.jsonrpc import Call
@@ -32,6 +34,11 @@ _TOOLS = {
     "imageView": ("view_image", ("path",)),
     "collabAgentToolCall": ("agent", ("prompt",)),
 }
+_BESIDE = (
+    *("threadId", "turnId", "itemId", "approvalId", "availableDecisions", "startedAtMs"),
+    *("commandActions", "proposedExecpolicyAmendment", "proposedNetworkPolicyAmendments"),
+)
+"""What an approval's parameters hold beside what a yes allows."""
 _RESULTS = ("aggregatedOutput", "result", "error", "contentItems")
 Answer = Callable[[Any], None]
 
@@ -43,6 +50,9 @@ class CodexDialect:
         self._scribe = scribe
         self.turn: str | None = None
         self._last = ""
+        self._places: dict[str, int] = {}
+        self._given: dict[str, Any] = {}
+        self._done: set[str] = set()
         self._base: tuple[int, int] | None = None
         self.done = asyncio.Event()
 
@@ -58,9 +68,10 @@ class CodexDialect:
     def take(self, method: str, params: dict[str, Any]) -> None:
         """Take in a notification."""
         if method == "item/agentMessage/delta":
-            self._scribe.say(str(params.get("delta", "")))
+            self._places.setdefault(str(params.get("itemId")), self._scribe.place)
+            self._scribe.say(params.get("delta") or "")
         elif method in _THOUGHTS:
-            self._scribe.think(str(params.get("delta", "")))
+            self._scribe.think(params.get("delta") or "")
         elif method in {"item/started", "item/completed"}:
             self._item(params.get("item") or {}, done=method == "item/completed")
         elif method == "thread/tokenUsage/updated":
@@ -70,24 +81,32 @@ class CodexDialect:
                 EventType.PROGRESS, {"message": "plan", "steps": fitting(params.get("plan"))}
             )
         elif method == "error":
-            error = params.get("error") or {}
             if params.get("willRetry"):
-                said = f"{error.get('message')} ({error.get('additionalDetails')})"
-                self._scribe.warn(said, retry=error.get("message"))
+                self._again(params.get("error") or {})
         elif method == "warning":
             self._scribe.warn(str(params.get("message")))
         elif method == "serverRequest/resolved":
-            self._scribe.withdrawn(str(params.get("requestId")))
+            self._scribe.withdrawn(json.dumps(params.get("requestId")))
         elif method == "turn/started":
             # Before the answer to our request is taken up, maybe: what follows is this turn's.
             self.turn = self.turn or (params.get("turn") or {}).get("id")
         elif method == "turn/completed":
             self._completed(params.get("turn") or {})
 
+    def _again(self, error: dict[str, Any]) -> None:
+        """Take note that the model is asked again: what it had begun to say is said again."""
+        if self._places:
+            self._scribe.back(min(self._places.values()))
+            self._places.clear()
+        said = f"{error.get('message')} ({error.get('additionalDetails')})"
+        self._scribe.warn(said, retry=error.get("message"))
+
     def _item(self, item: dict[str, Any], *, done: bool) -> None:
         kind = item.get("type")
         if kind == "agentMessage":
-            self._last = str(item.get("text", "")) if done else self._last
+            if done:
+                self._places.pop(str(item.get("id")), None)
+                self._last = str(item.get("text") or "")
             return
         known = _TOOLS.get(str(kind))
         if known is None:
@@ -96,8 +115,13 @@ class CodexDialect:
         name, fields = known
         tool = name or str(item.get("tool"))
         arguments = {field: item.get(field) for field in fields if field in item}
+        if key in self._done:
+            return
+        self._given[key] = arguments
         self._scribe.called(key, tool, arguments)
         if done:
+            self._done.add(key)
+            self._given.pop(key, None)
             result = next((item[name] for name in _RESULTS if item.get(name) is not None), None)
             code = item.get("exitCode")
             more = {"exit_code": code} if code is not None else {}
@@ -126,20 +150,23 @@ class CodexDialect:
         params = call.params
         match call.method:
             case "item/commandExecution/requestApproval":
-                tool, what = "shell", params.get("command") or params.get("reason")
+                tool = "shell"
             case "item/fileChange/requestApproval":
-                tool, what = "apply_patch", params.get("reason") or params.get("grantRoot") or ""
+                tool = "apply_patch"
             case _:
                 self._scribe.warn(f"{call.method} cannot be answered: it was refused")
                 refuse(f"{call.method} is not supported by this client")
                 return
 
-        def reply(allowed: bool, why: str) -> None:
+        def reply(allowed: bool | None, why: str) -> None:
             # What it offers is cancel, which ends the turn; it takes decline as well, and goes on.
             answer({"decision": "accept" if allowed else "decline"})
 
-        given = {name: params[name] for name in ("command", "cwd", "reason") if params.get(name)}
-        self._scribe.ask(Ask(str(call.id), tool, given, f"May it use {tool}? {what}", reply))
+        # A change is told with the item, and only named by what asks leave for it.
+        known = self._given.get(str(params.get("itemId"))) or {}
+        said = {name: value for name, value in params.items() if value and name not in _BESIDE}
+        given = {**known, **said}
+        self._scribe.ask(Ask(json.dumps(call.id), tool, given, wording(tool, given), reply))
 
     def _completed(self, turn: dict[str, Any]) -> None:
         status = turn.get("status")

@@ -55,3 +55,14 @@ def prompt_of(job: Job) -> str:
         for part in parts
         if part is not None
     )
+
+
+def plainly(kind: str, text: str) -> str:
+    """Return a prompt so that a CLI takes it as a task, not as a command to the program itself.
+
+    Those begin with a slash. A blank before it is enough for Claude Code; Gemini and OpenCode need
+    a word. Codex knows none on this way.
+    """
+    if kind == "codex" or not text.lstrip().startswith("/"):
+        return text
+    return f" {text}" if kind == "claude" else f"Task:\n{text}"

@@ -10,12 +10,22 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from pathlib import Path
 
 import msgspec
 
 from retinue.domain.ids import now_us, ulid
+from retinue.errors import ExecutionError
 from retinue.process.quarters import session_file
+from retinue.wire.jsonrpc import RpcError
+
+_NOT_FOUND = (-32002, 404)
+_UNKNOWN = re.compile(
+    r"not found|no (?:rollout|previous session|conversation|such|session)"
+    r"|does not exist|(?:unknown|invalid) (?:session|thread)",
+    re.IGNORECASE,
+)
 
 
 class Native(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,3 +79,23 @@ class Natives:
 
     def _file(self, owner: str, session_id: str) -> Path:
         return self._directory / session_file(owner, session_id)
+
+
+def is_unknown(error: RpcError) -> bool:
+    """Say whether a CLI refused to go on with a session because it does not know it.
+
+    Any other refusal says nothing about the conversation, which stays what the session is.
+    """
+    more = error.data if isinstance(error.data, dict) else {"details": error.data}
+    if error.code in _NOT_FOUND or more.get("service") == "session":  # OpenCode says no more
+        return True
+    return bool(_UNKNOWN.search(f"{error.message} {more.get('details') or ''}"))
+
+
+def kept(kind: str, native: str, error: RpcError) -> ExecutionError:
+    """Return what to say of a session that could not be gone on with this time."""
+    return ExecutionError(
+        f"{kind} could not go on with its session {native}, which is kept: {error}",
+        details={"code": error.code, "native_session": native},
+        outcome="not_started",
+    )

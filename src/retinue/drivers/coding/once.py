@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from retinue.domain.event import EventType
-from retinue.drivers.coding.config import prompt_of
+from retinue.drivers.coding.config import plainly, prompt_of
 from retinue.drivers.coding.presets import (
     PRESETS,
     codex_arguments,
@@ -49,7 +49,8 @@ class OnceTurn(SpokenTurn):
         """Return what it is to do; the system prompt stands above a session's first task."""
         first = self.native is None and self.config.system_prompt
         task = prompt_of(self.job)
-        return f"{self.config.system_prompt}\n\n{task}" if first else task
+        text = f"{self.config.system_prompt}\n\n{task}" if first else task
+        return plainly(self.config.kind, text)
 
     async def call_off(self) -> None:
         """There is no way but a signal."""

@@ -14,18 +14,24 @@ from retinue.domain.event import EventType
 from retinue.errors import RetinueError
 
 MOST_WHOLE = 256 * 1024
+MOST_BYTES = 512 * 1024
+MOST_DEPTH = 40
+"""How deep a value in an event may be nested; the journal takes 64 levels in all."""
 MOST_VALUE = 64 * 1024
 """Bytes of a tool's arguments or result that go into an event."""
 
 
 class Ask(NamedTuple):
-    """What a CLI asks leave for; ``reply(allowed, why)`` answers it, once."""
+    """What a CLI asks leave for; ``reply(allowed, why)`` answers it, once.
+
+    ``allowed`` None: there will be no answer, the turn is over.
+    """
 
     key: str
     tool: str
     arguments: Any
     prompt: str
-    reply: Callable[[bool, str], None]
+    reply: Callable[[bool | None, str], None]
 
 
 class Scribe(Protocol):
@@ -37,6 +43,15 @@ class Scribe(Protocol):
 
     def say(self, text: str) -> None:
         """Take text of the answer."""
+        ...
+
+    @property
+    def place(self) -> int:
+        """How much of the answer has been said."""
+        ...
+
+    def back(self, place: int) -> None:
+        """Take back what was said of the answer behind ``place``: it will be said again."""
         ...
 
     def think(self, text: str) -> None:
@@ -88,16 +103,18 @@ class Scribe(Protocol):
         ...
 
 
-def bounded(value: Any) -> Any:
-    """Return ``value`` with what is too long in it cut; the rest is in the agent's log."""
+def bounded(value: Any, depth: int = MOST_DEPTH) -> Any:
+    """Return ``value`` with what is too long or too deep in it cut; the log has the rest."""
     if isinstance(value, str):
         if len(value) <= MOST_VALUE:
             return value
         return f"{value[:MOST_VALUE]}… ({len(value) - MOST_VALUE} characters more)"
+    if isinstance(value, dict | list) and value and not depth:
+        return f"… (nested deeper than {MOST_DEPTH} levels)"
     if isinstance(value, dict):
-        return {str(key): bounded(item) for key, item in value.items()}
+        return {str(key): bounded(item, depth - 1) for key, item in value.items()}
     if isinstance(value, list):
-        return [bounded(item) for item in value[:1000]]
+        return [bounded(item, depth - 1) for item in value[:1000]]
     return value
 
 
@@ -105,7 +122,8 @@ def fitting(value: Any) -> Any:
     """Return ``value`` so that it fits into an event, whatever it is made of."""
     found = bounded(value)
     text = json.dumps(found, ensure_ascii=False) if isinstance(found, dict | list) else ""
-    return bounded(text) if len(text) > MOST_WHOLE else found
+    large = len(text) > MOST_WHOLE or len(text.encode("utf-8", "replace")) > MOST_BYTES
+    return bounded(text) if large else found
 
 
 def number(value: Any) -> int:

@@ -14,20 +14,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from retinue.domain.execution import Execution
 from retinue.domain.instance import InstanceState
 from retinue.domain.principal import LOCAL
-from retinue.drivers.coding.talk import Talk, read
+from retinue.drivers.coding.talk import MOST_LINE, Refusals, Talk, read
 from retinue.drivers.coding.turn import MOST_EVENTS, Turn
-from retinue.errors import CommunicationError, RetinueError, SpawnFailed, said
+from retinue.errors import Cancelled, CommunicationError, RetinueError, SpawnFailed, said
 from retinue.interfaces import Birth, Job, Supervised
 from retinue.process.child import Child, Streams
 from retinue.process.ladder import Ladder, stop
-from retinue.process.reading import Bounds, Counts
+from retinue.process.reading import Bounds
 from retinue.wire.jsonrpc import RpcError
 
 if TYPE_CHECKING:
     from retinue.drivers.coding.driver import CodingInstance
 
 FINISH_SECONDS = 2.0
-MOST_LINE = 8 << 20
 
 
 class SessionLost(Exception):
@@ -107,9 +106,11 @@ class SpokenTurn(Turn):
         self._begun: Begun | None = None
         self._hearing: asyncio.Task[None] | None = None
         self._greeting: asyncio.Task[None] | None = None
-        self._refused = 0
-        self._counts = Counts()
+        self._refusals: Refusals | None = None
+        self._changing = asyncio.Lock()
         self._starts = 0
+        self.line = b""
+        """The line that is being heard."""
 
     # -- what subclasses say -------------------------------------------------------------------
 
@@ -185,24 +186,27 @@ class SpokenTurn(Turn):
         except SessionLost as error:
             self.fail(CommunicationError(said(error)))
         except Exception as error:
-            self.fail(CommunicationError(f"{self.config.kind} cannot be understood: {said(error)}"))
+            self.misunderstood(error)
 
     async def _listen(self) -> None:
         talk = self.talk
         assert talk is not None
-        self._counts, self._refused = talk.child.stdout.counts, 0
+        self._refusals = Refusals(talk.child.stdout.counts)
 
         async def pause() -> None:
             self.heard()
+            self.look()
             if self.full:
                 await self.room()
 
         await talk.lines(self._take, pause)
+        self.look()
         if not self.ended.is_set():
             status = await talk.child.wait()
             await talk.child.stderr.next()  # its end: what was said last is there now
             self.gone(talk.child)
             why = self.instance.place.failure(talk.child, status, "before its turn had ended")
+            why = self.without(why)
             await self.settle(why)
             self.fail(why)
 
@@ -218,10 +222,8 @@ class SpokenTurn(Turn):
             raise SessionLost("its process has ended")
 
     def _take(self, line: bytes) -> bool:
-        counts = self._counts
-        if counts.oversize_lines != self._refused:
-            self._refused = counts.oversize_lines
-            self.warn(f"{self._refused} lines were refused ({counts.oversize_bytes} bytes)")
+        self.look()
+        self.line = line
         message = read(line)
         if isinstance(message, str):
             self.heard_text(message)
@@ -229,19 +231,29 @@ class SpokenTurn(Turn):
             self.hear(message)
         return len(self._events) >= MOST_EVENTS
 
+    def look(self) -> None:
+        """Take note of lines that were too long."""
+        news = self._refusals.news() if self._refusals is not None else None
+        if news is not None:
+            self.missed(news)
+
     async def _begin_anew(self) -> None:
-        """Begin a new session of the CLI's where the earlier one is lost."""
+        """Begin a new session of the CLI's where the earlier one is lost, unless it is over."""
         lost = self.native.native_session if self.native is not None else ""
         self.native = None
         self.warn(f"{self.config.kind} does not know its session {lost} any more: it begins anew")
-        await self._end_process(0.0)
-        await self._spawn()
+        async with self._changing:  # whoever ends the turn ends the new process, or there is none
+            await self._end_process(0.0)
+            if self.over or self.ended.is_set():
+                raise Cancelled("the turn was ended before it began anew", outcome="not_started")
+            await self._spawn()
 
     # -- its end -------------------------------------------------------------------------------
 
     async def close(self, grace: float) -> None:
         """End the process and everything it started; remove its TMPDIR."""
-        await self._end_process(grace)
+        async with self._changing:
+            await self._end_process(grace)
         if self._hearing is not None:
             self._hearing.cancel()
             await asyncio.wait({self._hearing})

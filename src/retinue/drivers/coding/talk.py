@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,10 +17,33 @@ import msgspec
 
 from retinue.errors import CommunicationError
 from retinue.process.child import Child
+from retinue.process.reading import Counts
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
+MOST_LINE = 8 << 20
+MOST_DEPTH = 200
+"""How deep a value may be nested; what is deeper is cut. Tools are called with anything."""
+_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]:,]|[^\s{}\[\]:,"]+')
 _ESCAPES = (b"\\u0000", b"\\ud", b"\\uD")
+
+
+class Refusals:
+    """Which lines of a child were too long to be read, as far as that was told."""
+
+    def __init__(self, counts: Counts) -> None:
+        self._counts = counts
+        self._told = (0, 0)
+
+    def news(self) -> str | None:
+        """Say what was refused since the last time; None: nothing."""
+        now = self._counts.oversize_lines, self._counts.oversize_bytes
+        lines, size = now[0] - self._told[0], now[1] - self._told[1]
+        self._told = now
+        if not lines:
+            return None
+        some = f"a line of {size} bytes was" if lines == 1 else f"{lines} lines ({size} bytes) were"
+        return f"{some} refused: at most {MOST_LINE} are read, what it said is lost"
 
 
 class Talk:
@@ -102,18 +126,52 @@ def _read_slowly(line: bytes) -> Any:
         return None
 
 
+def part(line: bytes, *names: str) -> bytes | None:
+    """Return a part of the object that a line is as it was written, byte for byte."""
+    tokens = list(_TOKEN.finditer(line))
+    at = 0
+    try:
+        for name in names:
+            value = None
+            at += 1  # into the object
+            while tokens[at].group() != b"}":
+                key = json.loads(tokens[at].group().decode("utf-8", "replace"))
+                end = _end(tokens, at + 2)
+                value = at + 2 if key == name else value
+                at = end + 2 if tokens[end + 1].group() == b"," else end + 1
+            if value is None:
+                return None
+            at = value
+        return line[tokens[at].start() : tokens[_end(tokens, at)].end()]
+    except (IndexError, ValueError):
+        return None
+
+
+def _end(tokens: list[re.Match[bytes]], at: int) -> int:
+    """Return where the value ends that begins at a token."""
+    depth = 0
+    while True:
+        token = tokens[at].group()
+        depth += (token in b"{[") - (token in b"}]")
+        if depth == 0:
+            return at
+        at += 1
+
+
 def clean(text: str) -> str:
     """Return ``text`` without what cannot be stored."""
     text = text.replace("\0", "\N{REPLACEMENT CHARACTER}")
     return text.encode("utf-8", "replace").decode() if not text.isascii() else text
 
 
-def cleaned(value: Any) -> Any:
+def cleaned(value: Any, depth: int = MOST_DEPTH) -> Any:
     """Return a JSON value without what cannot be stored."""
     if isinstance(value, str):
         return clean(value)
+    if isinstance(value, dict | list) and not depth:
+        return "…"
     if isinstance(value, dict):
-        return {clean(key): cleaned(item) for key, item in value.items()}
+        return {clean(key): cleaned(item, depth - 1) for key, item in value.items()}
     if isinstance(value, list):
-        return [cleaned(item) for item in value]
+        return [cleaned(item, depth - 1) for item in value]
     return value

@@ -9,6 +9,7 @@ whatever the process does after it.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
@@ -16,18 +17,20 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from retinue.domain.event import EventData, EventType
-from retinue.domain.ids import ulid
+from retinue.drivers.coding.asking import Asking, Opened
 from retinue.drivers.coding.natives import Native
 from retinue.drivers.coding.scribe import Ask, fitting
+from retinue.drivers.coding.secrecy import Secrecy
+from retinue.drivers.coding.speech import Speech
 from retinue.drivers.coding.versions import doubt
-from retinue.errors import BudgetExceeded, CommunicationError, InvalidResult, RetinueError
+from retinue.errors import BudgetExceeded, CommunicationError, InvalidResult, RetinueError, said
 from retinue.interfaces import Job
 
 if TYPE_CHECKING:
     from retinue.drivers.coding.driver import CodingInstance
 
+log = logging.getLogger(__name__)
 MOST_EVENTS = 256
-MOST_TEXT = 64 * 1024
 THOUGHT_SECONDS = 0.3
 MOST_THOUGHT = 2_000
 
@@ -44,22 +47,23 @@ class Turn:
         self.ended = asyncio.Event()
         self.error: RetinueError | None = None
         self.cost = 0.0
+        self.asking = Asking()
+        self.queued = False
+        """Whether it waits until the CLI takes more work."""
         self._result: Any = None
+        self._secrecy = Secrecy(self.config.environment, instance.place.masked)
+        self._speech = Speech(self._secrecy.credentials, self._secrecy.of_work)
         self._loop = asyncio.get_running_loop()
         self._events: deque[EventData] = deque()
-        self._text: list[str] = []
-        self._text_size = 0
-        self._size = 0
         self._thought: list[str] = []
         self._thought_timer: asyncio.TimerHandle | None = None
         self._bell: asyncio.Future[None] | None = None
         self._space: asyncio.Future[None] | None = None
-        self._asks: dict[str, Ask] = {}
-        self._question_now: tuple[str, Ask] | None = None
         self._tools: dict[str, str] = {}
         self._replies = 0
         self._heard_at = self._loop.time()
         self._retry: str | None = None
+        self._missed: str | None = None
         self._watching: asyncio.TimerHandle | None = None
         self._lock: asyncio.Lock | None = None
         self._keeping: asyncio.Task[None] | None = None
@@ -94,6 +98,10 @@ class Turn:
                 self.instance.natives.find, execution.owner, execution.session_id
             )
             await self.start()
+        except RetinueError as error:
+            await asyncio.shield(self.finish(0.0))
+            safe = self._secrecy.error(error)
+            raise safe from (error if safe is error else None)
         except BaseException:
             await asyncio.shield(self.finish(0.0))
             raise
@@ -119,19 +127,28 @@ class Turn:
                 timer.cancel()
         self._ring()
         self._release()
-        if self._question_now is not None:
-            self.instance.questions.pop(self._question_now[0], None)
+        if self.asking.opened is not None:
+            self.instance.questions.pop(self.asking.opened.id, None)
         try:
             await self.close(grace)
             if self._keeping is not None:
                 await asyncio.wait({self._keeping})
             if self.native is not None and self._held:
-                await asyncio.to_thread(self.instance.natives.keep, self.native, known=True)
+                await self._keep(self.native, known=True)
         finally:
             if self._lock is not None:
                 self._lock.release()
                 self._lock = None
             self.instance.running.discard(self)
+
+    async def _keep(self, native: Native, *, known: bool = False) -> None:
+        """Keep which session of the CLI's this is; the work goes on when that fails."""
+        try:
+            await asyncio.to_thread(self.instance.natives.keep, native, known=known)
+        except OSError as error:
+            lost = f"which session of {self.config.kind} this is cannot be kept: {said(error)}"
+            log.warning("%s: %s", self.instance.handle.agent_id, lost)
+            self.warn(f"{lost}; a follow-up begins anew")
 
     def __aiter__(self) -> AsyncIterator[EventData]:
         return self
@@ -140,7 +157,7 @@ class Turn:
         while True:
             event = self._next()
             if event is not None:
-                return event
+                return self._secrecy.event(event)
             if self.over:
                 raise StopAsyncIteration
             self._bell = self._loop.create_future()
@@ -148,7 +165,7 @@ class Turn:
 
     def _next(self) -> EventData | None:
         if not self._events:
-            self._flush_text()
+            self._flush_text(last=False)
         if self._events:
             event = self._events.popleft()
             if self._space is not None and len(self._events) <= MOST_EVENTS // 2:
@@ -159,9 +176,8 @@ class Turn:
             if self.error is not None:
                 raise self.error
             return EventData(EventType.COMPLETED, {"result": self._result})
-        if self._asks and self._question_now is None:
-            return self._question()
-        return None
+        opened = self.asking.open()
+        return self._question(opened) if opened is not None else None
 
     # -- back-pressure -------------------------------------------------------------------------
 
@@ -206,9 +222,7 @@ class Turn:
             )
             self._held = True
             # At once: a crash in the middle of the turn is to find it, too.
-            self._keeping = self.instance.aside(
-                asyncio.to_thread(self.instance.natives.keep, self.native)
-            )
+            self._keeping = self.instance.aside(self._keep(self.native))
         words = [self.config.kind, version, model, "goes on with" if resumed else "begins", native]
         facts = {"native_session": native, "version": version, "model": model, "resumed": resumed}
         message = " ".join(word for word in words if word)
@@ -223,16 +237,33 @@ class Turn:
             return
         if self._thought:
             self._flush_thought()
-        self._text.append(text)
-        self._text_size += len(text)
-        if self._text_size >= MOST_TEXT:
-            self._flush_text()
+        self._speech.add(text)
+        most = self.instance.lent.max_result_bytes
+        if self._speech.place > most:
+            self.fail(InvalidResult(f"the agent said more than {most} characters"))
+            return
+        if self._speech.full:
+            self._flush_text(last=False)
         self._ring()
+
+    @property
+    def place(self) -> int:
+        """How much of the answer has been said."""
+        return self._speech.place
+
+    def back(self, place: int) -> None:
+        """Take back what was said of the answer behind ``place``."""
+        if not self.over and not self.ended.is_set():
+            self._flush_thought()
+            self._events.extend(self._speech.back(place))
+            self._ring()
 
     def think(self, text: str) -> None:
         """Take a piece of thought; pieces that follow one another soon are one event."""
         if not text or self.over or self.ended.is_set():
             return
+        if not isinstance(text, str):
+            raise TypeError(f"thought is {type(text).__name__}")
         self._flush_text()
         self._thought.append(text)
         if sum(map(len, self._thought)) >= MOST_THOUGHT:
@@ -240,17 +271,10 @@ class Turn:
         elif self._thought_timer is None:
             self._thought_timer = self._loop.call_later(THOUGHT_SECONDS, self._flush_thought)
 
-    def _flush_text(self) -> None:
-        if self._text:
-            content = "".join(self._text)
-            self._text.clear()
-            self._text_size = 0
-            self._size += len(content)
-            if self._size > self.instance.lent.max_result_bytes:
-                most = self.instance.lent.max_result_bytes
-                self.fail(InvalidResult(f"the agent said more than {most} characters"))
-                return
-            self._events.append(EventData(EventType.CONTENT_CHUNK, {"content": content}))
+    def _flush_text(self, *, last: bool = True) -> None:
+        event = self._speech.take(last=last)
+        if event is not None:
+            self._events.append(event)
 
     def _flush_thought(self) -> None:
         if self._thought_timer is not None:
@@ -288,9 +312,24 @@ class Turn:
 
     def warn(self, message: str, **more: Any) -> None:
         """Take a warning."""
-        said = self.instance.place.masked(message)
-        self._retry = said if "retry" in more else self._retry
-        self.note(EventType.LOG, {"level": "warning", "message": said, **more})
+        self._retry = message if "retry" in more else self._retry
+        self.note(EventType.LOG, {"level": "warning", "message": message, **more})
+
+    def missed(self, message: str) -> None:
+        """Warn of something it said that could not be read: its end may have been in that."""
+        self._missed = message
+        self.warn(message)
+
+    def without(self, error: RetinueError) -> RetinueError:
+        """Return how it ended, with what of it was missed."""
+        if self._missed is not None:
+            error.message += f"; {self._missed}"
+            error.args = (error.message,)
+        return error
+
+    def misunderstood(self, error: Exception) -> None:
+        """Fail: a message of its was not what it should be."""
+        self.fail(CommunicationError(f"{self.config.kind} cannot be understood: {said(error)}"))
 
     def replied(self) -> None:
         """Count one reply of the model; one too many ends the turn."""
@@ -339,25 +378,33 @@ class Turn:
             self._finished()
 
     def fail(self, error: RetinueError) -> None:
-        """Note that the turn has failed; the first end counts."""
-        if not self.ended.is_set():
+        """Note that the turn has failed; the first end counts, and nothing prevents it."""
+        if self.ended.is_set():
+            return
+        self.error = self._secrecy.error(error)
+        try:
             self._flush_thought()
-            self.error = error
             self._flush_text()
+        except Exception:
+            log.exception("the last that %s said is lost", self.instance.handle.agent_id)
+        finally:
             self._finished()
 
     def _finished(self) -> None:
         self.ended.set()
-        self._asks.clear()
         self._ring()
 
     # -- questions -----------------------------------------------------------------------------
 
     def ask(self, ask: Ask) -> None:
         """Answer by the agent's policy, or have a person asked; one question is open at a time."""
+        if self.over or self.ended.is_set():
+            ask.reply(None, "the task is over")  # leave is not given any more
+            return
         verdict = self.config.judge(ask.tool)
         if verdict == "ask":
-            self._asks[ask.key] = ask
+            self.withdrawn(ask.key)  # else two would be answered as one
+            self.asking.add(ask)
             self._ring()
             return
         allowed = verdict == "allow"
@@ -366,18 +413,22 @@ class Turn:
         ask.reply(allowed, "" if allowed else "refused by the policy of this agent")
 
     def withdrawn(self, key: str) -> None:
-        """Do not ask any more."""
-        self._asks.pop(key, None)
+        """Do not ask any more; a question that is open is closed, and an answer to it refused."""
+        opened = self.asking.withdraw(key)
+        if opened is None:
+            return
+        self.instance.questions.pop(opened.id, None)
+        self.heard()
+        said = f"{self.config.kind} does not ask any more: {opened.ask.tool}"
+        self.note(EventType.LOG, {"level": "info", "message": said})
+        closed = {"question_id": opened.id, "withdrawn": True}
+        self.note(EventType.INPUT_REQUIRED, closed)
 
-    def _question(self) -> EventData:
-        key, ask = next(iter(self._asks.items()))
-        del self._asks[key]
-        question_id = ulid()
-        self._question_now = (question_id, ask)
-        self.instance.questions[question_id] = self
+    def _question(self, opened: Opened) -> EventData:
+        self.instance.questions[opened.id] = self
         data = {
-            "question_id": question_id,
-            "prompt": ask.prompt[:4000],
+            "question_id": opened.id,
+            "prompt": opened.ask.prompt,
             "schema": {"type": "boolean"},
             "timeout": self.config.question_seconds,
             "kind": "approval",
@@ -387,11 +438,13 @@ class Turn:
 
     def decided(self, question_id: str, answer: Any) -> None:
         """Hand a person's answer to the CLI; no answer in time is a no."""
-        if self._question_now is None or self._question_now[0] != question_id:
+        ask = self.asking.close(question_id)
+        if ask is None:
             return
-        ask = self._question_now[1]
-        self._question_now = None
         self.heard()
+        if self.over or self.ended.is_set():
+            ask.reply(None, "the task is over")
+            return
         if isinstance(answer, BaseException):
             self.warn(f"nobody answered in time: {ask.tool} is refused", tool_name=ask.tool)
             ask.reply(False, "nobody answered in time")
@@ -401,20 +454,25 @@ class Turn:
 
     # -- silence -------------------------------------------------------------------------------
 
+    def look(self) -> None:
+        """Take note of what could not be read, if anything was."""
+
     def _watch(self) -> None:
         """Look whether it still says anything; alive is not healthy."""
         if self.over or self.ended.is_set():
             return
         now = self._loop.time()
-        waits = self._question_now is not None or self._asks or self._tools or self.full
+        self.look()
+        waits = self.asking or self._tools or self.full or self.queued
         if waits or self.paused:
             self._heard_at = now
         silent = now - self._heard_at
         most = self.config.silence_seconds
         if silent >= most:
-            said = f"; the last thing was: {self._retry}" if self._retry else ""
-            self.fail(
-                CommunicationError(f"{self.config.kind} has said nothing for {silent:.0f} s{said}")
+            last = f"; the last thing was: {self._retry}" if self._retry else ""
+            why = CommunicationError(
+                f"{self.config.kind} has said nothing for {silent:.0f} s{last}"
             )
+            self.fail(self.without(why))
             return
         self._watching = self._loop.call_later(max(most - silent, 0.05), self._watch)
