@@ -473,3 +473,36 @@ async def test_a_session_that_cannot_be_recorded_is_said_and_hides_nothing(
     assert answer.error is not None
     assert "exited 4" in answer.error["message"]
     assert "cannot be kept" in logs(events)
+
+
+# -- the simple form -----------------------------------------------------------------------------
+
+
+async def test_gemini_may_speak_before_it_says_who_it_is(started: Start, program: Make) -> None:
+    early = program(
+        "gemini",
+        """
+        sys.stdin.read()
+        out({"type": "message", "role": "assistant", "content": "early"})
+        out({"type": "result", "status": "success"})
+        """,
+    )
+    system = await started("gemini", form="once", **early.given)
+    assert data((await run(system, "gemini", "x"))[0]) == "early"
+
+
+async def test_a_step_that_opencode_does_not_end_is_no_end(started: Start, program: Make) -> None:
+    half = program(
+        "opencode",
+        """
+        sys.stdin.read()
+        def line(kind, **part):
+            out({"type": kind, "sessionID": "ses", "part": part})
+        line("text", text="a"); line("step_finish", reason="stop", tokens={}, cost=0)
+        line("step_start"); line("text", text="half of")
+        """,
+    )
+    system = await started("opencode", form="once", **half.given)
+    answer, _ = await run(system, "opencode", "x")
+    assert answer.error is not None
+    assert "before its turn had ended" in answer.error["message"]

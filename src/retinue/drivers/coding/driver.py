@@ -16,6 +16,7 @@ from retinue.drivers.coding.config import CodingConfig
 from retinue.drivers.coding.natives import Natives
 from retinue.drivers.coding.place import Place
 from retinue.drivers.coding.spoken import Begun, spawn
+from retinue.drivers.coding.told import Told
 from retinue.drivers.coding.turn import Turn
 from retinue.drivers.coding.versions import version_in
 from retinue.errors import NotSupported, SpawnFailed
@@ -77,7 +78,7 @@ class CodingInstance:
         self.place = Place(driver.ground, definition.agent_id, config)
         self.natives = Natives(self.place.sessions)
         self.running: set[Turn] = set()
-        self.questions: dict[str, Turn] = {}
+        self.questions: dict[str, Told] = {}
         self.version: str | None = None
         self._aside: set[asyncio.Future[Any]] = set()
 

@@ -6,7 +6,7 @@ Every CLI has it: ``codex exec --json``, ``gemini -o stream-json``, ``opencode r
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from retinue.domain.event import EventType
 from retinue.drivers.coding.config import plainly, prompt_of
@@ -20,8 +20,12 @@ from retinue.drivers.coding.presets import (
 from retinue.drivers.coding.scribe import fitting, number, text_of
 from retinue.drivers.coding.spoken import SpokenTurn
 from retinue.errors import AgentFailed, CommunicationError, ProviderError
+from retinue.interfaces import Job
 from retinue.process.child import Child
 from retinue.process.ladder import Ladder
+
+if TYPE_CHECKING:
+    from retinue.drivers.coding.driver import CodingInstance
 
 
 class OnceTurn(SpokenTurn):
@@ -126,7 +130,9 @@ class CodexOnce(OnceTurn):
 class GeminiOnce(OnceTurn):
     """``gemini -o stream-json``."""
 
-    _parts: list[str]
+    def __init__(self, instance: CodingInstance, job: Job) -> None:
+        super().__init__(instance, job)
+        self._parts: list[str] = []
 
     def arguments(self) -> list[str]:
         """Return the arguments after the program."""
@@ -202,6 +208,8 @@ class OpencodeOnce(OnceTurn):
             self.begun(message.get("sessionID"), self.instance.version, self.config.model)
         part = message.get("part") or {}
         match message.get("type"):
+            case "step_start":
+                self._done = False  # a word of its own follows, or it has not ended
             case "text":
                 self._last = str(part.get("text", ""))
                 self.say(self._last)

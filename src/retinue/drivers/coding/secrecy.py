@@ -14,6 +14,7 @@ from typing import Any
 
 from retinue.domain.event import EventData, EventType
 from retinue.errors import RetinueError
+from retinue.process.log import forms
 
 _NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|AUTH|COOKIE", re.IGNORECASE)
 LEAST_CREDENTIAL = 8
@@ -24,14 +25,10 @@ class Secrecy:
 
     def __init__(self, environment: Mapping[str, str], mask: Callable[[str], str]) -> None:
         self._mask = mask
-        self.credentials = sorted(
-            {
-                value
-                for name, value in environment.items()
-                if _NAME.search(name) and len(value) >= LEAST_CREDENTIAL
-            },
-            key=len,
-            reverse=True,
+        self.credentials = forms(
+            value
+            for name, value in environment.items()
+            if _NAME.search(name) and len(value) >= LEAST_CREDENTIAL
         )
 
     def of_work(self, text: str) -> str:

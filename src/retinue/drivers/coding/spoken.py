@@ -15,7 +15,8 @@ from retinue.domain.execution import Execution
 from retinue.domain.instance import InstanceState
 from retinue.domain.principal import LOCAL
 from retinue.drivers.coding.talk import MOST_LINE, Refusals, Talk, read
-from retinue.drivers.coding.turn import MOST_EVENTS, Turn
+from retinue.drivers.coding.told import MOST_EVENTS
+from retinue.drivers.coding.turn import Turn
 from retinue.errors import Cancelled, CommunicationError, RetinueError, SpawnFailed, said
 from retinue.interfaces import Birth, Job, Supervised
 from retinue.process.child import Child, Streams
@@ -225,10 +226,15 @@ class SpokenTurn(Turn):
         self.look()
         self.line = line
         message = read(line)
-        if isinstance(message, str):
-            self.heard_text(message)
-        else:
-            self.hear(message)
+        try:
+            if isinstance(message, str):
+                self.heard_text(message)
+            else:
+                self.hear(message)
+        except (SessionLost, RetinueError):
+            raise
+        except Exception as error:
+            self.misunderstood(error)  # and hear on: it is told to stop, and says when it has
         return len(self._events) >= MOST_EVENTS
 
     def look(self) -> None:
@@ -283,10 +289,22 @@ class SpokenTurn(Turn):
 
     async def _call_off(self) -> None:
         """Have the work called off, then let the process end: most stay until their input ends."""
-        await self.call_off()
-        if self.talk is not None:
-            await self.talk.sent()
-            self.talk.close()
+        if self.talk is None:
+            return
+        work = {
+            asyncio.ensure_future(self.call_off()),
+            asyncio.ensure_future(self.talk.child.wait()),
+        }
+        try:
+            done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for one in work:
+                one.cancel()
+            await asyncio.wait(work)
+        for one in done:
+            one.result()
+        await self.talk.sent()
+        self.talk.close()
 
 
 async def _within(work: Any, seconds: float) -> None:
