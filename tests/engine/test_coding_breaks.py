@@ -21,11 +21,13 @@ from tests.engine.test_coding import (
 )
 from tests.process.rig import marked, until
 
-from retinue import Runtime
+from retinue import Runtime, Settings
 from retinue.domain.event import Event
 from retinue.domain.execution import State
 from retinue.errors import Conflict
 from retinue.interfaces import Page
+from retinue.settings import CodingReference
+from retinue.testing.coding_agent import install
 
 __all__ = ["started"]
 Make = Callable[[str, str], Program]
@@ -506,3 +508,29 @@ async def test_a_step_that_opencode_does_not_end_is_no_end(started: Start, progr
     answer, _ = await run(system, "opencode", "x")
     assert answer.error is not None
     assert "before its turn had ended" in answer.error["message"]
+
+
+# -- several servers -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["claude", "codex", "acp"])
+async def test_a_session_that_another_server_has_begins_anew_and_says_so(
+    tmp_path: Path, postgres_url: str, kind: str
+) -> None:
+    agent = {"driver": kind, "agent_id": kind, "command": (install(tmp_path, kind)[kind],)}
+    unknown = []
+    for server, session in (("one", "s"), ("one", "s"), ("two", "s"), ("two", "new")):
+        settings = Settings(
+            data_dir=tmp_path / server,
+            database_url=postgres_url,
+            examples=False,
+            entry_points=False,
+            agents=(CodingReference.model_validate(agent),),
+        )
+        system = Runtime(settings)
+        await system.start()
+        answer, events = await run(system, kind, "[[seen]]", session)
+        await system.stop(grace=1)
+        told = "is not known on this server: it begins anew" in logs(events)
+        unknown.append((json.loads(data(answer))["turns_before"], told))
+    assert unknown == [(0, False), (1, False), (0, True), (0, False)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import secrets
 from collections.abc import Callable, Coroutine, Sequence
@@ -39,7 +40,7 @@ from retinue.engine.roster import Roster
 from retinue.engine.scheduler import Recovered, Scheduler
 from retinue.engine.schema import check_answer
 from retinue.engine.standstill import Standstill
-from retinue.engine.turns import Turns
+from retinue.engine.turns import Turns, has_history
 from retinue.engine.watch import Watch
 from retinue.errors import (
     Cancelled,
@@ -185,7 +186,10 @@ class Engine:
         self.scheduler.reunion = self.reunion
         self.recovered = Recovered()
         self._drivers = drivers
-        self._context = DriverContext(self._submit, max_result_bytes, self.instances)
+        known = functools.partial(has_history, store)
+        self._context = DriverContext(
+            self._submit, max_result_bytes, self.instances, has_history=known
+        )
         self._ticking: asyncio.Task[None] | None = None
         self._asides: set[asyncio.Task[Any]] = set()
 

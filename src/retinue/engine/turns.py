@@ -13,18 +13,32 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-from retinue.domain.execution import Execution
+from retinue.domain.execution import Execution, State
 from retinue.domain.ids import now_us
 from retinue.domain.intent import Release
 from retinue.domain.policy import BusyPolicy
 from retinue.domain.result import Released
-from retinue.errors import NotFound, RetinueError
-from retinue.interfaces import Store
+from retinue.errors import NotFound, RetinueError, StoreUnavailable
+from retinue.interfaces import ExecutionFilter, Page, Store
 
 log = logging.getLogger(__name__)
 _PAGE = 200
 _FIRST = ("", "")
 Cancelling = Callable[[str, str | None, str], Awaitable[Any]]
+
+
+async def has_history(store: Store, execution: Execution) -> bool:
+    """Say whether an earlier task of this agent's in this session was completed."""
+    where = ExecutionFilter(
+        owner=execution.owner,
+        session_id=execution.session_id,
+        agent_id=execution.agent_id,
+        state=State.COMPLETED,
+    )
+    try:
+        return bool((await store.executions(where, Page(1))).items)
+    except StoreUnavailable:
+        return False  # it is only for a warning
 
 
 class Turns:

@@ -273,13 +273,16 @@ class InstanceBook(Protocol):
 class DriverContext(msgspec.Struct, frozen=True):
     """What the engine lends a driver.
 
-    ``meter`` is where instances of a pool count how long their operations took.
+    ``meter`` is where instances of a pool count how long their operations took; ``has_history``
+    says whether the session of an execution has had a task of its agent's before, done by whichever
+    server: what a driver keeps of it on this machine may lie on another one.
     """
 
     submit: SubmitPort
     max_result_bytes: int
     instances: InstanceBook
     meter: Meter | None = None
+    has_history: Callable[[Execution], Awaitable[bool]] | None = None
 
 
 class Instance(Protocol):

@@ -149,7 +149,6 @@ class GeminiOnce(OnceTurn):
         """Take in a line."""
         match message.get("type"):
             case "init":
-                self._parts = []
                 self.begun(message.get("session_id"), self.instance.version, message.get("model"))
             case "message" if message.get("role") == "assistant":
                 self._parts.append(str(message.get("content", "")))

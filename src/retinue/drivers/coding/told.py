@@ -45,6 +45,8 @@ class Told:
         self.error: RetinueError | None = None
         self.cost = 0.0
         self.asking = Asking()
+        self.elsewhere = False
+        """Whether its session has a history, of which nothing is known on this server."""
         self.queued = False
         """Whether it waits until the CLI takes more work."""
         self._result: Any = None
@@ -115,6 +117,13 @@ class Told:
         said = doubt(self.config.kind, version)
         if said is not None:
             self.warn(said)
+        if self.elsewhere:
+            self.elsewhere = False
+            self.warn(
+                f"this session has had tasks of {self.instance.handle.agent_id} before, but which"
+                f" session of {self.config.kind}'s own that was is not known on this server: it"
+                " begins anew and knows nothing of them"
+            )
 
     async def _keep(self, native: Native, *, known: bool = False) -> None:
         """Keep which session of the CLI's this is; the work goes on when that fails."""

@@ -56,6 +56,9 @@ class Turn(Told):
             self.native = await asyncio.to_thread(
                 self.instance.natives.find, execution.owner, execution.session_id
             )
+            known = self.instance.lent.has_history
+            if self.native is None and known is not None:
+                self.elsewhere = await known(execution)
             await self.start()
         except RetinueError as error:
             await asyncio.shield(self.finish(0.0))
