@@ -7,6 +7,7 @@ import asyncio
 import json
 import re
 import time
+import tomllib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -169,18 +170,24 @@ async def test_it_sees_its_own_world_only(
 @pytest.mark.requirement("001.backend-claude")
 async def test_what_claude_is_started_with(started: Start) -> None:
     more = {"model": "m", "system_prompt": "be kind", "max_turns": 9, "max_cost_usd": 2.5}
-    system = await started("claude", **more)
+    system = await started("claude", **more, deny=["Read", "Bash(rm *)"])
     answer, _ = await run(system, "claude", "[[seen]]", budget=Limit(max_cost_usd=1.5))
     seen = json.loads(data(answer))
     assert seen["argv"] == [
         *("-p", "--input-format", "stream-json", "--output-format", "stream-json", "--verbose"),
         *("--include-partial-messages", "--permission-prompt-tool", "stdio", "--model", "m"),
         *("--append-system-prompt", "be kind", "--max-turns", "9", "--max-budget-usd", "1.5"),
+        *("--setting-sources", "user", "--disallowedTools", "Read", "Bash(rm *)"),
     ]
     assert seen["environment"]["CLAUDE_CODE_DISABLE_BACKGROUND_TASKS"] == "1"
     answer, events = await run(system, "claude", "[[seen]]")
     argv = json.loads(data(answer))["argv"]
-    assert argv[-2:] == ["--resume", found(events, "log")[0]["native_session"]]
+    at = argv.index("--resume")
+    assert argv[at + 1] == found(events, "log")[0]["native_session"]
+    await system.stop(grace=1)
+    system = await started("claude", trust_project=True)
+    answer, _ = await run(system, "claude", "[[seen]]")
+    assert "--setting-sources" not in json.loads(data(answer))["argv"]
 
 
 @pytest.mark.parametrize(
@@ -199,6 +206,50 @@ async def test_what_the_others_are_started_with(
     system = await started(kind, form=form, model="m")
     answer, _ = await run(system, kind, "[[seen]]")
     assert json.loads(data(answer))["argv"] == expected
+
+
+@pytest.mark.parametrize("form", ["session", "once"])
+async def test_opencodes_leave_is_ours_whatever_else_its_environment_has(
+    started: Start, form: str
+) -> None:
+    given = {"provider": {"x": {}}, "permission": {"*": "allow", "bash": "allow", "mcp_*": "deny"}}
+    environment = {
+        "OPENCODE_CONFIG_CONTENT": json.dumps(given),
+        "OPENCODE_PERMISSION": '{"edit": "allow"}',
+        "OPENCODE_DISABLE_PROJECT_CONFIG": "0",
+    }
+    more = {"form": form, "approvals": "deny", "allow": ["fetch"], "model": "m"}
+    system = await started("opencode", environment=environment, **more)
+    answer, _ = await run(system, "opencode", "[[seen]]")
+    seen = json.loads(data(answer))["environment"]
+    content = json.loads(seen["OPENCODE_CONFIG_CONTENT"])
+    assert content["provider"] == {"x": {}}
+    assert content["model"] == "m"
+    no = "ask" if form == "session" else "deny"  # a refusal that shows, where somebody can be asked
+    assert content["permission"] == json.loads(seen["OPENCODE_PERMISSION"])
+    assert content["permission"] == {
+        **{"bash": no, "edit": no, "webfetch": "allow", "websearch": "allow"},
+        **{"codesearch": "allow", "mcp_*": "deny"},
+    }
+    assert seen["OPENCODE_DISABLE_PROJECT_CONFIG"] == "1"
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+@pytest.mark.parametrize(("kind", "form"), [f for f in FORMS if f[0] in {"codex", "gemini"}])
+async def test_a_repository_is_trusted_when_that_is_said(
+    started: Start, kind: str, form: str, trusted: bool, tmp_path: Path
+) -> None:
+    more: dict[str, Any] = {"trust_project": trusted, "form": form, "work_dir": tmp_path}
+    environment = {"GEMINI_CLI_TRUST_WORKSPACE": str(not trusted).lower()}
+    system = await started(kind, environment=environment, **more)
+    answer, _ = await run(system, kind, "[[seen]]")
+    seen = json.loads(data(answer))
+    if kind == "gemini":
+        assert seen["environment"]["GEMINI_CLI_TRUST_WORKSPACE"] == str(trusted).lower()
+        return
+    told = tomllib.loads(next(word for word in seen["argv"] if word.startswith("projects=")))
+    level = {"trust_level": "trusted" if trusted else "untrusted"}
+    assert told["projects"][str(tmp_path)] == told["projects"][str(tmp_path.parent)] == level
 
 
 # -- what it asks ------------------------------------------------------------------------------

@@ -63,8 +63,7 @@ def given(kind: str, models: ModelServer) -> dict[str, Any]:
         "options": {"baseURL": f"{models.url}/v1", "apiKey": "x"},
         "models": {"fake-model": {}},
     }
-    asked = dict.fromkeys(("bash", "edit", "webfetch"), "ask")
-    content = {"model": "fake/fake-model", "provider": {"fake": provider}, "permission": asked}
+    content = {"model": "fake/fake-model", "provider": {"fake": provider}}
     return {"environment": {"OPENCODE_CONFIG_CONTENT": json.dumps(content)}}
 
 

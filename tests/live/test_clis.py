@@ -84,6 +84,106 @@ async def test_no_leave_no_effect(started: Start, kind: str) -> None:
         assert data(answer).strip() == "done"
 
 
+READS = {
+    "codex": ("exec_command", {"cmd": "cat FILE"}),
+    "gemini": ("read_file", {"file_path": "FILE"}),
+    "claude": ("Read", {"file_path": "FILE"}),
+    "opencode": ("read", {"filePath": "FILE"}),
+}
+DENY = {"codex": "shell", "gemini": "read", "claude": "R*d", "opencode": "read"}
+
+
+@pytest.mark.parametrize("denied", [False, True])
+async def test_what_is_denied_is_denied_where_it_asks_nobody(
+    started: Start, kind: str, denied: bool, models: ModelServer
+) -> None:
+    system = await started(kind, approvals="allow", deny=[DENY[kind]] if denied else [])
+    work(system, kind).mkdir(parents=True, exist_ok=True)
+    (work(system, kind) / "a.txt").write_text("secret-of-a")
+    name, given = READS[kind]
+    file = str(work(system, kind) / "a.txt")
+    arguments = {key: value.replace("FILE", file) for key, value in given.items()}
+    answer, _ = await run(system, kind, f"[[tool {name} {json.dumps(arguments)}]] [[say done]]")
+    assert data(answer).strip() == "done"
+    assert ("secret-of-a" in json.dumps([r.body for r in models.requests])) is not denied
+
+
+@pytest.mark.parametrize("approvals", [None, "allow"])
+async def test_the_simple_form_does_what_leave_allows(
+    started: Start, kind: str, approvals: str | None
+) -> None:
+    if kind == "claude":
+        pytest.skip("it has none")
+    leave = {} if approvals is None else {"approvals": approvals}
+    system = await started(kind, form="once", **leave)
+    step = runs(kind, "echo seen > made")
+    answer, _ = await run(system, kind, f"{step} [[say done]]")
+    assert (work(system, kind) / "made").exists() is (approvals == "allow")
+    assert data(answer).strip() == "done"
+    if kind == "codex":
+        return  # it knows no single tools
+    await system.stop(grace=5)
+    tool = {"gemini": "run_shell_command", "opencode": "execute"}[kind]
+    turned = {"approvals": "allow", "deny": [tool]} if approvals else {"allow": [tool]}
+    system = await started(kind, form="once", agent_id="other", **turned)
+    await run(system, "other", f"{step} [[say done]]")
+    assert (work(system, "other") / "made").exists() is (approvals is None)
+
+
+def brings(kind: str, repository: Path) -> Path:
+    """Put settings into a repository that run programs; return what those leave."""
+    ran = repository / "ran"
+    touch = {"command": "/bin/sh", "args": ["-c", f"touch {ran}; sleep 1"]}
+    hook = [{"matcher": "*", "hooks": [{"type": "command", "command": f"touch {ran}"}]}]
+    files: dict[str, Any] = {
+        "claude": {
+            ".claude/settings.json": {
+                "hooks": {"SessionStart": hook},
+                "permissions": {"allow": ["Bash"]},
+                "enableAllProjectMcpServers": True,
+            },
+            ".mcp.json": {"mcpServers": {"x": touch}},
+        },
+        "gemini": {".gemini/settings.json": {"mcpServers": {"x": touch}}},
+        "opencode": {
+            "opencode.json": {
+                "mcp": {"x": {"type": "local", "command": [touch["command"], *touch["args"]]}},
+                "permission": {"bash": "allow"},
+                "agent": {"build": {"permission": {"bash": "allow"}}},
+            }
+        },
+        "codex": {
+            ".codex/config.toml": f"""[mcp_servers.x]
+command = "/bin/sh"
+args = ["-c", "touch {ran}; sleep 1"]
+"""
+        },
+    }
+    (repository / ".git").mkdir(parents=True)
+    for name, content in files[kind].items():
+        file = repository / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(content if isinstance(content, str) else json.dumps(content))
+    return ran
+
+
+@pytest.mark.parametrize("form", ["session", "once"])
+@pytest.mark.parametrize("trusted", [False, True])
+async def test_settings_of_a_repository_count_when_it_is_trusted(
+    started: Start, kind: str, trusted: bool, form: str, tmp_path: Path
+) -> None:
+    if form == "once" and kind == "claude":
+        pytest.skip("it has none")
+    repository = tmp_path / "repository"
+    ran = brings(kind, repository)
+    more = {"approvals": "deny", "trust_project": trusted, "form": form}
+    system = await started(kind, work_dir=repository, **more)
+    await run(system, kind, f"{runs(kind, 'touch made')} [[say done]]")
+    assert ran.exists() is trusted
+    if not trusted:
+        assert not (repository / "made").exists()
+
+
 async def test_cancel_stops_the_turn_and_its_tools(started: Start, kind: str) -> None:
     system = await started(kind, approvals="allow")
     prompt = f"[[say on]] {runs(kind, 'echo x > made; exec sleep 300')} [[say never]]"

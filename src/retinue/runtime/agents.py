@@ -241,7 +241,7 @@ def coding_agent(given: CodingReference) -> AgentDefinition:
     same = (
         *("command", "form", "model", "system_prompt", "environment", "approvals", "allow"),
         *("deny", "question_seconds", "codex_sandbox", "max_turns", "max_cost_usd"),
-        *("silence_seconds", "stop_seconds"),
+        *("silence_seconds", "stop_seconds", "trust_project"),
     )
     driver = _DRIVERS.get(given.driver, AcpDriver)
     return AgentDefinition(

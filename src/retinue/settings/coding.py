@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -65,7 +66,8 @@ class CodingReference(BaseModel):
     )
     approvals: Literal["ask", "allow", "deny"] = Field(
         default="ask",
-        description="what becomes of what it asks leave for: a question to a person, yes, or no",
+        description="what becomes of what it asks leave for: a question to a person, yes, or no;"
+        " unset: ask, and deny in the form once, where nobody can be asked",
     )
     allow: tuple[str, ...] = Field(
         default=(), description="tools that need no leave, like Read or Web* (as in its tool calls)"
@@ -79,6 +81,11 @@ class CodingReference(BaseModel):
         default=None,
         description="codex: the sandbox it makes itself for its commands, where `sandbox` is not"
         " set; unset: workspace-write",
+    )
+    trust_project: bool = Field(
+        default=False,
+        description="whether settings that lie in its working directory count (.claude, .gemini,"
+        " opencode.json, .codex): they can run programs and give themselves leave",
     )
     max_turns: int | None = Field(
         default=None, ge=1, description="replies of the model that a task may take"
@@ -140,6 +147,8 @@ class CodingReference(BaseModel):
             if kind == "acp":
                 raise ValueError("driver acp needs an agent_id")
             value = {**value, "agent_id": kind}
+        if value.get("form") == "once" and "approvals" not in value:
+            value = {**value, "approvals": "deny"}
         return value
 
     @model_validator(mode="after")
@@ -157,7 +166,38 @@ class CodingReference(BaseModel):
         silent = kind == "acp" or (kind == "opencode" and self.form == "session")
         if self.max_turns is not None and silent:
             raise ValueError(f"driver {kind} does not say how often the model replied")
+        self._possible_leave()
         return self
+
+    def _possible_leave(self) -> None:
+        kind = self.driver
+        if kind in {"claude", "gemini", "opencode"} and set("".join(self.deny)) & set("?["):
+            raise ValueError(f"deny of driver {kind} knows * only: the CLI itself is told of it")
+        if self.form == "once" and self.approvals == "ask":
+            raise ValueError(
+                "form once can ask nobody: set approvals to deny or allow, or use form session"
+            )
+        if self.form == "once" and kind == "codex":
+            self._possible_for_codex_once()
+        for name in ("OPENCODE_CONFIG_CONTENT", "OPENCODE_PERMISSION"):
+            if kind == "opencode" and not _is_object(self.environment.get(name, "{}")):
+                raise ValueError(f"{name} is merged with what leave depends on: it has to be JSON")
+
+    def _possible_for_codex_once(self) -> None:
+        if self.deny or (self.allow and self.approvals == "deny"):
+            raise ValueError(
+                "codex cannot be allowed or denied single tools in form once: use form session"
+            )
+        if self.approvals == "deny" and self.codex_sandbox not in {None, "read-only"}:
+            raise ValueError(
+                "codex with approvals deny in form once runs read-only: for another codex_sandbox"
+                " set approvals to allow, or use form session"
+            )
+        if self.approvals == "deny" and self.sandbox:
+            raise ValueError(
+                "codex can be denied nothing in form once in a sandbox, where it makes none of its"
+                " own: set approvals to allow, or use form session"
+            )
 
     def at(self, cwd: Path) -> CodingReference:
         """Return it with its directories made absolute."""
@@ -169,3 +209,10 @@ class CodingReference(BaseModel):
         if isinstance(self.sandbox, SandboxReference):
             found["sandbox"] = self.sandbox.at(cwd)
         return self.model_copy(update=found) if found else self
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False

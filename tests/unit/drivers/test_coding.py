@@ -1,12 +1,14 @@
 """What the drivers of coding CLIs read, decide and remember, without a process."""
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from retinue.drivers.coding.config import CodingConfig
+from retinue.drivers.coding.leave import firm, gemini_rules, opencode_permission
 from retinue.drivers.coding.natives import Native, Natives
 from retinue.drivers.coding.place import native_of
 from retinue.drivers.coding.scribe import MOST_VALUE, MOST_WHOLE, fitting, text_of
@@ -47,6 +49,89 @@ def test_deny_wins_over_allow_and_both_over_the_rest() -> None:
     )
     verdicts = {t: config.judge(t) for t in ("Read", "mcp__a", "mcp__rm", "Bash", "read")}
     assert list(verdicts.values()) == ["allow", "allow", "deny", "ask", "ask"]
+
+
+def opencode(**more: Any) -> CodingConfig:
+    return CodingConfig(kind="opencode", command=("opencode",), **more)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (opencode(), {"bash": "ask", "edit": "ask"}),
+        (opencode(approvals="allow"), {"bash": "allow", "edit": "allow"}),
+        (opencode(approvals="allow", deny=("execute",)), {"bash": "deny", "edit": "allow"}),
+        (opencode(approvals="allow", deny=("write",)), {"bash": "allow", "edit": "deny"}),
+        (opencode(deny=("read",)), {"bash": "ask", "read": "deny", "list": "deny"}),
+        (opencode(deny=("mcp_*",)), {"bash": "ask", "mcp_*": "deny"}),
+        (opencode(form="once", approvals="deny"), {"bash": "deny", "edit": "deny"}),
+        (opencode(form="once", approvals="deny", allow=("bash",)), {"bash": "allow"}),
+    ],
+)
+def test_what_opencode_is_told_of_leave(config: CodingConfig, expected: dict[str, str]) -> None:
+    found = opencode_permission(config)
+    assert {name: found.get(name) for name in expected} == expected
+    assert "execute" not in found  # it is no tool of its own
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("allow", {}),
+        ("deny", {"*": "deny"}),
+        ({"bash": "allow", "edit": "deny"}, {"edit": "deny"}),
+        ({"bash": {"*": "allow", "rm *": "deny"}}, {"bash": {"*": "ask", "rm *": "deny"}}),
+        ({"bash": ["odd"]}, {}),
+    ],
+)
+def test_an_environment_may_deny_opencode_more_and_gives_it_nothing(
+    given: Any, expected: dict[str, Any]
+) -> None:
+    content = {"permission": given, "tools": {"bash": True}, "agent": {"build": {"tools": {}}}}
+    content["agent"]["build"]["permission"] = {"bash": "allow", "edit": "deny"}
+    config = opencode(environment={"OPENCODE_CONFIG_CONTENT": json.dumps(content)})
+    found = json.loads(firm(config)["OPENCODE_CONFIG_CONTENT"])
+    assert found["permission"] == {**opencode_permission(config), **expected}
+    assert list(found["permission"])[-len(expected) :] == list(expected) or not expected
+    assert "tools" not in found
+    assert found["agent"] == {"build": {"permission": {"edit": "deny"}}}
+
+
+def gemini(**more: Any) -> CodingConfig:
+    return CodingConfig(kind="gemini", command=("gemini",), **more)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (gemini(), []),
+        (gemini(approvals="allow"), []),
+        (gemini(form="once", approvals="deny"), []),
+        (gemini(deny=("execute",)), [("deny", 999, ["run_shell_command"])]),
+        (gemini(deny=("read*", "x")), [("deny", 999, ["read_file", "read_many_files", *"-x"])]),
+        (
+            gemini(form="once", approvals="deny", allow=("edit",)),
+            [("allow", 998, ["write_file", "replace"])],
+        ),
+    ],
+)
+def test_what_gemini_is_told_of_leave(
+    config: CodingConfig, expected: list[tuple[str, int, list[str]]]
+) -> None:
+    rules = tomllib.loads(gemini_rules(config)).get("rule", [])
+    found = [(rule["decision"], rule["priority"], rule["toolName"]) for rule in rules]
+    assert [(a, b, [*c]) for a, b, c in found] == [
+        (a, b, [tool if tool != "-" else "read*" for tool in c]) for a, b, c in expected
+    ]
+
+
+def test_gemini_may_do_all_but_what_is_denied_where_nobody_is_asked() -> None:
+    config = gemini(form="once", approvals="allow", deny=("execute",))
+    denied, allowed = tomllib.loads(gemini_rules(config))["rule"]
+    assert (denied["decision"], denied["toolName"]) == ("deny", ["run_shell_command"])
+    assert (allowed["decision"], allowed["toolName"][-1]) == ("allow", "*")
+    assert denied["priority"] > allowed["priority"]
+    assert allowed["allowRedirection"] is True
 
 
 def test_native_sessions_are_kept_by_owner_and_session(tmp_path: Path) -> None:

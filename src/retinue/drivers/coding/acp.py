@@ -52,7 +52,7 @@ class AcpTurn(SpokenTurn):
 
     def arguments(self) -> list[str]:
         """Return the arguments after the program."""
-        return self._preset.arguments(self.config)
+        return self._preset.arguments(self.config, self.instance.place.home)
 
     def environment(self) -> dict[str, str]:
         """Return variables that it needs."""

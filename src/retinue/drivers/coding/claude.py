@@ -55,6 +55,10 @@ class ClaudeTurn(SpokenTurn):
         ):
             if value is not None:
                 argv += [option, str(value)]
+        if not config.trust_project:
+            argv += ["--setting-sources", "user"]
+        if config.deny:
+            argv += ["--disallowedTools", *config.deny]  # of most of its tools it asks nobody
         return argv
 
     def _most_cost(self) -> float | None:

@@ -185,7 +185,7 @@ class CodexInstance(CodingInstance):
                 if server is not None and server.broken is not None:
                     await server.stop(0.0)
                 server = CodexServer(self)
-                argv = [*codex_arguments(self.config), "app-server"]
+                argv = [*codex_arguments(self.config, self.place.work_dir), "app-server"]
                 try:
                     await server.start(f"server-{ulid()}", argv, codex_environment(self.place.home))
                 except BaseException:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -20,6 +21,7 @@ class CodingConfig(ProcessConfig, frozen=True, kw_only=True):
     or run with a prompt on stdin (``once``). ``approvals`` is what becomes of what it asks leave
     for, unless a pattern in ``deny`` or ``allow`` names the tool. ``silence_seconds`` is how long
     it may say nothing while no tool runs and nobody is asked. ``codex_sandbox`` is Codex's own.
+    ``trust_project`` lets settings count that lie in its working directory.
     """
 
     kind: str
@@ -31,18 +33,24 @@ class CodingConfig(ProcessConfig, frozen=True, kw_only=True):
     deny: tuple[str, ...] = ()
     question_seconds: float | None = None
     codex_sandbox: str | None = None
+    trust_project: bool = False
     max_turns: int | None = None
     max_cost_usd: float | None = None
     silence_seconds: float = 300.0
     stop_seconds: float = 5.0
 
-    def judge(self, tool: str) -> Verdict:
-        """Return what becomes of a tool that the CLI asks leave for."""
-        if any(fnmatchcase(tool, pattern) for pattern in self.deny):
+    def judge(self, *names: str) -> Verdict:
+        """Return what becomes of a tool that the CLI asks leave for; it may have several names."""
+        if named(self.deny, *names):
             return "deny"
-        if any(fnmatchcase(tool, pattern) for pattern in self.allow):
+        if named(self.allow, *names):
             return "allow"
         return self.approvals
+
+
+def named(patterns: Iterable[str], *names: str) -> bool:
+    """Say whether a pattern is one of these names of a tool."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns for name in names)
 
 
 def prompt_of(job: Job) -> str:

@@ -76,7 +76,7 @@ class CodexOnce(OnceTurn):
         common = ["--json", "--skip-git-repo-check"]
         # As an option of its own only a new session takes it.
         box = ("-c", f'sandbox_mode="{codex_sandbox(config)}"')
-        start = [*codex_arguments(config), *box, "exec"]
+        start = [*codex_arguments(config, self.instance.place.work_dir), *box, "exec"]
         if self.native is not None:
             return [*start, "resume", *common, self.native.native_session, "-"]
         return [*start, *common, "-"]
@@ -136,9 +136,7 @@ class GeminiOnce(OnceTurn):
 
     def arguments(self) -> list[str]:
         """Return the arguments after the program."""
-        argv = [*gemini_arguments(self.config), "-o", "stream-json"]
-        if self.config.approvals == "allow":
-            argv += ["--approval-mode", "yolo"]
+        argv = [*gemini_arguments(self.config, self.instance.place.home), "-o", "stream-json"]
         return argv + (["-r", self.native.native_session] if self.native is not None else [])
 
     def environment(self) -> dict[str, str]:

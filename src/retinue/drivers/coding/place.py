@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from retinue.drivers.coding.config import CodingConfig
+from retinue.drivers.coding.leave import firm
 from retinue.errors import CommunicationError, ExecutionError, RetinueError
 from retinue.process.child import Child, Exit
 from retinue.process.executable import find
@@ -84,6 +85,10 @@ class Place(Quarters):
         install = program.install if program is not None else None
         found = find(self.config.command[0], search, str(self.work_dir), install)
         return native_of(self.config.kind, found)
+
+    def environment(self, tmp: Path) -> dict[str, str]:
+        """Return what a process sees; what its leave depends on is not the environment's to set."""
+        return {**super().environment(tmp), **firm(self.config)}
 
     def failure(self, child: Child, status: Exit, doing: str) -> RetinueError:
         """Return what to say of a process that ended before its turn did.

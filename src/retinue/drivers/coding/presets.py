@@ -1,4 +1,7 @@
-"""What is particular about CLIs that speak ACP, and what they need to keep to themselves."""
+"""What is particular about the CLIs, and what they need to keep to themselves.
+
+What they may do is ``leave``'s.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,14 @@ from typing import NamedTuple
 
 from retinue.domain.ids import ulid
 from retinue.drivers.coding.config import CodingConfig
+from retinue.drivers.coding.leave import codex_trust, gemini_policy, gemini_rules
 from retinue.process.ladder import Ladder
 
 
 class Preset(NamedTuple):
     """How one CLI is started for ACP. ``ladder``: some ignore the end of their input."""
 
-    arguments: Callable[[CodingConfig], list[str]]
+    arguments: Callable[[CodingConfig, Path], list[str]]
     environment: Callable[[CodingConfig], dict[str, str]]
     ladder: Ladder
     prepare: Callable[[CodingConfig, Path], None]
@@ -32,9 +36,10 @@ CODEX_OFF = ("plugins", "apps", "remote_plugin")
 """What Codex does without, unless the agent's command says otherwise: each uses the network."""
 
 
-def codex_arguments(config: CodingConfig) -> list[str]:
+def codex_arguments(config: CodingConfig, work_dir: Path) -> list[str]:
     """Return the options of every Codex that is started."""
-    argv = [word for name in CODEX_OFF for word in ("-c", f"features.{name}=false")]
+    argv = ["-c", codex_trust(config, work_dir)]
+    argv += [word for name in CODEX_OFF for word in ("-c", f"features.{name}=false")]
     if config.model is not None:
         argv += ["-c", f"model={json.dumps(config.model)}"]
     return [*argv, *config.command[1:]]
@@ -48,40 +53,55 @@ def codex_environment(home: Path) -> dict[str, str]:
 def codex_sandbox(config: CodingConfig) -> str:
     """Return the sandbox that Codex is to make for the commands it runs.
 
-    In ours it can make none, and then no command runs at all, without a word.
+    In ours it can make none, and then no command runs at all, without a word. Where nobody is
+    asked, that it may not write is all that can be denied.
     """
+    if config.form == "once" and config.approvals != "allow":
+        return "read-only"
     return "danger-full-access" if config.sandbox else config.codex_sandbox or "workspace-write"
 
 
-def gemini_arguments(config: CodingConfig) -> list[str]:
+def gemini_arguments(config: CodingConfig, home: Path) -> list[str]:
     """Return Gemini's options."""
-    model = ["-m", config.model] if config.model is not None else []
-    return [*config.command[1:], *model]
+    argv = [*config.command[1:]]
+    if config.model is not None:
+        argv += ["-m", config.model]
+    if gemini_rules(config):
+        file = str(gemini_policy(config, home))
+        # An organisation's rules have the second one ignored, and win over the first.
+        argv += ["--policy", file, "--admin-policy", file]
+    return argv
 
 
 def _gemini_environment(config: CodingConfig) -> dict[str, str]:
-    # Without the first it starts another node, which a signal does not reach.
-    return {"GEMINI_CLI_NO_RELAUNCH": "true", "GEMINI_CLI_TRUST_WORKSPACE": "true"}
+    # Without it, it starts another node, which a signal does not reach.
+    return {"GEMINI_CLI_NO_RELAUNCH": "true"}
 
 
 def _gemini_prepare(config: CodingConfig, home: Path) -> None:
     """Set in its own settings what we need: no updates, no statistics, the key it is given."""
-    if config.home is not None:
-        return
     file = home / ".gemini" / "settings.json"
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    rules = gemini_rules(config)
+    if rules:
+        gemini_policy(config, home).write_text(rules)
+    if config.home is not None:
+        return
     try:
         kept = json.loads(file.read_text())
     except (OSError, ValueError):
         kept = {}
+    # Whether the directory is trusted is not its settings' question: without, it refuses to run.
+    security: dict[str, object] = {"folderTrust": {"enabled": False}}
     settings: dict[str, object] = {
         **kept,
+        "security": security,
         "general": {"enableAutoUpdate": False, "enableAutoUpdateNotification": False},
         "privacy": {"usageStatisticsEnabled": False},
         "telemetry": {"enabled": False},
     }
     if "GEMINI_API_KEY" in config.environment:
-        settings["security"] = {"auth": {"selectedType": "gemini-api-key"}}
+        security["auth"] = {"selectedType": "gemini-api-key"}
     if config.max_turns is not None:
         settings["model"] = {"maxSessionTurns": config.max_turns}
     file.write_text(json.dumps(settings, indent=1))
@@ -113,13 +133,7 @@ def _gemini_resume(home: Path, native: str) -> None:
 
 def _opencode_environment(config: CodingConfig) -> dict[str, str]:
     names = ("AUTOUPDATE", "MODELS_FETCH", "LSP_DOWNLOAD", "DEFAULT_PLUGINS", "SHARE")
-    found = {f"OPENCODE_DISABLE_{name}": "1" for name in names}
-    asked = "allow" if config.approvals == "allow" and not config.deny else "ask"
-    content: dict[str, object] = {"permission": {"bash": asked, "edit": asked, "webfetch": asked}}
-    if config.model is not None:
-        content["model"] = config.model
-    found["OPENCODE_CONFIG_CONTENT"] = json.dumps(content)
-    return found
+    return {f"OPENCODE_DISABLE_{name}": "1" for name in names}
 
 
 def _nothing(config: CodingConfig, home: Path) -> None:
@@ -128,7 +142,7 @@ def _nothing(config: CodingConfig, home: Path) -> None:
 
 PRESETS = {
     "gemini": Preset(
-        lambda config: ["--acp", *gemini_arguments(config)],
+        lambda config, home: ["--acp", *gemini_arguments(config, home)],
         _gemini_environment,
         Ladder(cancel=2.0),
         _gemini_prepare,
@@ -136,13 +150,13 @@ PRESETS = {
         resume=_gemini_resume,
     ),
     "opencode": Preset(
-        lambda config: [*config.command[1:], "acp"],
+        lambda config, home: [*config.command[1:], "acp"],
         _opencode_environment,
         Ladder(cancel=3.0, stdin=2.0),
         _nothing,
     ),
     "acp": Preset(
-        lambda config: list(config.command[1:]),
+        lambda config, home: list(config.command[1:]),
         lambda config: {},
         Ladder(cancel=3.0, stdin=1.0),
         _nothing,
