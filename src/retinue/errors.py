@@ -48,6 +48,7 @@
         │   └── WorkerLost           E_STREAM_BROKEN
         ├── InvalidResult            E_INTERNAL
         ├── ProviderError            E_INTERNAL
+        │   └── ProviderBusy         E_INTERNAL
         ├── BudgetExceeded           E_BUDGET_EXCEEDED
         ├── Fenced                   E_FENCED
         └── HumanInputRequired       E_HUMAN_INPUT_REQUIRED
@@ -403,6 +404,12 @@ class ProviderError(ExecutionError):
     """The model's provider refused or failed; ``details`` has what it said."""
 
     kind = "provider_error"
+
+
+class ProviderBusy(ProviderError):
+    """The model's provider has too much to do, or failed itself: later it may do."""
+
+    retryable = True
 
 
 class InvalidResult(ExecutionError):

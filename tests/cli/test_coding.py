@@ -49,6 +49,7 @@ def test_what_the_settings_refuse(place: Place) -> None:
         ({"driver": "acp", "command": ["x"]}, "driver acp needs an agent_id"),
         ({"driver": "acp", "agent_id": "x"}, "driver acp needs a command"),
         ({"driver": "opencode", "max_turns": 1}, "does not say how often"),
+        ({"driver": "codex", "form": "once", "max_turns": 1}, "does not say how often"),
         ({"driver": "codex", "form": "once", "approvals": "ask"}, "form once can ask nobody"),
         ({"driver": "codex", "form": "once", "deny": ["x"]}, "use form session"),
         ({"driver": "codex", "form": "once", "allow": ["x"]}, "use form session"),

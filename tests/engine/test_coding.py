@@ -20,7 +20,14 @@ from retinue.domain.budget import Limit
 from retinue.domain.event import Event
 from retinue.domain.execution import State, Task
 from retinue.domain.principal import LOCAL
-from retinue.errors import AgentFailed, Conflict, ExecutionError, ProviderError, RetinueError
+from retinue.errors import (
+    AgentFailed,
+    Conflict,
+    ExecutionError,
+    ProviderBusy,
+    ProviderError,
+    RetinueError,
+)
 from retinue.interfaces import InstanceFilter, Job, Page
 from retinue.orchestrator import Reply
 from retinue.settings import CodingReference
@@ -388,6 +395,27 @@ async def test_what_a_session_cost_before_is_not_charged_again(started: Start) -
     assert native is not None
 
 
+async def test_what_a_codex_thread_used_before_is_not_this_tasks_usage(started: Start) -> None:
+    system = await started("codex", form="once")
+    for _ in range(3):
+        answer, events = await run(system, "codex", "[[usage 10 5]][[say x]]")
+        assert data(answer) == "x"
+        (usage,) = found(events, "usage")
+        assert (usage["input_tokens"], usage["output_tokens"]) == (10, 5)
+    await system.stop(grace=1)
+    system = await started("codex", form="once")
+    answer, _ = await run(system, "codex", "[[usage 9 5]]", budget=Limit(max_tokens=20))
+    assert answer.error is None
+
+
+async def test_gemini_that_took_all_its_turns_is_out_of_budget(started: Start) -> None:
+    system = await started("gemini", form="once", max_turns=1)
+    answer, _ = await run(system, "gemini", "[[fail FatalTurnLimitedError]]")
+    assert answer.error is not None
+    assert answer.error["code"] == "E_BUDGET_EXCEEDED"
+    assert "max_turns 1" in answer.error["message"]
+
+
 @pytest.mark.parametrize(("kind", "form"), [("claude", "session"), ("codex", "session")])
 async def test_turns_and_tokens_are_bounded(started: Start, kind: str, form: str) -> None:
     system = await started(kind, form=form, max_turns=2)
@@ -492,13 +520,16 @@ async def test_a_provider_that_refuses_is_a_provider_error(
     started: Start, kind: str, form: str
 ) -> None:
     system = await started(kind, form=form)
-    said = "API Error: 529 overloaded" if kind == "claude" else "529"
+    said = "API Error: 529" if kind == "claude" else "529"
     error = await raised(system, kind, f"[[fail {said}]]")
-    assert type(error) is ProviderError
+    assert type(error) is ProviderBusy
     assert isinstance(error, ExecutionError)
-    assert (error.code, error.kind, error.retryable) == ("E_INTERNAL", "provider_error", False)
+    assert (error.code, error.kind, error.retryable) == ("E_INTERNAL", "provider_error", True)
     assert error.outcome == "failed"
-    assert "529" in f"{error.message} {error.details}"  # the provider's own word
+    assert error.details["status"] == 529  # the provider's own word
+    refused = await raised(system, kind, f"[[fail {said.replace('529', '401')}]]")
+    assert (type(refused), refused.details["status"]) == (ProviderError, 401)
+    assert refused.retryable is False
     reply, _ = await run(system, kind, f"[[fail {said}]]")
     assert reply.error is not None
     assert reply.error["message"] == error.message

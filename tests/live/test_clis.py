@@ -251,6 +251,7 @@ async def test_a_model_that_refuses_is_a_failure_that_says_so(started: Start, ki
     answer, _ = await run(system, kind, "[[http 401]]")
     assert answer.error is not None
     assert "401" in answer.error["message"], answer.error
+    assert answer.error["retryable"] is False
 
 
 async def test_one_error_of_the_model_is_tried_again(started: Start, kind: str) -> None:
@@ -322,19 +323,27 @@ async def test_the_simple_form(started: Start, kind: str) -> None:
     assert found(events, "log")[0]["version"] is not None
     answer, events = await run(system, kind, f"{runs(kind, 'echo hello')} [[say two]]")
     assert data(answer).strip() == "two"
+    if kind != "opencode":
+        assert [u["input_tokens"] for u in found(events, "usage")] == [20]  # of this task alone
     (result,) = found(events, "tool_result")
     assert "hello" in str(result["result"])
     assert found([e for e in events if e.type == "log"], "log")[0]["resumed"] is True
 
 
 async def test_turns_and_cost_are_bounded(started: Start, kind: str) -> None:
-    if kind not in {"claude", "codex"}:
+    if kind == "opencode":
         pytest.skip("it does not say how often the model replied")
     system = await started(kind, max_turns=1, approvals="allow")
     prompt = f"{runs(kind, 'echo a')} {runs(kind, 'echo b')} [[say done]]"
     answer, _ = await run(system, kind, prompt)
     assert answer.error is not None
     assert answer.error["code"] == "E_BUDGET_EXCEEDED"
+    if kind == "gemini":
+        await system.stop(grace=5)
+        system = await started(kind, max_turns=1, approvals="allow", form="once", agent_id="one")
+        answer, _ = await run(system, "one", prompt)
+        assert answer.error is not None
+        assert answer.error["code"] == "E_BUDGET_EXCEEDED"
     if kind == "claude":
         await system.stop(grace=5)
         system = await started(kind, max_cost_usd=0.0001, approvals="allow", agent_id="poor")

@@ -61,6 +61,7 @@ EXPECTED = {
     "CommunicationError": 502,
     "IoError": 502,
     "ProviderError": 502,
+    "ProviderBusy": 502,
     "WorkerLost": 502,
     "InvalidResult": 500,
     "BudgetExceeded": 500,

@@ -163,9 +163,11 @@ class CodingReference(BaseModel):
             raise ValueError("codex can make no sandbox of its own in another one")
         if self.max_cost_usd is not None and kind in {"codex", "gemini"}:
             raise ValueError(f"driver {kind} does not say what a task costs; set max_turns")
-        silent = kind == "acp" or (kind == "opencode" and self.form == "session")
+        silent = (kind, self.form) in {("opencode", "session"), ("codex", "once")} or kind == "acp"
         if self.max_turns is not None and silent:
-            raise ValueError(f"driver {kind} does not say how often the model replied")
+            raise ValueError(
+                f"driver {kind} does not say how often the model replied in form {self.form}"
+            )
         self._possible_leave()
         return self
 

@@ -109,6 +109,15 @@ class Memory:
         part.write_text(json.dumps([*self.prompts(session), *prompts]))
         part.replace(self._file(session))
 
+    def used(self, session: str, tokens: Iterable[int]) -> list[int]:
+        """Remember what a turn used; return what the session has used until now."""
+        file = self._file(session).with_suffix(".used")
+        with contextlib.suppress(OSError):
+            tokens = map(sum, zip(tokens, json.loads(file.read_text()), strict=True))
+        total = list(tokens)
+        file.write_text(json.dumps(total))
+        return total
+
 
 class Voice:
     """How one dialect says what a script does. Each method writes what the real CLI would."""

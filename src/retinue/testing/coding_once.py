@@ -81,7 +81,8 @@ class CodexExec(Once):
         if failure is not None:
             self.out.line({"type": "turn.failed", "error": {"message": failure}})
             return
-        usage = {"input_tokens": turn.tokens[0], "output_tokens": turn.tokens[1]}
+        total = turn.memory.used(self.session, turn.tokens)  # of the thread, not of the turn
+        usage = {"input_tokens": total[0], "output_tokens": total[1]}
         self.out.line({"type": "turn.completed", "usage": usage})
 
 
@@ -111,7 +112,8 @@ class GeminiOnce(Once):
         stats = {"input_tokens": turn.tokens[0], "output_tokens": turn.tokens[1]}
         end: dict[str, Any] = {"type": "result", "status": "success", "stats": stats}
         if failure is not None:
-            end = {"type": "result", "status": "error", "error": {"message": failure}}
+            error = {"type": failure.partition(" ")[0], "message": failure}
+            end = {"type": "result", "status": "error", "error": error}
         self.out.line(end)
 
 

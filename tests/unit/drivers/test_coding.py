@@ -11,6 +11,7 @@ from retinue.drivers.coding.config import CodingConfig
 from retinue.drivers.coding.leave import firm, gemini_rules, opencode_permission
 from retinue.drivers.coding.natives import Native, Natives
 from retinue.drivers.coding.place import native_of
+from retinue.drivers.coding.provider import refusal
 from retinue.drivers.coding.scribe import MOST_VALUE, MOST_WHOLE, fitting, text_of
 from retinue.drivers.coding.talk import read
 from retinue.drivers.coding.versions import doubt, version_in
@@ -132,6 +133,31 @@ def test_gemini_may_do_all_but_what_is_denied_where_nobody_is_asked() -> None:
     assert (allowed["decision"], allowed["toolName"][-1]) == ("allow", "*")
     assert denied["priority"] > allowed["priority"]
     assert allowed["allowRedirection"] is True
+
+
+@pytest.mark.parametrize(
+    ("said", "told", "status", "later"),
+    [
+        ("API Error: 401 {...}", None, 401, False),
+        ("API Error: 529 overloaded", 529, 529, True),
+        (
+            "unexpected status 429 Too Many Requests: x, url: http://127.0.0.1:8500/v1",
+            None,
+            429,
+            True,
+        ),
+        ("no answer of http://127.0.0.1:500/v1", None, None, False),
+        ("stream disconnected", {"responseStreamDisconnected": {"httpStatusCode": 502}}, 502, True),
+        ("Selected model is at capacity", "serverOverloaded", None, True),
+        ("x", {"name": "APIError", "data": {"message": "no", "statusCode": 400}}, 400, False),
+        ("a word", None, None, False),
+    ],
+)
+def test_whether_a_provider_that_refuses_will_do_later(
+    said: str, told: Any, status: int | None, later: bool
+) -> None:
+    error = refusal(said, told)
+    assert (error.details.get("status"), error.retryable) == (status, later)
 
 
 def test_native_sessions_are_kept_by_owner_and_session(tmp_path: Path) -> None:

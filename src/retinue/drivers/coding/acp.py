@@ -16,9 +16,10 @@ from retinue.drivers.coding.driver import CodingDriver, CodingInstance
 from retinue.drivers.coding.natives import is_unknown, kept
 from retinue.drivers.coding.once import GeminiOnce, OpencodeOnce
 from retinue.drivers.coding.presets import PRESETS
+from retinue.drivers.coding.provider import refusal
 from retinue.drivers.coding.spoken import SpokenTurn
 from retinue.drivers.coding.turn import Turn
-from retinue.errors import ProviderError, RetinueError, SpawnFailed
+from retinue.errors import RetinueError, SpawnFailed
 from retinue.interfaces import DriverContext, Job
 from retinue.wire.jsonrpc import METHOD_NOT_FOUND, Rpc, RpcError
 
@@ -131,8 +132,7 @@ class AcpTurn(SpokenTurn):
         except RpcError as error:
             if error.code not in _HTTP:
                 raise
-            details = {"status": error.code}
-            self.fail(ProviderError(f"{self.config.kind}: {error.message}", details=details))
+            self.fail(refusal(f"{self.config.kind}: {error.message}", error.code))
             return
         self._dialect.ended(answer or {})
 

@@ -23,9 +23,10 @@ import msgspec
 
 from retinue.domain.event import EventType
 from retinue.drivers.coding.asking import wording
+from retinue.drivers.coding.provider import refusal
 from retinue.drivers.coding.scribe import Ask, Scribe, number, text_of
 from retinue.drivers.coding.talk import part as part_of
-from retinue.errors import AgentFailed, BudgetExceeded, Cancelled, ProviderError, RetinueError
+from retinue.errors import AgentFailed, BudgetExceeded, Cancelled, RetinueError
 
 LOST = "No conversation found"
 _INPUT = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
@@ -247,5 +248,5 @@ def _failure(message: dict[str, Any]) -> RetinueError:
     if str(message.get("terminal_reason", "")).startswith("aborted"):
         return Cancelled(f"interrupted: {text}", details=details, outcome="unknown")
     if message.get("api_error_status") or "API Error" in text:
-        return ProviderError(text, details={**details, "status": message.get("api_error_status")})
+        return refusal(text, message.get("api_error_status"), **details)
     return AgentFailed(text, details=details)

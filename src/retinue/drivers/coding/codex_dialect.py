@@ -20,8 +20,9 @@ from typing import Any
 
 from retinue.domain.event import EventType
 from retinue.drivers.coding.asking import wording
+from retinue.drivers.coding.provider import refusal
 from retinue.drivers.coding.scribe import Ask, Scribe, fitting, number
-from retinue.errors import Cancelled, ProviderError, RetinueError
+from retinue.errors import Cancelled, RetinueError
 from retinue.wire.jsonrpc import Call
 
 _THOUGHTS = {"item/reasoning/summaryTextDelta", "item/reasoning/textDelta"}
@@ -183,4 +184,5 @@ def _failure(status: str, error: dict[str, Any]) -> RetinueError:
     if status == "interrupted":
         return Cancelled("the turn was interrupted", outcome="unknown")
     text = str(error.get("message") or f"the turn ended as {status}")
-    return ProviderError(text, details={"info": error.get("codexErrorInfo")})
+    info = error.get("codexErrorInfo")
+    return refusal(text, info, info=info)

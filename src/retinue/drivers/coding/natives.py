@@ -29,13 +29,15 @@ _UNKNOWN = re.compile(
 
 
 class Native(msgspec.Struct, frozen=True, kw_only=True):
-    """A CLI's own session; ``cost_usd`` is what it said of the whole of it, last time."""
+    """A CLI's own session; the costs are what it said of the whole of it, last time."""
 
     owner: str
     session_id: str
     native_session: str
     version: str | None = None
     cost_usd: float = 0.0
+    input_tokens: int = 0
+    output_tokens: int = 0
     updated_at: int = 0
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from retinue.domain.event import EventType
 from retinue.drivers.coding.config import plainly, prompt_of
 from retinue.drivers.coding.presets import (
@@ -17,9 +19,10 @@ from retinue.drivers.coding.presets import (
     codex_sandbox,
     gemini_arguments,
 )
-from retinue.drivers.coding.scribe import fitting, number, text_of
+from retinue.drivers.coding.provider import refusal, words_of
+from retinue.drivers.coding.scribe import fitting, number
 from retinue.drivers.coding.spoken import SpokenTurn
-from retinue.errors import AgentFailed, CommunicationError, ProviderError
+from retinue.errors import AgentFailed, BudgetExceeded, CommunicationError, ProviderError
 from retinue.interfaces import Job
 from retinue.process.child import Child
 from retinue.process.ladder import Ladder
@@ -62,9 +65,7 @@ class OnceTurn(SpokenTurn):
 
 def _refused(error: Any) -> ProviderError:
     """Return what the model's provider said, as the CLI repeats it."""
-    text = error.get("message") if isinstance(error, dict) else None
-    said = str(text or text_of(error) or error)
-    return ProviderError(said, details={"error": fitting(error)})
+    return refusal(words_of(error), error, error=fitting(error))
 
 
 class CodexOnce(OnceTurn):
@@ -100,12 +101,24 @@ class CodexOnce(OnceTurn):
             case "error":
                 self.warn(str(message.get("message")), retry=message.get("message"))
             case "turn.completed":
-                usage = message.get("usage") or {}
-                self.spent(number(usage.get("input_tokens")), number(usage.get("output_tokens")))
+                self._used(message.get("usage") or {})
                 self.end(self._last)
             case "turn.failed":
                 error = message.get("error") or {}
                 self.fail(_refused(error))
+
+    def _used(self, usage: dict[str, Any]) -> None:
+        """Take what the whole thread has used until now: some of it earlier tasks."""
+        now = number(usage.get("input_tokens")), number(usage.get("output_tokens"))
+        before = (0, 0)
+        if self.native is not None:
+            before = self.native.input_tokens, self.native.output_tokens
+            self.native = msgspec.structs.replace(
+                self.native, input_tokens=now[0], output_tokens=now[1]
+            )
+        if now[0] < before[0] or now[1] < before[1]:
+            before = (0, 0)  # it has begun to count anew
+        self.spent(now[0] - before[0], now[1] - before[1])
 
     def _item(self, item: dict[str, Any], *, done: bool) -> None:
         key = str(item.get("id"))
@@ -169,6 +182,10 @@ class GeminiOnce(OnceTurn):
         self.spent(number(stats.get("input_tokens")), number(stats.get("output_tokens")))
         if message.get("status") == "success":
             self.end("".join(self._parts))
+        elif "TurnLimited" in str((message.get("error") or {}).get("type")):
+            limit = f"max_turns {self.config.max_turns}"
+            said = f"the task took more than it may ({limit})"
+            self.fail(BudgetExceeded(said, details={"limit": limit}))
         else:
             self.fail(_refused(message.get("error")))
 

@@ -99,13 +99,15 @@ class Told:
         execution = self.job.execution
         resumed = self.native is not None and self.native.native_session == native
         if native is not None:
-            cost = self.native.cost_usd if resumed and self.native is not None else 0.0
-            self.native = Native(
-                owner=execution.owner,
-                session_id=execution.session_id,
-                native_session=native,
+            known = self.native if resumed else None
+            self.native = msgspec.structs.replace(
+                known
+                or Native(
+                    owner=execution.owner,
+                    session_id=execution.session_id,
+                    native_session=native,
+                ),
                 version=version,
-                cost_usd=cost,
             )
             self._held = True
             # At once: a crash in the middle of the turn is to find it, too.
