@@ -566,6 +566,25 @@ async def test_silence_is_not_health(started: Start, kind: str) -> None:
     assert "has said nothing for" in answer.error["message"]
 
 
+@pytest.mark.parametrize("kind", SPOKEN)
+async def test_a_tool_that_has_leave_runs_shows_and_is_not_silence(
+    started: Start, kind: str
+) -> None:
+    tool = {"claude": "Bash", "codex": "shell"}.get(kind, "execute")
+    system = await started(kind, approvals="deny", allow=[tool], silence_seconds=0.5)
+    ask = json.dumps({"cmd": "make", "command": "make", "seconds": 1.5})
+    accepted = await system.orchestrator.submit(task(kind, f"[[ask {tool} {ask}]][[say done]]"))
+    seen: list[Event] = []
+    async for events in system.orchestrator.follow(accepted.execution_id):
+        seen += events
+        if found(list(events), "tool_call"):
+            assert not found(seen, "tool_result")  # it shows while it runs
+    assert seen[-1].type == "completed", seen[-1].data
+    (called,) = found(seen, "tool_call")
+    assert "make" in json.dumps(called["arguments"])
+    assert len(found(seen, "tool_result")) == 1
+
+
 async def test_the_result_is_the_end_whatever_comes_after_it(started: Start) -> None:
     system = await started("claude", stop_seconds=0.5)
     begun = time.monotonic()

@@ -63,6 +63,7 @@ async def test_it_says_thinks_and_uses_tools_with_leave(started: Start, kind: st
     (result,) = found(events, "tool_result")
     assert called["tool_call_id"] == result["tool_call_id"]
     assert called["tool_name"] == TOOL[kind]
+    assert "echo hello" in json.dumps(called["arguments"])
     assert result["is_error"] is False
     usage = json.loads(events[-1].data).get("usage")
     if kind != "opencode":

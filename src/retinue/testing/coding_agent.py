@@ -9,6 +9,7 @@ It speaks the real ones' protocols on stdin and stdout, well and badly, without 
 The steps are those of ``script`` (``say``, ``think``, ``slow``, ``hang``, ``usage``) and these::
 
     [[tool NAME {json}]]   a tool runs without leave        [[ask NAME {json}]]  it asks leave first
+                           ("seconds" in the json: so long)
     [[seen]]               say the arguments, environment, directory and how many turns came before
     [[retry N]]            N retry events                   [[fail TEXT]]        end as failed
     [[noise TEXT]]         a line that is no JSON           [[big BYTES]]        one very long line
@@ -218,6 +219,8 @@ class Turn:
         if step.verb == "ask" and not self.voice.ask(key, name, given):
             self.voice.result(key, name, "refused", True)
             return
+        if "seconds" in given:
+            self.pause(given["seconds"])
         if self.stop.is_set() and not self.voice.deaf:
             raise Stopped
         self.voice.result(key, name, f"{name} ran", False)

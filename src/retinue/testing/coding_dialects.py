@@ -563,9 +563,14 @@ class Acp(Voice):
 
     def tool(self, key: str, name: str, given: dict[str, Any]) -> None:
         """Say that a tool is called; Gemini does not, of one that asked leave."""
-        if self._name != "gemini":
-            more = {"kind": name, "title": name, "status": "pending", "rawInput": given}
-            self._update("tool_call", toolCallId=key, **more)
+        if self._name == "gemini":
+            return
+        first = {"cwd": "/"} if self._name == "opencode" else given  # the rest comes when it runs
+        more = {"kind": name, "title": name, "status": "pending", "rawInput": first}
+        self._update("tool_call", toolCallId=key, **more)
+        if self._name == "opencode":
+            more = {"kind": name, "title": name, "status": "in_progress", "rawInput": given}
+            self._update("tool_call_update", toolCallId=key, **more)
 
     def result(self, key: str, name: str, said: str, failed: bool) -> None:
         """Say what it answered."""

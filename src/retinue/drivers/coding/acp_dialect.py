@@ -38,6 +38,8 @@ class AcpDialect:
         self._most = most
         self.open = False
         self._called: set[str] = set()
+        self._coming: dict[str, dict[str, Any]] = {}
+        """Tools that are pending: what they are given may not be told yet."""
         self._last: list[str] = []
         self._said = 0
 
@@ -69,15 +71,25 @@ class AcpDialect:
     def _tool(self, update: dict[str, Any]) -> None:
         key = str(update.get("toolCallId"))
         status = update.get("status")
-        if key not in self._called:
-            self._called.add(key)
-            self._last.clear()
-            self._scribe.called(key, tool_of(update), arguments_of(update))
+        if status == "pending" and key not in self._called:
+            self._coming[key] = {**self._coming.get(key, {}), **update}
+            return
+        self._begin(key, update)
         if status in _OVER:
             result = update.get("rawOutput")
             if result is None:
                 result = text_of(update.get("content"))
             self._scribe.answered(key, result, is_error=status == "failed")
+
+    def _begin(self, key: str, told: dict[str, Any]) -> None:
+        """Show that a tool is called, once, with all that was told of it."""
+        before = self._coming.pop(key, {})
+        if key in self._called:
+            return
+        tool = {**before, **{name: value for name, value in told.items() if value}}
+        self._called.add(key)
+        self._last.clear()
+        self._scribe.called(key, tool_of(tool), arguments_of(tool))
 
     def request(self, call: Call, answer: Callable[[Any], None]) -> bool:
         """Take in what the agent asks; False when this client does not do that."""
@@ -92,6 +104,9 @@ class AcpDialect:
             option = _option(options, allowed)
             if allowed and (option or {}).get("kind") != _ONCE:
                 self._scribe.warn(f"{name} is offered for good only: it was refused")
+            elif allowed and tool.get("toolCallId") is not None:
+                # It runs now: some say nothing of it until it has ended.
+                self._begin(str(tool["toolCallId"]), tool)
             if option is None:
                 answer({"outcome": {"outcome": "cancelled"}})
             else:
