@@ -779,6 +779,35 @@ async def test_codexs_server_shows_the_turns_of_all_its_threads(started: Start) 
     assert data((await run(system, "codex", "[[say again]]"))[0]) == "again"
 
 
+async def shown_reason(system: Runtime, part: str) -> str:
+    """Return why the one process stands as it does, once that has something in it."""
+    while True:
+        for one in await processes(system):
+            if one.reason is not None and part in one.reason:
+                assert one.status == "running"
+                return str(one.reason)
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("kind", ["claude", "codex", "opencode"])
+async def test_one_that_says_nothing_or_tries_again_shows_on_record_and_in_the_stream(
+    started: Start, kind: str
+) -> None:
+    system = await started(kind, silence_seconds=1.6)
+    prompt = "[[say on]] [[hang 1]] [[say off]] [[retry 1]] [[hang 0.3]] [[say done]]"
+    running = asyncio.create_task(run(system, kind, prompt))
+    assert "has said nothing for 1 s" in await shown_reason(system, "nothing")
+    if kind != "opencode":  # it tries again without a word
+        again = await shown_reason(system, "retry" if kind == "claude" else "Reconnecting")
+        assert "nothing" not in again
+    answer, events = await running
+    assert data(answer).endswith("done")
+    (quiet,) = [log for log in found(events, "log") if "silent_seconds" in log]
+    assert quiet["level"] == "warning"
+    listed = (await system.orchestrator.instances(InstanceFilter(agent_id=kind), Page())).items
+    assert [one.reason for one in listed if one.reason and "nothing" in one.reason] == []
+
+
 async def test_one_that_a_person_pauses_is_not_called_silent(started: Start) -> None:
     system = await started("claude", silence_seconds=2)
     running = asyncio.create_task(run(system, "claude", "[[say on]] [[hang 1.5]] [[say off]]"))

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from retinue.domain.agent import AgentDefinition
 from retinue.domain.ids import ulid
+from retinue.domain.instance import InstanceRecord
 from retinue.drivers.coding.codex_dialect import CodexDialect
 from retinue.drivers.coding.codex_server import CodexServer
 from retinue.drivers.coding.config import CodingConfig, prompt_of
@@ -42,6 +43,11 @@ class CodexTurn(Turn):
     def paused(self) -> bool:
         """Whether a person has stopped the server where it is."""
         return self._server is not None and self._server.paused
+
+    @property
+    def record(self) -> InstanceRecord | None:
+        """The server, on record, once there is one."""
+        return self._server.record if self._server is not None else None
 
     async def start(self) -> None:
         """Join the server, which is started when it is not there."""

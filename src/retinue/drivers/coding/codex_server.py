@@ -17,6 +17,7 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from retinue.domain.instance import InstanceRecord
 from retinue.drivers.coding.spoken import Begun, spawn
 from retinue.drivers.coding.talk import Refusals, Talk, read
 from retinue.drivers.coding.versions import version_in
@@ -85,6 +86,11 @@ class CodexServer:
     def paused(self) -> bool:
         """Whether a person has stopped it where it is."""
         return self._begun is not None and self._begun.paused
+
+    @property
+    def record(self) -> InstanceRecord | None:
+        """Its process, on record, once that is started."""
+        return self._begun.record.record if self._begun is not None else None
 
     async def call(self, method: str, params: dict[str, Any], turn: CodexTurn | None = None) -> Any:
         """Ask, again and again while the server is overloaded; ``turn`` queues meanwhile.

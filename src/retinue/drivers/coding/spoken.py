@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from retinue.domain.execution import Execution
-from retinue.domain.instance import InstanceState
+from retinue.domain.instance import InstanceRecord, InstanceState
 from retinue.domain.principal import LOCAL
 from retinue.drivers.coding.talk import MOST_LINE, Refusals, Talk, read
 from retinue.drivers.coding.told import MOST_EVENTS
@@ -144,6 +144,11 @@ class SpokenTurn(Turn):
     def paused(self) -> bool:
         """Whether a person has stopped its process where it is."""
         return self._begun is not None and self._begun.paused
+
+    @property
+    def record(self) -> InstanceRecord | None:
+        """Its process, on record, once that is started."""
+        return self._begun.record.record if self._begun is not None else None
 
     # -- the process ---------------------------------------------------------------------------
 

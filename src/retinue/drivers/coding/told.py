@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from retinue.domain.event import EventData, EventType
+from retinue.domain.instance import InstanceRecord
 from retinue.drivers.coding.asking import Asking, Opened
 from retinue.drivers.coding.natives import Native
 from retinue.drivers.coding.scribe import Ask, fitting
@@ -62,6 +63,7 @@ class Told:
         self._replies = 0
         self._heard_at = self._loop.time()
         self._retry: str | None = None
+        self._trouble: str | None = None
         self._missed: str | None = None
         self._keeping: asyncio.Task[None] | None = None
         self._held = False
@@ -140,6 +142,7 @@ class Told:
         """Take text of the answer."""
         if not text or self.over or self.ended.is_set():
             return
+        self.troubled(None)
         if self._thought:
             self._flush_thought()
         self._speech.add(text)
@@ -169,6 +172,7 @@ class Told:
             return
         if not isinstance(text, str):
             raise TypeError(f"thought is {type(text).__name__}")
+        self.troubled(None)
         self._flush_text()
         self._thought.append(text)
         if sum(map(len, self._thought)) >= MOST_THOUGHT:
@@ -206,6 +210,7 @@ class Told:
         if key in self._tools:
             return
         self._tools[key] = tool
+        self.troubled(None)
         data = {"tool_name": tool, "arguments": fitting(arguments), "tool_call_id": key, **more}
         self.note(EventType.TOOL_CALL, data)
 
@@ -217,8 +222,24 @@ class Told:
 
     def warn(self, message: str, **more: Any) -> None:
         """Take a warning."""
-        self._retry = message if "retry" in more else self._retry
+        if "retry" in more:
+            self._retry = message
+            self.troubled(message)
         self.note(EventType.LOG, {"level": "warning", "message": message, **more})
+
+    def troubled(self, what: str | None) -> None:
+        """Take note of what its work is held up by; None: it is not any more."""
+        if what == self._trouble:
+            return
+        before, self._trouble = self._trouble, what
+        record = self.record
+        if record is not None and record.reason in {None, before}:
+            record.reason = what
+
+    @property
+    def record(self) -> InstanceRecord | None:
+        """Its process, on record, if it has one."""
+        return None
 
     def missed(self, message: str) -> None:
         """Warn of something it said that could not be read: its end may have been in that."""

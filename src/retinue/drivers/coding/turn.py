@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from retinue.drivers.coding.driver import CodingInstance
 
 
+QUIET_SECONDS = 30.0
+"""How long one may say nothing before that shows: some try a refused model again without a word."""
+
+
 class Turn(Told):
     """What all turns have beside: a life, and silence. Subclasses speak with a CLI."""
 
@@ -28,6 +32,7 @@ class Turn(Told):
         self._watching: asyncio.TimerHandle | None = None
         self._lock: asyncio.Lock | None = None
         self._finish: asyncio.Task[None] | None = None
+        self._quiet = False
 
     # -- its life: what subclasses do ------------------------------------------------------------
 
@@ -84,6 +89,7 @@ class Turn(Told):
 
     async def _end_all(self, grace: float) -> None:
         self.over = True
+        self.troubled(None)
         for timer in (self._watching, self._thought_timer):
             if timer is not None:
                 timer.cancel()
@@ -148,6 +154,14 @@ class Turn(Told):
             self._heard_at = now
         silent = now - self._heard_at
         most = self.config.silence_seconds
+        first = min(QUIET_SECONDS, most / 2)
+        if silent < first:
+            self._quiet = False
+        elif not self._quiet:
+            self._quiet = True
+            said = f"{self.config.kind} has said nothing for {silent:.0f} s: alive, or stuck?"
+            self.warn(said, silent_seconds=round(silent, 1))
+            self.troubled(said)
         if silent >= most:
             last = f"; the last thing was: {self._retry}" if self._retry else ""
             why = CommunicationError(
@@ -155,4 +169,6 @@ class Turn(Told):
             )
             self.fail(self.without(why))
             return
-        self._watching = self._loop.call_later(max(most - silent, 0.05), self._watch)
+        self._watching = self._loop.call_later(
+            max((most if self._quiet else first) - silent, 0.05), self._watch
+        )
