@@ -137,9 +137,18 @@ def follow_clock() -> float:
     return ahead / 1_000_000_000
 
 
+_latest: tuple[int, str] = (0, "1970-01-01T00:00:00")
+
+
 def iso(at: int) -> str:
     """Return ``at`` (microseconds) as ISO 8601 in UTC, ending in ``Z``."""
-    return datetime.fromtimestamp(at / 1_000_000, UTC).isoformat().replace("+00:00", "Z")
+    global _latest  # noqa: PLW0603 most calls are for the second of the last one
+    second, rest = divmod(at, 1_000_000)
+    known, text = _latest
+    if second != known:
+        text = datetime.fromtimestamp(second, UTC).isoformat()[:-6]
+        _latest = second, text
+    return f"{text}.{rest:06}Z" if rest else f"{text}Z"
 
 
 def ulid_after(at: int) -> str:
