@@ -22,6 +22,7 @@ import os
 import pwd
 import stat
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -44,6 +45,8 @@ _RUN = ("/run", "/var/run")
 _KEPT_OF_RUN = ("/run/systemd/resolve", "/run/current-system")
 """The names of DNS servers, and NixOS's programs."""
 _SOCKETS = "/proc/net/unix"
+_EMPTY = str(Path(__file__).parents[1] / "py.typed")
+"""A file with nothing in it, which every installation has; a device could not be opened there."""
 _MOST_LINKS = 40
 LOGINS = (
     *(".claude/.credentials.json", ".codex/auth.json", ".gemini/oauth_creds.json"),
@@ -185,7 +188,7 @@ class Views:
                 argv += ["--tmpfs", path]
                 emptied += [path] if kind == "hide" else []
             else:
-                argv += ["--ro-bind", os.devnull, path]
+                argv += ["--ro-bind", _EMPTY, path]
         for path in emptied:  # only now: mounts in them had to be made
             argv += ["--remount-ro", path]
         return argv
@@ -221,6 +224,7 @@ def _guard(views: Views, path: str) -> None:
     """Hide a path, and see that nobody can put another one in its place.
 
     What leads there through a directory that may be written is made a mount, which cannot be moved.
+    What is not there, and could be made there, is made now, with nothing in it.
 
     Raises:
         SpawnFailed: a symbolic link leads there, which could be replaced.
@@ -237,8 +241,17 @@ def _guard(views: Views, path: str) -> None:
         if writable and os.path.isdir(step) and views.over(step) == "write":
             views.put(step, "write")
     stands_in = os.path.dirname(step)
-    if os.path.exists(step) or (views.over(stands_in) == "write" and os.path.isdir(stands_in)):
+    if not os.path.exists(step) and views.over(stands_in) == "write" and os.path.isdir(stands_in):
+        _make_empty(step)  # nothing can be hidden where there is nothing
+    if os.path.exists(step):
         views.put(step, "hide")
+
+
+def _make_empty(path: str) -> None:
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except OSError:
+        pass  # whoever may not make it here may not in the sandbox either
 
 
 def _steps(path: str) -> Iterator[str]:
