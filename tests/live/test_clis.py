@@ -304,7 +304,7 @@ async def test_in_a_network_of_its_own_it_needs_a_model_and_nothing_else(
     started: Start, kind: str, models: ModelServer, tmp_path: Path
 ) -> None:
     path, file = relayed(kind, models, tmp_path)
-    box = {"network": "loopback", "read": [HERE, tmp_path]}
+    box = {"network": "loopback", "read": [HERE.parent, HERE, tmp_path]}
     with outside(file, models.port):
         system = await started(kind, path=path, approvals="allow", sandbox=box)
         step = runs(kind, "cat /proc/net/dev > devices")
