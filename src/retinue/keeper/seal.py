@@ -84,7 +84,7 @@ def strays(scope: str) -> list[int]:
         if not alive[keeper]:
             found.append(pid)
     # Only now: a keeper is there before what it starts, so one that began meanwhile is seen.
-    living = {seal_of(pid) for pid in keepers()} if sealed else set()
+    living = {_own_seal(pid) for pid in keepers()} if sealed else set()
     found += [pid for pid, seal in sealed if seal not in living]
     return [pid for pid in found if (s := stat(pid)) is not None and not s.dead]
 
@@ -139,6 +139,13 @@ def stopped(pid: int) -> bool:
     """Say whether a process stands where it is, by a signal or a debugger."""
     found = stat(pid)
     return found is not None and found.state in {"T", "t"}
+
+
+def _own_seal(keeper: int) -> int | None:
+    """Return the seal that a keeper took; None: it is below another one, and has that one's."""
+    seal = seal_of(keeper)
+    own = _FIRST | _scope_bits(_scope_of(keeper))
+    return seal if seal is not None and seal & ~0xFFFF_FFFF == own else None
 
 
 def _scope_of(keeper: int) -> str:
