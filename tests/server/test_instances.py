@@ -60,7 +60,7 @@ AGENTS = (
     command("ends", "sh", "-c", ENDS, output="json-lines", stop_seconds=0.5),
     command("mild", *PYTHON, MILD),
     command("quiet", *PYTHON, ECHO, stdin_open=True, stall_seconds=0.3),
-    command("stopper", "sh", "-c", "printf x; kill -STOP $PPID; exec sleep 1000"),
+    command("stopper", "sh", "-c", "cat >/dev/null; kill -STOP $PPID; exec sleep 1000"),
     command("done", "sh", "-c", "printf out; printf err >&2; exit 3"),
 )
 
