@@ -117,9 +117,10 @@ async def test_a_stopped_keeper_of_an_earlier_owner_is_ended_before_its_agents_a
     earlier.let_go(child.name)  # as a server does that ends
     child.close()
     await earlier.close()
-    await until(lambda: len(tagged(tag)) == 4)  # while one becomes another program it has no name
     ours = KeeperLink(earlier.scope)
     try:
+        # While one becomes another program it has no name.
+        await until(lambda: len(tagged(tag)) == 4)
         async with asyncio.timeout(30):
             if kept:
                 found = await Kept(ours).find(where, child.name, Streams(spool=tmp_path))
@@ -133,6 +134,7 @@ async def test_a_stopped_keeper_of_an_earlier_owner_is_ended_before_its_agents_a
         assert re.search(r"ended what a keeper left that is gone: [34] processes", caplog.text)
     finally:
         await ours.close()
+        os.kill(pid, signal.SIGKILL)  # a zombie now: it is our child
         await asyncio.to_thread(os.waitpid, pid, 0)
 
 
