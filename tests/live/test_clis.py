@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from tests.engine.test_coding import data, found, logs, question, run, text
+from tests.engine.test_coding_breaks import streamed
 from tests.live.conftest import Start, relayed, watched
 from tests.live.programs import HERE
 from tests.live.relay import outside
@@ -259,6 +260,38 @@ async def test_one_error_of_the_model_is_tried_again(started: Start, kind: str) 
     system = await started(kind)
     answer, _ = await run(system, kind, "[[httponce 529]] [[say well]]")
     assert data(answer).strip() == "well"
+
+
+@pytest.mark.parametrize("prompt", ["/help [[say A]]", " /clear [[say A]]"])
+async def test_a_prompt_is_for_the_model_whatever_it_begins_with(
+    started: Start, kind: str, prompt: str
+) -> None:
+    system = await started(kind)
+    answer, _ = await run(system, kind, prompt)
+    assert data(answer).strip() == "A"
+
+
+async def test_a_stream_that_is_cut_is_taken_back(started: Start, kind: str) -> None:
+    if kind == "gemini":
+        pytest.skip("it gives up: the task fails")
+    system = await started(kind, approvals="allow")
+    step = runs(kind, "true")
+    prompt = f"[[say one]] {step} [[say two]] [[hang 0.3]] [[cutonce]] [[say three]]"
+    answer, events = await run(system, kind, prompt)
+    assert data(answer).strip() == "two three"
+    if kind != "opencode":  # it does not repeat what it has said
+        assert text(events).split() == ["one", "two", "one", "two", "three"]
+    assert streamed(events).split() == ["one", "two", "three"]
+
+
+async def test_a_reply_that_could_not_be_streamed_is_said(started: Start, kind: str) -> None:
+    if kind != "claude":
+        pytest.skip("only claude asks again for an answer as a whole")
+    system = await started(kind, approvals="allow")
+    prompt = f"[[say one]] {runs(kind, 'true')} [[say two]] [[cut]]"
+    answer, events = await run(system, kind, prompt)
+    assert data(answer).strip() == "two"
+    assert streamed(events).split() == ["one", "two"]
 
 
 async def test_it_connects_to_this_machine_only(started: Start, kind: str, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ on a loopback port that the operating system chose::
 The steps are those of ``script``; a tool ends a reply, what follows it is said to its answer.
 ``slow N SECONDS`` says N pieces, ``hang SECONDS`` stalls in the middle, ``http STATUS`` answers
 with an error each time, ``httponce STATUS`` the first time, ``cut`` ends the connection in the
-middle.
+middle, ``cutonce`` the first time.
 """
 
 from __future__ import annotations
@@ -124,6 +124,16 @@ class ModelServer:
                 return int(step.number())
         return None
 
+    def cut(self, request: ModelRequest, steps: list[Step]) -> list[Step]:
+        """Return the steps with what is to be done once only done once."""
+        if not any(step.verb == "cutonce" for step in steps):
+            return steps
+        key = (request.prompt, request.reply)
+        first = key not in self._once
+        self._once.add(key)
+        cut = [Step("cut")] if first else []
+        return [one for step in steps for one in (cut if step.verb == "cutonce" else [step])]
+
     def pause(self, seconds: float) -> None:
         """Wait, unless the server stops."""
         self._stopping.wait(seconds)
@@ -176,7 +186,7 @@ class _Handler(BaseHTTPRequestHandler):
         if status is not None:
             self._json(status, wire.error(status))
             return
-        reply = reply_of(steps, models.number())
+        reply = reply_of(models.cut(request, steps), models.number())
         model = str(body.get("model", "fake-model"))
         if asked.stream:
             self._stream(wire.frames(reply, model))
