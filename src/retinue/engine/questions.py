@@ -96,6 +96,8 @@ class Questions:
 
         One that was answered meanwhile stays so; its agent has no use for the answer.
         """
+        if attempt.question != question_id:
+            return
         await self._write(CloseQuestion(question_id, QuestionState.WITHDRAWN.value, now_us()))
         if attempt.question == question_id:
             attempt.question = None

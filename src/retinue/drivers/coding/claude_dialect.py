@@ -144,10 +144,11 @@ class ClaudeDialect:
     def _assistant(self, message: dict[str, Any]) -> None:
         inner = message.get("message") or {}
         mine = message.get("parent_tool_use_id") is None
-        if mine and self._message is not None and inner.get("id") != self._message:
+        model = mine and inner.get("model") != "<synthetic>"
+        if model and self._message is not None and inner.get("id") != self._message:
             self._cut(self._at)  # one that comes as a whole, in place of a stream that failed
             self._start(inner.get("id"))
-        if mine and inner.get("id") != self._reply and inner.get("model") != "<synthetic>":
+        if model and inner.get("id") != self._reply:
             self._reply = inner.get("id")
             self._scribe.replied()
         content = inner.get("content")
@@ -165,11 +166,11 @@ class ClaudeDialect:
                 self._scribe.think(str(part.get("thinking", "")))
 
     def _user(self, message: dict[str, Any]) -> None:
-        if message.get("parent_tool_use_id") is None:
-            self._start(None)
         content = (message.get("message") or {}).get("content")
         for part in content if isinstance(content, list) else ():
             if part.get("type") == "tool_result":
+                if self._whole and message.get("parent_tool_use_id") is None:
+                    self._start(None)
                 self._scribe.answered(
                     str(part.get("tool_use_id")),
                     text_of(part.get("content")),

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from retinue.domain.instance import InstanceRecord
-from retinue.drivers.coding.spoken import Begun, spawn
+from retinue.drivers.coding.spoken import FINISH_SECONDS, Begun, spawn
 from retinue.drivers.coding.talk import Refusals, Talk, read
 from retinue.drivers.coding.versions import version_in
 from retinue.errors import CommunicationError, RetinueError, said
@@ -148,9 +148,12 @@ class CodexServer:
         why: RetinueError
         try:
             await talk.lines(self._take, self._pause)
-            status = await talk.child.wait()
-            await talk.child.stderr.next()
+            async with asyncio.timeout(FINISH_SECONDS):
+                status = await talk.child.wait()
+                await talk.child.stderr.next()
             why = self._instance.place.failure(talk.child, status, "while it was needed")
+        except TimeoutError:
+            why = CommunicationError("codex app-server has closed its output")
         except Exception as error:
             why = CommunicationError(f"codex app-server cannot be understood: {said(error)}")
         self._look()

@@ -37,11 +37,11 @@ class Refusals:
 
     def news(self) -> str | None:
         """Say what was refused since the last time; None: nothing."""
+        if self._counts.oversize_lines == self._told[0]:
+            return None
         now = self._counts.oversize_lines, self._counts.oversize_bytes
         lines, size = now[0] - self._told[0], now[1] - self._told[1]
         self._told = now
-        if not lines:
-            return None
         some = f"a line of {size} bytes was" if lines == 1 else f"{lines} lines ({size} bytes) were"
         return f"{some} refused: at most {MOST_LINE} are read, what it said is lost"
 
