@@ -62,7 +62,7 @@ class ClaudeDialect:
         match message.get("type"):
             case "stream_event":
                 if message.get("parent_tool_use_id") is None:
-                    self._event(message.get("event") or {}, message.get("abandoned_blocks"))
+                    self._event(message.get("event") or {}, message)
             case "assistant":
                 self._assistant(message)
             case "user":
@@ -98,12 +98,8 @@ class ClaudeDialect:
 
     # -- what it says --------------------------------------------------------------------------
 
-    def _event(self, event: dict[str, Any], abandoned: Any) -> None:
+    def _event(self, event: dict[str, Any], message: dict[str, Any]) -> None:
         kind = event.get("type")
-        if abandoned:
-            first = abandoned.get("from_block_index") if isinstance(abandoned, dict) else None
-            self._cut(self._blocks.get(first, self._at) if isinstance(first, int) else self._at)
-            return
         if kind == "content_block_delta":
             delta = event.get("delta") or {}
             if "text" in delta:
@@ -112,6 +108,9 @@ class ClaudeDialect:
             elif "thinking" in delta:
                 self._streamed = True
                 self._scribe.think(delta["thinking"])
+        elif kind == "message_stop" and message.get("abandoned_blocks"):
+            first = message["abandoned_blocks"].get("from_block_index")
+            self._cut(self._blocks.get(first, self._at))
         elif kind == "content_block_start":
             self._blocks[event.get("index", 0)] = self._scribe.place
         elif kind == "message_start":

@@ -51,7 +51,7 @@ class CodexDialect:
         self._scribe = scribe
         self.turn: str | None = None
         self._last = ""
-        self._places: dict[str, int] = {}
+        self._places: dict[Any, int] = {}
         self._given: dict[str, Any] = {}
         self._done: set[str] = set()
         self._base: tuple[int, int] | None = None
@@ -69,7 +69,9 @@ class CodexDialect:
     def take(self, method: str, params: dict[str, Any]) -> None:
         """Take in a notification."""
         if method == "item/agentMessage/delta":
-            self._places.setdefault(str(params.get("itemId")), self._scribe.place)
+            item = params.get("itemId")
+            if item not in self._places:
+                self._places[item] = self._scribe.place
             self._scribe.say(params.get("delta") or "")
         elif method in _THOUGHTS:
             self._scribe.think(params.get("delta") or "")
@@ -82,8 +84,7 @@ class CodexDialect:
                 EventType.PROGRESS, {"message": "plan", "steps": fitting(params.get("plan"))}
             )
         elif method == "error":
-            if params.get("willRetry"):
-                self._again(params.get("error") or {})
+            self._again(params)
         elif method == "warning":
             self._scribe.warn(str(params.get("message")))
         elif method == "serverRequest/resolved":
@@ -94,8 +95,11 @@ class CodexDialect:
         elif method == "turn/completed":
             self._completed(params.get("turn") or {})
 
-    def _again(self, error: dict[str, Any]) -> None:
+    def _again(self, params: dict[str, Any]) -> None:
         """Take note that the model is asked again: what it had begun to say is said again."""
+        error = params.get("error") or {}
+        if not params.get("willRetry"):
+            return
         if self._places:
             self._scribe.back(min(self._places.values()))
             self._places.clear()
@@ -106,7 +110,7 @@ class CodexDialect:
         kind = item.get("type")
         if kind == "agentMessage":
             if done:
-                self._places.pop(str(item.get("id")), None)
+                self._places.pop(item.get("id"), None)
                 self._last = str(item.get("text") or "")
             return
         known = _TOOLS.get(str(kind))

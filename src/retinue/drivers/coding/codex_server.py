@@ -23,6 +23,7 @@ from retinue.drivers.coding.talk import Refusals, Talk, read
 from retinue.drivers.coding.versions import version_in
 from retinue.errors import CommunicationError, RetinueError, said
 from retinue.process.ladder import Ladder, stop
+from retinue.process.reading import Counts
 from retinue.wire.jsonrpc import METHOD_NOT_FOUND, Call, Rpc, RpcError
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class CodexServer:
         self.members: set[CodexTurn] = set()
         """The turns that use it, those without a thread yet, too."""
         self._full: CodexTurn | None = None
-        self._refusals: Refusals | None = None
+        self._refusals = Refusals(Counts())
         self._stopping: asyncio.Task[None] | None = None
         self._unclaimed: dict[str, list[Call]] = {}
         self.version: str | None = None
@@ -166,7 +167,8 @@ class CodexServer:
         self._instance.aside(self.stop(0.0))
 
     def _take(self, line: bytes) -> bool:
-        self._look()
+        if self._refusals.counts.oversize_lines != self._refusals.lines:
+            self._look()
         message = read(line)
         if isinstance(message, str):
             if message.lstrip().startswith("{"):  # it would have been one
@@ -184,7 +186,7 @@ class CodexServer:
 
     def _look(self) -> None:
         """Tell all turns of lines that were too long: whose they were is not known."""
-        news = self._refusals.news() if self._refusals is not None else None
+        news = self._refusals.news()
         if news is not None:
             self._tell_all(news)
 

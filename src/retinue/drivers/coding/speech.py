@@ -23,32 +23,30 @@ class Speech:
         self._mask = mask
         self._whole: list[str] = []
         self._waiting: list[str] = []
-        self._size = 0
+        self.size = 0
+        """How much waits, in characters; ``MOST_TEXT`` is as much as one event takes."""
         self.place = 0
-        """How much has been said that counts, in characters."""
-
-    @property
-    def full(self) -> bool:
-        """Whether as much waits as one event takes."""
-        return self._size >= MOST_TEXT
+        """How much has been said that counts."""
 
     def add(self, text: str) -> None:
         """Take a piece."""
         if not isinstance(text, str):
             raise TypeError(f"text is {type(text).__name__}")
-        self._whole.append(text)
+        size = len(text)
         self._waiting.append(text)
-        self._size += len(text)
-        self.place += len(text)
+        self.size += size
+        self.place += size
 
     def take(self, *, last: bool) -> EventData | None:
         """Return what waits as an event; not ``last``: what may become a secret waits on."""
         if not self._waiting:
             return None
-        text = self._mask("".join(self._waiting))
-        held = "" if last else self._beginning(text)
+        said = "".join(self._waiting)
+        text = self._mask(said) if self._secrets else said
+        held = "" if last or not self._secrets else self._beginning(text)
         self._waiting = [held] if held else []
-        self._size = len(held)
+        self.size = len(held)
+        self._whole.append(said[: len(said) - len(held)])
         text = text[: len(text) - len(held)]
         return EventData(EventType.CONTENT_CHUNK, {"content": text}) if text else None
 
@@ -56,8 +54,8 @@ class Speech:
         """Take back what was said behind ``place``; return the events that say so."""
         if place >= self.place:
             return []
-        text = "".join(self._whole)[:place]
-        self._whole, self._waiting, self._size = [text], [], 0
+        text = "".join(self._whole + self._waiting)[:place]
+        self._whole, self._waiting, self.size = [text], [], 0
         self.place = len(text)
         text = self._mask(text)
         pieces = [text[at : at + MOST_TEXT] for at in range(0, len(text), MOST_TEXT)] or [""]

@@ -21,7 +21,7 @@ from retinue.errors import Cancelled, CommunicationError, RetinueError, SpawnFai
 from retinue.interfaces import Birth, Job, Supervised
 from retinue.process.child import Child, Streams
 from retinue.process.ladder import Ladder, stop
-from retinue.process.reading import Bounds
+from retinue.process.reading import Bounds, Counts
 from retinue.wire.jsonrpc import RpcError
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class SpokenTurn(Turn):
         self._begun: Begun | None = None
         self._hearing: asyncio.Task[None] | None = None
         self._greeting: asyncio.Task[None] | None = None
-        self._refusals: Refusals | None = None
+        self._refusals = Refusals(Counts())
         self._changing = asyncio.Lock()
         self._starts = 0
         self.line = b""
@@ -228,7 +228,9 @@ class SpokenTurn(Turn):
             raise SessionLost("its process has ended")
 
     def _take(self, line: bytes) -> bool:
-        self.look()
+        refusals = self._refusals
+        if refusals.counts.oversize_lines != refusals.lines:
+            self.look()
         self.line = line
         message = read(line)
         try:
@@ -244,7 +246,7 @@ class SpokenTurn(Turn):
 
     def look(self) -> None:
         """Take note of lines that were too long."""
-        news = self._refusals.news() if self._refusals is not None else None
+        news = self._refusals.news()
         if news is not None:
             self.missed(news)
 

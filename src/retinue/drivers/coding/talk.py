@@ -32,16 +32,18 @@ class Refusals:
     """Which lines of a child were too long to be read, as far as that was told."""
 
     def __init__(self, counts: Counts) -> None:
-        self._counts = counts
-        self._told = (0, 0)
+        self.counts = counts
+        self.lines = 0
+        """How many were told of; ``news`` is for when ``counts`` says another number."""
+        self._bytes = 0
 
     def news(self) -> str | None:
         """Say what was refused since the last time; None: nothing."""
-        if self._counts.oversize_lines == self._told[0]:
+        now = self.counts.oversize_lines, self.counts.oversize_bytes
+        lines, size = now[0] - self.lines, now[1] - self._bytes
+        self.lines, self._bytes = now
+        if not lines:
             return None
-        now = self._counts.oversize_lines, self._counts.oversize_bytes
-        lines, size = now[0] - self._told[0], now[1] - self._told[1]
-        self._told = now
         some = f"a line of {size} bytes was" if lines == 1 else f"{lines} lines ({size} bytes) were"
         return f"{some} refused: at most {MOST_LINE} are read, what it said is lost"
 

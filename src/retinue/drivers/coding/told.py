@@ -19,7 +19,7 @@ from retinue.drivers.coding.asking import Asking, Opened
 from retinue.drivers.coding.natives import Native
 from retinue.drivers.coding.scribe import Ask, fitting
 from retinue.drivers.coding.secrecy import Secrecy
-from retinue.drivers.coding.speech import Speech
+from retinue.drivers.coding.speech import MOST_TEXT, Speech
 from retinue.drivers.coding.versions import doubt
 from retinue.errors import BudgetExceeded, CommunicationError, InvalidResult, RetinueError, said
 from retinue.interfaces import Job
@@ -51,6 +51,7 @@ class Told:
         self.queued = False
         """Whether it waits until the CLI takes more work."""
         self._result: Any = None
+        self._most = instance.lent.max_result_bytes
         self._secrecy = Secrecy(self.config.environment, instance.place.masked)
         self._speech = Speech(self._secrecy.credentials, self._secrecy.of_work)
         self._loop = asyncio.get_running_loop()
@@ -145,14 +146,14 @@ class Told:
         self.troubled(None)
         if self._thought:
             self._flush_thought()
-        self._speech.add(text)
-        most = self.instance.lent.max_result_bytes
-        if self._speech.place > most:
-            self.fail(InvalidResult(f"the agent said more than {most} characters"))
-            return
-        if self._speech.full:
+        speech = self._speech
+        speech.add(text)
+        if speech.place > self._most:
+            self.fail(InvalidResult(f"the agent said more than {self._most} characters"))
+        elif speech.size >= MOST_TEXT:
             self._flush_text(last=False)
-        self._ring()
+        if self._bell is not None:
+            self._ring()
 
     @property
     def place(self) -> int:
