@@ -89,6 +89,27 @@ def test_doctor_says_what_is_there(place: Place, tmp_path: Path) -> None:
     assert gemini["advice"] == "install it: npm install -g @google/gemini-cli"
 
 
+def test_doctor_looks_at_the_clis_though_a_variable_is_missing(place: Place) -> None:
+    programs = install(place.directory / "bin", "claude")
+    given = {"ANTHROPIC_API_KEY": "${ANTHROPIC_API_KEY}", "OTHER": "${NOT_THERE}"}
+    agent = {"driver": "claude", "command": [programs["claude"]], "environment": given}
+    place.write("retinue.yaml", json.dumps({"examples": False, "agents": [agent]}))
+    done = place.call("doctor", "--json", ORCHESTRATOR_PORT="0")
+    assert done.code == 1
+    failed = [one["text"] for one in done.json["findings"] if one["state"] == "fail"]
+    where = "retinue.yaml: agents[0].environment"
+    assert [text.partition(";")[0] for text in failed] == [
+        f"{where}.ANTHROPIC_API_KEY: the environment has no ANTHROPIC_API_KEY",
+        f"{where}.OTHER: the environment has no NOT_THERE",
+    ]
+    found = {finding["subject"]: finding for finding in done.json["findings"]}
+    assert found["claude"]["state"] == "warn"
+    assert "credential: none found" in found["claude"]["text"]
+    refused = place.call("agent", "list")
+    assert refused.code != 0
+    assert "the environment has no ANTHROPIC_API_KEY" in refused.err
+
+
 def test_doctor_fails_for_one_that_an_agent_needs(place: Place) -> None:
     place.write("retinue.yaml", json.dumps({"agents": [{"driver": "claude"}]}))
     done = place.call("doctor", "--json", ORCHESTRATOR_PORT="0")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import typer
 
 from retinue.cli import output
-from retinue.cli.door import advice, holder_at, port_of, prepared, serves
+from retinue.cli.door import advice, holder_at, looked_at, port_of, serves
 from retinue.cli.options import Config, Json
 from retinue.errors import RetinueError, SettingsError
 
@@ -44,8 +44,9 @@ def doctor(config: Config = None, json: Json = False) -> None:
     """Check this machine, the settings and the store; leave with 1 when something fails."""
     findings: list[Finding] = [_python(), _sqlite()]
     try:
-        settings = prepared(config)
-        findings.append(Finding("ok", "settings", "valid"))
+        settings, absent = looked_at(config)
+        findings += [Finding("fail", "settings", missing) for missing in absent]
+        findings += [Finding("ok", "settings", "valid")] if not absent else []
         for check in CHECKS:
             findings.extend(check(settings))
         said = [finding.text for finding in findings]

@@ -205,7 +205,24 @@ def prepared(config: Path | None, **options: object) -> Settings:
     """
     from retinue import settings
 
-    found = settings.here(config, **options)
+    return _importable(config, settings.here(config, **options))
+
+
+def looked_at(config: Path | None) -> tuple[Settings, list[str]]:
+    """Return the settings as far as they are there, and which variables agents lack.
+
+    Raises:
+        SettingsError: something else is not valid.
+    """
+    from retinue import settings
+
+    found, absent = settings.looked_at(config)
+    return _importable(config, found), absent
+
+
+def _importable(config: Path | None, found: Settings) -> Settings:
+    from retinue import settings
+
     path = settings.find_config(config, Path.cwd())
     if path is not None and any(isinstance(a, settings.AgentReference) for a in found.agents):
         # The operator's own file, so the modules beside it are the operator's, too. Without one of

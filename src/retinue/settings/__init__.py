@@ -14,7 +14,7 @@ from retinue.settings.model import (
     schema,
     without_password,
 )
-from retinue.settings.sources import caller, find_config, here, load
+from retinue.settings.sources import caller, find_config, here, load, looked_at
 from retinue.settings.workers import WorkerReference
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "find_config",
     "here",
     "load",
+    "looked_at",
     "schema",
     "without_password",
 ]

@@ -60,16 +60,28 @@ def here(config: Path | None = None, **options: Any) -> Settings:
     return load(config, os.environ, Path.cwd(), given)
 
 
+def looked_at(config: Path | None) -> tuple[Settings, list[str]]:
+    """Return the settings of this process to look at, and which variables agents lack.
+
+    Raises:
+        SettingsError: something else is not valid.
+    """
+    absent: list[str] = []
+    return load(config, os.environ, Path.cwd(), absent=absent), absent
+
+
 def load(
     config: Path | None,
     environ: Mapping[str, str],
     cwd: Path,
     options: Mapping[str, Any] | None = None,
+    absent: list[str] | None = None,
 ) -> Settings:
     """Return the settings: options, then environment, then ``.env``, then the file, then defaults.
 
     ``config`` is the file; None takes ``retinue.yaml`` in ``cwd`` when there is one. Relative
-    paths among the values are relative to ``cwd``.
+    paths among the values are relative to ``cwd``. With ``absent``, variables that agents name and
+    the environment does not have are empty, and said there.
 
     Raises:
         SettingsError: something is not valid.
@@ -79,7 +91,7 @@ def load(
     values: dict[str, Any] = {}
     named: dict[str, str] = {}
     if path is not None:
-        for name, value in _read_file(path, variables).items():
+        for name, value in _read_file(path, variables, absent).items():
             values[name] = value
             named[name] = f"{path.name}: {name}"
     for variable, name in _assignments(variables).items():
@@ -188,7 +200,9 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_file(path: Path, variables: Mapping[str, str]) -> dict[str, Any]:
+def _read_file(
+    path: Path, variables: Mapping[str, str], absent: list[str] | None = None
+) -> dict[str, Any]:
     try:
         # A SafeLoader subclass: plain data, no objects.
         document = yaml.load(path.read_text(encoding="utf-8"), _Loader)
@@ -211,7 +225,8 @@ def _read_file(path: Path, variables: Mapping[str, str]) -> dict[str, Any]:
             )
     _refuse_literal_secrets(document, path.name)
     return {
-        key: _resolved(value, variables, f"{path.name}: {key}") for key, value in document.items()
+        key: _resolved(value, variables, f"{path.name}: {key}", absent if key == "agents" else None)
+        for key, value in document.items()
     }
 
 
@@ -232,12 +247,14 @@ def _refuse_literal_secrets(document: Mapping[str, Any], file: str) -> None:
             )
 
 
-def _resolved(value: Any, variables: Mapping[str, str], where: str) -> Any:
+def _resolved(
+    value: Any, variables: Mapping[str, str], where: str, absent: list[str] | None = None
+) -> Any:
     """Return ``value`` with ``${NAME}`` replaced in its strings (``$${NAME}`` is left alone)."""
     if isinstance(value, dict):
-        return {k: _resolved(v, variables, f"{where}.{k}") for k, v in value.items()}
+        return {k: _resolved(v, variables, f"{where}.{k}", absent) for k, v in value.items()}
     if isinstance(value, list):
-        return [_resolved(v, variables, f"{where}[{i}]") for i, v in enumerate(value)]
+        return [_resolved(v, variables, f"{where}[{i}]", absent) for i, v in enumerate(value)]
     if not isinstance(value, str):
         return value
 
@@ -246,10 +263,14 @@ def _resolved(value: Any, variables: Mapping[str, str], where: str) -> Any:
         if escaped:
             return match.group(0)[1:]
         if name not in variables:
-            raise SettingsError(
+            missing = (
                 f"{where}: the environment has no {name}; set it there or in .env"
                 f" (the text itself is written $${{{name}}})"
             )
+            if absent is None:
+                raise SettingsError(missing)
+            absent.append(missing)
+            return ""
         return variables[name]
 
     return _REFERENCE.sub(replaced, value)
