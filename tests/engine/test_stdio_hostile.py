@@ -273,7 +273,8 @@ async def test_a_process_with_other_agents_than_its_fellows_is_refused(
     mark = tmp_path / "mark"
     script = 'if mkdir "$0" 2>/dev/null; then exec "$@" agents=it; else exec "$@" agents=b,c; fi'
     command = ("sh", "-c", script, str(mark), *PROGRAM)
-    rig = await started(command=command, process_pool_size=2, max_restarts=1)
+    rig = await started(command=command, max_restarts=1)
+    rig.system.engine.pools.scale("w", 2, 2)
     await until(lambda: rig.view.state == "failed")
     assert "it announced the agents b, c, and another process of this worker has it" in str(
         rig.view.reason
@@ -288,3 +289,33 @@ async def test_why_it_did_not_start_is_more_than_its_last_line(started: Any) -> 
     await until(lambda: rig.view.state == "failed")
     said = "line 2 | line 3 | line 4 | line 5 | line 6"
     assert f"the worker exited 1 before it was ready: {said}" in str(rig.view.reason)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"timeout": -1}, "timeout is from 0.001 to"),
+        ({"max_attempts": 10**30}, "max_attempts is from 1 to 1000"),
+        ({"retry_waits_ms": [-1]}, "retry_waits_ms are from 0"),
+        ({"delivery": "twice"}, "'twice' is not a valid Delivery"),
+    ],
+)
+async def test_options_that_could_not_be_kept_to_are_refused_at_its_start(
+    started: Any,  # noqa: F811
+    options: dict[str, Any],
+    why: str,
+) -> None:
+    card = {"name": "it", "options": options}
+    ready = {"type": "control", "payload": {"status": "ready", "agents": [card]}}
+    script = 'echo "$0"; cat >/dev/null'
+    rig = await started(command=("sh", "-c", script, json.dumps(ready)), max_restarts=0)
+    await until(lambda: rig.view.state == "failed")
+    assert f"the options of it: {why}" in str(rig.view.reason)
+
+
+async def test_a_question_of_no_known_kind_says_so(started: Any) -> None:  # noqa: F811
+    rig = await started()
+    asks = {"operation": "human_input.request", "invoke_id": "a", "input_id": "b", "prompt": "?"}
+    frame = {"type": "control", "correlation_id": "$ID", "payload": {**asks, "kind": "zzz"}}
+    reply = await rig.ask("lines", lines=[json.dumps(frame) + "\n"], mute=True)
+    assert reply.error["message"] == "the agent's question: 'zzz' is not a valid QuestionKind"

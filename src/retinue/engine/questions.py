@@ -181,8 +181,11 @@ def _opening(attempt: Attempt, event: EventData) -> tuple[Ask, float | None]:
             check_schema(schema)
     except (NotJson, InvalidInput) as error:
         raise InvalidResult(f"the agent's question: {error}") from None
-    kind = QuestionKind(data.get("kind", QuestionKind.INPUT))
-    role = Role(data.get("role", Role.OPERATOR))
+    try:
+        kind = QuestionKind(data.get("kind", QuestionKind.INPUT))
+        role = Role(data.get("role", Role.OPERATOR))
+    except ValueError as error:
+        raise InvalidResult(f"the agent's question: {error}") from None
     names = ("question_id", "prompt", "schema")
     shown = EventData(EventType.INPUT_REQUIRED, {name: data.get(name) for name in names})
     shown.data.update(kind=kind.value, role=role.value)

@@ -14,6 +14,17 @@ from retinue.process.quarters import ProcessConfig
 from retinue.wire.envelope import LINE_BYTES
 from retinue.wire.payloads import Card, Ready
 
+_YEAR = 366 * 86_400.0
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "concurrency": (1, 1_000_000),
+    "timeout": (0.001, _YEAR),
+    "max_attempts": (1, 1_000),
+    "failure_threshold": (1, 1_000_000_000),
+    "reset_timeout_ms": (0, _YEAR * 1000),
+    "rate_per_minute": (1, 1_000_000_000),
+    "cache_seconds": (0, _YEAR),
+}
+"""What a worker may say of its agents: what it sets beyond that could not be kept to."""
 TIMEOUT_SECONDS = 30.0
 """The deadline of a task for an agent of a worker, where nobody set one (specification 000)."""
 
@@ -58,6 +69,7 @@ def _offer(worker: AgentDefinition, config: WorkerConfig, card: Card) -> AgentDe
         given = msgspec.convert(card.options, Options)
         delivery = config.delivery or Delivery(given.delivery or default.delivery)
         on_busy = BusyPolicy(given.on_busy or default.on_busy)
+        _check(given)
     except (msgspec.ValidationError, ValueError) as error:
         raise SpawnFailed(f"{worker.agent_id}: the options of {card.name}: {error}") from None
     timeout = config.timeout or given.timeout or TIMEOUT_SECONDS
@@ -89,6 +101,15 @@ def _offer(worker: AgentDefinition, config: WorkerConfig, card: Card) -> AgentDe
         cache_seconds=given.cache_seconds or default.cache_seconds,
         queue=worker.queue,
     )
+
+
+def _check(given: Options) -> None:
+    for name, (least, most) in _BOUNDS.items():
+        value = getattr(given, name)
+        if value is not None and not least <= value <= most:
+            raise ValueError(f"{name} is from {least:g} to {most:g}")
+    if any(not 0 <= wait <= _YEAR * 1000 for wait in given.retry_waits_ms or ()):
+        raise ValueError("retry_waits_ms are from 0 to a year")
 
 
 def announced(payload: dict[str, Any]) -> Ready | None:
