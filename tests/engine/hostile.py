@@ -57,6 +57,8 @@ def perform(to: str, asked: dict[str, Any]) -> None:
         flood(given["line"].encode() * (65536 // len(given["line"])))
     elif do == "only_ask":
         blind.set()
+        if given.get("close"):
+            os.close(0)
         inside = to if given["inside"] else "nothing"
         payload = '{"operation":"agent.invoke","agent_name":"nobody","input":"%s"}' % ("x" * 500)
         flood((RULE % ("q", inside, payload)).encode() * 100)

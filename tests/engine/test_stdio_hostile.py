@@ -94,6 +94,13 @@ async def test_who_only_asks_and_never_reads_waits_in_its_write_and_is_replaced(
     assert rig.view.restarts == 1
 
 
+async def test_who_closes_its_input_and_asks_on_is_replaced(started: Any) -> None:  # noqa: F811
+    rig = await started(command=HOSTILE, health_interval=0.2, health_timeout=60)
+    reply = await rig.ask("only_ask", inside=True, close=True)
+    assert reply.error["code"] == "E_STREAM_BROKEN"
+    await rig.result()
+
+
 async def test_it_may_have_so_many_requests_in_progress(
     started: Any,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,

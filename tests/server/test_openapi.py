@@ -41,6 +41,15 @@ def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, A
             yield method.upper(), path, operation
 
 
+def test_a_worker_s_name_is_no_id_of_ours(document: dict[str, Any]) -> None:
+    paths = [path for _, path, _ in operations(document) if "/{name}" in path]
+    assert paths
+    for path in paths:
+        for operation in document["paths"][path].values():
+            (name,) = [p for p in operation["parameters"] if p["name"] == "name"]
+            assert re.search(name["schema"]["pattern"], "my-worker.2")
+
+
 @pytest.mark.requirement("003.docs")
 def test_every_route_is_listed(
     server: Served, client: httpx.Client, document: dict[str, Any]

@@ -73,6 +73,13 @@ def test_a_worker_is_shown_scaled_and_restarted(client: httpx.Client) -> None:
         ),
     )
     assert ran(client) != first
+    (now,) = client.get("/v1/workers/w").json()["instances"]
+    assert (now["pid"], now["bad_frames"]) == (ran(client), {})
+    broken = {"do": "lines", "lines": ["{\n", "[1]\n"]}
+    task = {"session_id": "s", "agent_id": "it", "parameters": broken}
+    assert client.post("/v1/orchestrate", json=task).status_code == 200
+    (now,) = client.get("/v1/workers/w").json()["instances"]
+    assert now["bad_frames"] == {"not_an_object": 1, "not_json": 1}
     processes = client.get("/v1/instances", params={"agent_id": "w"}).json()
     assert processes["total"] >= 3
     assert {i["driver"] for i in processes["instances"]} == {"stdio"}

@@ -80,6 +80,7 @@ class Turn:
                 # It ended a moment ago, or is about to: another one has this.
                 member.broken = True
                 self.member = None
+                pool.ended(execution.id, self)
                 pool.release(member)
             except BaseException:
                 self._over(failed=True)

@@ -27,7 +27,8 @@ class MemberView(msgspec.Struct, frozen=True, kw_only=True):
     `state` is starting, ready, busy, stalled (its work has brought nothing for `stall_seconds`) or
     draining, `stage` its own protocol's word for that. `age_seconds` counts from its start,
     `served` what it has taken on. `latency_ms` is how long its last answer to a ping took.
-    `bad_frames` counts what was wrong with what it wrote, by kind (docs/protocol.md).
+    `in_flight` counts what waits for other agents, too, which takes no place: it may be more than
+    the limit. `bad_frames` counts what was wrong with what it wrote, by kind (docs/protocol.md).
     """
 
     instance_id: str

@@ -26,7 +26,7 @@ class Writer:
         self._flushing = False
         self._empty: asyncio.Event | None = None
         self.on_written: Callable[[], None] | None = None
-        """Is told whenever the pipe has taken some of what was put."""
+        """Is told whenever the pipe has taken some of what was put, and when it is closed."""
         self.calls = 0
         self.bytes = 0
         self.offered = 0
@@ -153,6 +153,8 @@ class Writer:
             self._emptied()
             if self._waiting is not None:
                 _done(self._waiting)
+            if self.on_written is not None:
+                self.on_written()
         os.close(fd)
 
 

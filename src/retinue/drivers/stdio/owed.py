@@ -40,6 +40,9 @@ class Owed:
             self._room.clear()
 
     def _written(self) -> None:
+        if self._stdin.closed:
+            self.over()
+            return
         while self._lines and self._lines[0][0] <= self._stdin.bytes:
             self.size -= self._lines.popleft()[1]
         if self.size <= MOST_OWED // 2:
