@@ -731,6 +731,7 @@ async def test_a_turns_process_is_on_record_before_it_runs_and_to_its_end(
         await asyncio.sleep(0.02)
     ended = await system.orchestrator.instance(shown.instance_id)
     assert (ended.state, ended.execution_id) == ("stopped", accepted.execution_id)
+    assert ended.status == "completed"
     log = await system.orchestrator.log_of(shown.instance_id)
     assert "bye" in log["stdout"]
 

@@ -275,6 +275,8 @@ class SpokenTurn(Turn):
         if self.talk is not None:
             child = self.talk.child
             done = self.ended.is_set() and self.error is None
+            if self._begun is not None and done:
+                self._begun.record.judged(None)  # its turn went well, whoever ends it now
             if self._begun is not None and child.exit is None:
                 self._begun.record.draining()
             if done:
