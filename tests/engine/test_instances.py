@@ -204,3 +204,40 @@ async def test_it_is_on_record_before_it_runs_and_forgotten_with_its_time(
     retention._forget_at = 0
     await retention.round()
     assert (await desk.instances(InstanceFilter(), Page())).total == 0
+
+
+@pytest.mark.requirement("001.health", "001.metrics")
+async def test_a_stalled_one_is_named_and_what_it_used_is_kept_though_nobody_looks(
+    start: Start, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retinue.engine.rounds.LOOK_SECONDS", 0.02)
+    monkeypatch.setattr("retinue.engine.rounds.MEASURE_SECONDS", 0.1)
+    monkeypatch.setattr("retinue.engine.instances.MEASURE_SECONDS", 0.1)
+    spins = CommandReference(
+        driver="command",
+        agent_id="spins",
+        command=("sh", "-c", "while :; do :; done"),
+        stall_seconds=0.2,
+        stop_seconds=0.1,
+    )
+    system = await start(agents=(spins,))
+    task = Task(session_id="s", agent_id="spins", parameters={"prompt": "x"})
+    accepted = await system.orchestrator.submit(task)
+
+    async def stored() -> Any:
+        where = InstanceFilter(execution_id=accepted.execution_id)
+        return (await system.store.instances(where, Page())).items
+
+    while not (found := await stored()) or found[0].cpu_us < 200_000:
+        await asyncio.sleep(0.01)
+    assert found[0].peak_bytes > 0
+    assert "agent spins is stalled: nothing has come from instance" in caplog.text
+    assert caplog.text.count("is stalled") == 1
+    seen = found[0].seen()
+    assert [(m.status, m.reason) for m in seen.timeline] == [
+        ("initializing", None),
+        ("running", None),
+        ("running", "stalled"),
+    ]
+    assert seen.measured_at > found[0].started_at
+    await system.orchestrator.cancel(accepted.execution_id)

@@ -92,7 +92,8 @@ class Seen(msgspec.Struct, kw_only=True):
 
     ``status`` is how it ended, where its own last word or ours says more than its exit code.
     ``dropped`` and ``refused`` count lines of its output and their bytes: what was read and not
-    kept, what was too long; ``log_lost`` are bytes that are missing in its log.
+    kept, what was too long; ``log_lost`` are bytes that are missing in its log. ``measured_at`` is
+    when its use of CPU and memory was measured last.
     """
 
     status: str | None = None
@@ -100,6 +101,7 @@ class Seen(msgspec.Struct, kw_only=True):
     dropped: tuple[int, int] = (0, 0)
     refused: tuple[int, int] = (0, 0)
     log_lost: int = 0
+    measured_at: int = 0
 
     def moved(self, at: int, status: str, reason: str | None) -> None:
         """Note where it stands from now on."""

@@ -37,6 +37,7 @@ from retinue.engine.registry import Registry
 from retinue.engine.retention import Policy, Retention
 from retinue.engine.reunion import Reunion
 from retinue.engine.roster import Roster
+from retinue.engine.rounds import Rounds
 from retinue.engine.scheduler import Recovered, Scheduler
 from retinue.engine.schema import check_answer
 from retinue.engine.standstill import Standstill
@@ -182,6 +183,7 @@ class Engine:
             retention=self.retention,
         )
         self.instances = Instances(store, self.attempts.write)
+        self.rounds = Rounds(self.instances, self.attempts.running)
         self.reunion = Reunion(store, self.registry, self.attempts, self.instances, drivers)
         self.scheduler.reunion = self.reunion
         self.recovered = Recovered()
@@ -234,6 +236,7 @@ class Engine:
         self._ticking = asyncio.create_task(self.scheduler.run())
         self.heartbeat.start()
         self.standstill.start()
+        self.rounds.start()
 
     async def drain(self, grace: float) -> bool:
         """Take no new work and let what runs end, for at most ``grace`` seconds.
@@ -279,6 +282,7 @@ class Engine:
     async def stop(self) -> None:
         """Stop the loops and the instances; call ``drain`` first."""
         self.standstill.stop()
+        await self.rounds.stop()
         await self.heartbeat.stop()
         await self.delays.close()
         if self._asides:

@@ -63,7 +63,8 @@ class Live:
         self._last_word: str | None = None
         self._settled = False
         self._stopped = False
-        self._measured_at = 0.0
+        self._measured_at = time.monotonic()
+        self._stalled = False
         self._work: dict[str, Execution] = {}
         self._written: tuple[InstanceState, str | None] | None = None
         self._later: asyncio.TimerHandle | None = None
@@ -174,6 +175,20 @@ class Live:
         """Whether a signal of somebody else had it stand still when it was last looked at."""
         return self._stopped and self.record.state in _PAUSABLE
 
+    @property
+    def unmeasured(self) -> float:
+        """For how many seconds what it uses has not been stored."""
+        return time.monotonic() - self._measured_at
+
+    def note_stalled(self, stalled: bool) -> bool:
+        """Note whether its work brings nothing; say whether that is news."""
+        if stalled is self._stalled or self.record.ended:
+            return False
+        self._stalled = stalled
+        self.seen.moved(now_us(), self.word, "stalled" if stalled else self.record.reason)
+        self._save()
+        return True
+
     def _note(self) -> None:
         """Have the timeline say where it stands."""
         self.seen.moved(now_us(), self.word, self.record.reason)
@@ -220,6 +235,7 @@ class Live:
             return
         self.count()
         record.exit_code, record.exit_signal = status.code, status.signal
+        self.seen.measured_at = now_us()
         record.cpu_us = max(record.cpu_us, int(status.cpu * 1_000_000))
         record.peak_bytes = max(record.peak_bytes, status.peak)
         ours = status.reason == "killed" or (
@@ -303,6 +319,7 @@ class Live:
                 self.seen.moved(
                     now_us(), self.word, "stopped by a signal" if self.stopped else None
                 )
+            self.seen.measured_at = now_us()
             if time.monotonic() - self._measured_at >= MEASURE_SECONDS:
                 # Should we be killed, these are its last values.
                 self._measured_at = time.monotonic()

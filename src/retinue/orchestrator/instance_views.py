@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from retinue.domain.ids import iso, now_us
 from retinue.domain.instance import InstanceRecord, InstanceState, Seen
-from retinue.engine.attempt import Attempt
 from retinue.engine.instances import Live
+from retinue.engine.rounds import Silence
 
 
 class MovedView(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,50 +85,16 @@ class InstanceView(msgspec.Struct, frozen=True, kw_only=True):
     stdin: bool
 
 
-class Silence(msgspec.Struct, frozen=True):
-    """For how many seconds a live instance has been silent; None: that does not apply to it.
-
-    ``stalled`` says that it is too long.
-    """
-
-    output: float | None = None
-    event: float | None = None
-    busy: float | None = None
-    stalled: bool = False
-
-
-def silence_of(live: Live, attempts: Sequence[Attempt]) -> Silence:
-    """Return how long nothing has come of what an instance works on.
-
-    What waits for a person, or is paused, is not silent. One that speaks without working, because
-    it answers pings, is judged by the events of its work alone, by the one that is silent longest.
-    """
-    if live.process is None or live.record.ended:
-        return Silence()
-    now = time.monotonic()
-    output = max(now - live.process.heard.at, 0.0)
-    works = live.record.state is InstanceState.BUSY
-    events = [max(now - a.heard_at, 0.0) for a in attempts if not a.asking]
-    if not works or not events:
-        return Silence(output)
-    longest = max(events)
-    silent = longest if live.pings else min(longest, output)
-    begun = min((a.execution.started_at or now_us()) for a in attempts)
-    busy = max(now_us() - begun, 0) / 1_000_000
-    return Silence(output, longest, busy, silent > live.stall_seconds)
-
-
 def view_of(
     record: InstanceRecord,
     live: Live | None,
     used: dict[str, Any],
-    attempts: Sequence[Attempt],
+    silence: Silence,
     *,
     waiting_for: str | None,
     unowned: bool,
 ) -> InstanceView:
     """Return an instance as it is shown; ``used`` is what its tree uses now."""
-    silence = silence_of(live, attempts) if live is not None else Silence()
     seen = live.seen if live is not None else record.seen()
     up = 0.0
     if record.started_at is not None:
@@ -161,7 +125,7 @@ def view_of(
         last_output_secs=_rounded(silence.output),
         last_event_secs=_rounded(silence.event),
         busy_secs=_rounded(silence.busy),
-        cpu_usage=_percent(record.cpu_us / 1_000_000, up),
+        cpu_usage=_percent(record.cpu_us / 1_000_000, _measured(record, seen, up)),
         cpu_secs=round(record.cpu_us / 1_000_000, 3),
         memory_mb=round(used.get("memory", record.peak_bytes) / (1 << 20), 2),
         peak_memory_mb=round(record.peak_bytes / (1 << 20), 2),
@@ -198,6 +162,13 @@ def _health(live: Live | None, silence: Silence) -> str | None:
     if live.stopped:
         return "unresponsive"
     return "stalled" if silence.stalled else "healthy"
+
+
+def _measured(record: InstanceRecord, seen: Seen, up: float) -> float:
+    """Return for how long it had run when its CPU time was measured last."""
+    if record.started_at is None or not seen.measured_at:
+        return up
+    return min(max(seen.measured_at - record.started_at, 0) / 1_000_000, up)
 
 
 def _percent(cpu: float, up: float) -> float:

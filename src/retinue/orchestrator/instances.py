@@ -14,6 +14,7 @@ from retinue.domain.execution import State
 from retinue.domain.instance import InstanceRecord
 from retinue.domain.principal import Principal, Role
 from retinue.engine.instances import Live
+from retinue.engine.rounds import Silence
 from retinue.errors import Conflict, NotFound
 from retinue.interfaces import InstanceFilter, Listing, Page
 from retinue.orchestrator.base import LOCAL_ADMIN, Desk
@@ -65,10 +66,9 @@ class Instances(Desk):
         """
         live = await self._control(instance_id, "instance.pause", principal)
         if await live.pause():
-            attempts = self._engine.attempts
-            found = [attempts.running.get(execution_id) for execution_id in live.work]
+            questions = self._engine.attempts.questions
             # As for a question: what stands still is not to run out of time.
-            live.halted += [attempts.questions.stand_still(a) for a in found if a is not None]
+            live.halted += map(questions.stand_still, self._engine.rounds.attempts(live))
         return await self._instance_view(live.record)
 
     async def resume_instance(
@@ -250,13 +250,11 @@ class Instances(Desk):
         if live is not None:
             used = await live.measure()
             record = live.record
-        running = self._engine.attempts.running
-        work = live.work if live is not None else []
         return view_of(
             record,
             live,
             used,
-            [running[id_] for id_ in work if id_ in running],
+            self._engine.rounds.silence(live) if live is not None else Silence(),
             waiting_for=await self._waiting_for(record),
             unowned=live is None and not record.ended and await self._unowned(record),
         )

@@ -8,7 +8,6 @@ from retinue.domain.principal import Principal, Role
 from retinue.domain.strictjson import dumps
 from retinue.engine.views import MemberView, PoolView
 from retinue.orchestrator.base import LOCAL_ADMIN, Desk
-from retinue.orchestrator.instance_views import silence_of
 
 __all__ = ["MemberView", "PoolView", "Pools"]
 
@@ -38,10 +37,7 @@ class Pools(Desk):
 
     def _stalled(self, member: MemberView) -> bool:
         live = self._engine.instances.here(member.instance_id)
-        if live is None:
-            return False
-        running = self._engine.attempts.running
-        return silence_of(live, [running[id_] for id_ in live.work if id_ in running]).stalled
+        return live is not None and self._engine.rounds.silence(live).stalled
 
     async def scale_pool(
         self, name: str, most: int, least: int | None = None, principal: Principal = LOCAL_ADMIN
