@@ -108,7 +108,7 @@ def view_of(
         status=_status(record, live, seen, unowned=unowned),
         health=_health(live, silence),
         waiting_for=waiting_for,
-        reason="no server supervises it" if unowned else _reason(record, live),
+        reason=_reason(record, live, unowned=unowned),
         timeline=[
             MovedView(at=iso(moved.at), status=moved.status, reason=moved.reason)
             for moved in seen.timeline
@@ -152,7 +152,9 @@ def _status(record: InstanceRecord, live: Live | None, seen: Seen, *, unowned: b
     return seen.status or record.word if record.ended else record.word
 
 
-def _reason(record: InstanceRecord, live: Live | None) -> str | None:
+def _reason(record: InstanceRecord, live: Live | None, *, unowned: bool) -> str | None:
+    if unowned and record.state is not InstanceState.LOST:
+        return "no server supervises it"
     return "stopped by a signal" if live is not None and live.stopped else record.reason
 
 
