@@ -114,6 +114,8 @@ class Reunion:
 
     async def _bury(self, records: list[InstanceRecord]) -> None:
         """Record that instances have ended, and see that it is so of those on this node."""
+        # Another server of this node may have gone on with one while we looked for it.
+        records = [record for record in records if await self._is_nobodys(record)]
         here = [record for record in records if record.node == self._instances.node]
         found = await end({r.instance_id: r.found() for r in here}) if here else {}
         for record in records:
@@ -135,6 +137,10 @@ class Reunion:
                 log.warning("%s: %s", how, what)
             elif before is not InstanceState.LOST:
                 log.error("not ours to end, and its server is not heard of: %s: %s", what, remains)
+
+    async def _is_nobodys(self, record: InstanceRecord) -> bool:
+        now = await self._store.instance(record.instance_id, None)
+        return now is not None and now.worker == record.worker
 
     async def _reattach(self, record: InstanceRecord) -> bool:
         driver = self._drivers.get(record.driver)
