@@ -30,6 +30,7 @@ from retinue.interfaces import (
 )
 from retinue.process.child import Child, Streams
 from retinue.process.link import Command, KeeperLink
+from retinue.process.remains import Remains
 from retinue.settings import CommandReference
 from retinue.storage.sqlite import SqliteStore
 
@@ -241,3 +242,21 @@ async def test_a_stalled_one_is_named_and_what_it_used_is_kept_though_nobody_loo
     ]
     assert seen.measured_at > found[0].started_at
     await system.orchestrator.cancel(accepted.execution_id)
+
+
+async def test_what_could_not_be_ended_is_said_to_go_on(start: Start) -> None:
+    system = await start()
+    book = system.engine.instances
+    for remains, state, why in (
+        (Remains(1, (7, 9)), "lost", "process 7, 9 goes on and cannot be ended"),
+        (Remains(2), "failed", "it was ended"),
+        (Remains(), "failed", "its server was killed"),
+    ):
+        birth = Birth(agent_id="it", owner="local", driver="command", handle={})
+        live = await book.begin(birth)
+        await book.bury(live.record, remains)
+        found = await system.store.instance(live.id, None)
+        assert found is not None
+        assert found.state == state
+        assert str(found.reason).endswith(why)
+        book.forget(live)
