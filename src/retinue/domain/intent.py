@@ -43,7 +43,8 @@ class Submit(msgspec.Struct, frozen=True):
 
     With ``worker`` set the caller holds a free slot: the execution is leased to it in the same
     commit, unless something is ready in the queue of its key already. ``bound`` is how many may
-    wait for the key, scheduled ones included. One that is not due is stored as scheduled. One
+    wait for the key, scheduled ones included; one that brings a slot and may run now does not
+    count, the first of the queue gets that. One that is not due is stored as scheduled. One
     whose session is busy does as its ``on_busy`` says. ``bind`` says that ``agent_id`` was chosen
     by capability only because that agent was free: an execution that is queued instead is stored
     unbound. Answers ``Submitted``;

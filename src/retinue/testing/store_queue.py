@@ -113,6 +113,13 @@ class SubmitRules:
         again = execution()
         assert await store.write(submit(again, bound=2, key="k")) == Submitted(again.id)
 
+    async def test_one_that_brings_a_free_slot_makes_no_queue_longer(self, store: Store) -> None:
+        first, second = await queue(store, bound=2), await queue(store, bound=2)
+        e = execution()
+        brought = submit(e, bound=2, worker=store.worker)
+        assert await store.write(brought) == Submitted(e.id)  # behind the others: not leased
+        assert [x.id for x in await lease(store)] == [first.id, second.id, e.id]
+
     async def test_the_bound_holds_within_one_commit(self, store: Store) -> None:
         tried = [execution() for _ in range(6)]
         results = await asyncio.gather(*(store.write(submit(e, bound=2)) for e in tried))
