@@ -297,7 +297,7 @@ async def test_what_runs_is_kept_when_the_time_to_shut_down_is_over(system: Syst
         peer.order("shutdown", timeout_ms=100)
         fault = failure(await peer.answer(sent, "what was running"))
         # It ran, so it is not said to be as good as never sent.
-        assert (fault.error_code, fault.retryable) == ("E_SHUTTING_DOWN", False)
+        assert (fault.error_code, fault.retryable) == ("E_CANCELLED", False)
         assert fault.outcome == "unknown"
         assert await peer.ended(30) == 0
         # What agents print, and the log, are on stderr; stdout has nothing but frames.
@@ -330,7 +330,7 @@ async def test_nobody_waits_for_a_person_when_the_system_is_to_end(system: Syste
         begun = time.monotonic()
         peer.order("shutdown", timeout_ms=60_000)
         fault = failure(await peer.answer(sent, "what asks"))
-        assert (fault.error_code, fault.outcome) == ("E_SHUTTING_DOWN", "unknown")
+        assert (fault.error_code, fault.outcome) == ("E_CANCELLED", "unknown")
         assert await peer.ended(30) == 0
         assert time.monotonic() - begun < 20
 

@@ -17,6 +17,7 @@ from retinue.domain.agent import AgentDefinition
 from retinue.domain.ids import iso, now_us, ulid
 from retinue.domain.principal import Principal
 from retinue.errors import (
+    Cancelled,
     InvalidInput,
     QueueFull,
     RetinueError,
@@ -148,6 +149,10 @@ class StdioDoor:
             await operation(frame)
         except asyncio.CancelledError:
             self.fail(frame.message_id, self._left_open(frame.message_id))
+        except Stopped as error:
+            # In the protocol's words: E_SHUTTING_DOWN is for what was not begun.
+            ended = Cancelled(error.message, details=error.details, outcome=error.outcome)
+            self.fail(frame.message_id, ended)
         except RetinueError as error:
             self.fail(frame.message_id, error)
         except Exception as error:
@@ -159,7 +164,10 @@ class StdioDoor:
         execution_id = self._about.get(message_id)
         if execution_id is not None:
             return unanswered(execution_id)
-        return Stopped("the system stopped while this request was taken; it may be on record")
+        return Cancelled(
+            "the system stopped while this request was taken; it may be on record",
+            outcome="unknown",
+        )
 
     def _order(self, frame: Control) -> None:
         operation = frame.payload.get("operation")
