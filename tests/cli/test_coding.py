@@ -58,6 +58,7 @@ def test_what_the_settings_refuse(place: Place) -> None:
             {"driver": "codex", "form": "once", "codex_sandbox": "workspace-write"},
             "runs read-only",
         ),
+        ({"driver": "gemini", "form": "once", "home": "x"}, "set trust_project"),
         ({"driver": "claude", "deny": ["[R]ead"]}, "knows * only"),
         (
             {"driver": "opencode", "environment": {"OPENCODE_CONFIG_CONTENT": "{//\n}"}},

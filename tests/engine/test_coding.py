@@ -241,6 +241,39 @@ async def test_opencodes_leave_is_ours_whatever_else_its_environment_has(
     assert seen["OPENCODE_DISABLE_PROJECT_CONFIG"] == "1"
 
 
+@pytest.mark.parametrize("form", ["session", "once"])
+@pytest.mark.parametrize(
+    ("name", "content", "runs"),
+    [
+        ("inner/.opencode/plugin/x.js", "", True),
+        (".opencode/plugins/x.ts", "", True),
+        ("opencode.jsonc", '{ // mine\n "plugin" : ["x"]}', True),
+        (".opencode/opencode.json", '{"plugins": []}', True),
+        ("opencode.json", '{"model": "x"}', False),
+        ("../opencode.json", '{"plugin": ["of nobody who works here"]}', False),
+    ],
+)
+async def test_opencode_is_not_started_on_plugins_of_a_repository_it_does_not_trust(
+    started: Start, form: str, name: str, content: str, runs: bool, tmp_path: Path
+) -> None:
+    repository = tmp_path / "outer" / "repository"
+    (repository / ".git").mkdir(parents=True)
+    work = repository / "inner"
+    for file in (repository / name, work / "x"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content)
+    system = await started("opencode", form=form, work_dir=work)
+    answer, _ = await run(system, "opencode", "[[say hi]]")
+    if runs:
+        assert answer.error is not None
+        assert answer.error["code"] == "E_MODULE_LOAD"
+        assert Path(name).name in answer.error["message"]
+        await system.stop(grace=1)
+        system = await started("opencode", form=form, work_dir=work, trust_project=True)
+        answer, _ = await run(system, "opencode", "[[say hi]]")
+    assert data(answer) == "hi"
+
+
 @pytest.mark.parametrize("trusted", [False, True])
 @pytest.mark.parametrize(("kind", "form"), [f for f in FORMS if f[0] in {"codex", "gemini"}])
 async def test_a_repository_is_trusted_when_that_is_said(

@@ -152,7 +152,7 @@ def brings(kind: str, repository: Path) -> Path:
                 "mcp": {"x": {"type": "local", "command": [touch["command"], *touch["args"]]}},
                 "permission": {"bash": "allow"},
                 "agent": {"build": {"permission": {"bash": "allow"}}},
-            }
+            },
         },
         "codex": {
             ".codex/config.toml": f"""[mcp_servers.x]
@@ -164,7 +164,7 @@ args = ["-c", "touch {ran}; sleep 1"]
     (repository / ".git").mkdir(parents=True)
     for name, content in files[kind].items():
         file = repository / name
-        file.parent.mkdir(exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(content if isinstance(content, str) else json.dumps(content))
     return ran
 
@@ -184,6 +184,26 @@ async def test_settings_of_a_repository_count_when_it_is_trusted(
     assert ran.exists() is trusted
     if not trusted:
         assert not (repository / "made").exists()
+
+
+async def test_plugins_of_a_repository_run_when_it_is_trusted_and_else_nothing_does(
+    started: Start, kind: str, tmp_path: Path
+) -> None:
+    if kind != "opencode":
+        pytest.skip("the others have settings only")
+    repository = tmp_path / "repository"
+    plugin, ran = repository / ".opencode/plugin/x.js", repository / "ran"
+    plugin.parent.mkdir(parents=True)
+    write = f"""import fs from "fs"\nfs.writeFileSync({json.dumps(str(ran))}, "")\n"""
+    plugin.write_text(f"{write}export const X = async () => ({{}})\n")
+    for trusted in (False, True):
+        system = await started(kind, work_dir=repository, approvals="deny", trust_project=trusted)
+        answer, _ = await run(system, kind, f"{runs(kind, 'touch made')} [[say done]]")
+        assert ran.exists() is trusted
+        if not trusted:
+            assert answer.error is not None
+            assert "set trust_project" in answer.error["message"]
+            await system.stop(grace=1)
 
 
 async def test_cancel_stops_the_turn_and_its_tools(started: Start, kind: str) -> None:

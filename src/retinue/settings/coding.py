@@ -179,6 +179,11 @@ class CodingReference(BaseModel):
             raise ValueError(
                 "form once can ask nobody: set approvals to deny or allow, or use form session"
             )
+        if self.form == "once" and kind == "gemini" and self.home and not self.trust_project:
+            raise ValueError(
+                "gemini in form once does not run in a directory that is not trusted, but for a"
+                " HOME of its own: set trust_project, leave out home, or use form session"
+            )
         if self.form == "once" and kind == "codex":
             self._possible_for_codex_once()
         for name in ("OPENCODE_CONFIG_CONTENT", "OPENCODE_PERMISSION"):

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from retinue.drivers.coding.config import CodingConfig, named
+from retinue.errors import SpawnFailed
 
 OPENCODE_TOOLS = {
     "bash": ("execute",),
@@ -32,6 +34,7 @@ OPENCODE_TOOLS = {
     "todowrite": (),
 }
 """OpenCode's permissions, and what else its tools are called: their kind in ACP, first of all."""
+_PLUGINS = re.compile(rb"""["'](?:plugins?|policies)["']\s*:""")
 _ASKED = ("bash", "edit", "webfetch", "websearch", "codesearch")
 GEMINI_TOOLS = {
     "run_shell_command": "execute",
@@ -81,6 +84,37 @@ def _opencode(config: CodingConfig) -> dict[str, str]:
     if not config.trust_project:
         found["OPENCODE_DISABLE_PROJECT_CONFIG"] = "1"
     return found
+
+
+def refuse_plugins(config: CodingConfig, work_dir: Path, home: Path) -> None:
+    """Refuse to start OpenCode where a directory that is not trusted brings it plugins; blocks.
+
+    It runs them whatever it is told: one part of it reads its settings by itself.
+
+    Raises:
+        SpawnFailed: there are some; says where.
+    """
+    if config.kind != "opencode" or config.trust_project:
+        return
+    for place in (work_dir, *work_dir.parents):
+        own = place / ".opencode"
+        found = [] if place == home else [*own.glob("plugin/*.[tj]s"), *own.glob("plugins/*.[tj]s")]
+        for name in ("opencode.json", "opencode.jsonc"):
+            found += [file for file in (place / name, own / name) if _has_plugins(file)]
+        if found:
+            raise SpawnFailed(
+                f"{found[0]} would be run by opencode, whatever it is told: set trust_project: true"
+                " for this agent, or give it a work_dir without"
+            )
+        if (place / ".git").exists():
+            return
+
+
+def _has_plugins(file: Path) -> bool:
+    try:
+        return _PLUGINS.search(file.read_bytes()) is not None
+    except OSError:
+        return False
 
 
 def opencode_permission(config: CodingConfig) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from retinue.drivers.coding.config import CodingConfig
-from retinue.drivers.coding.leave import firm
+from retinue.drivers.coding.leave import firm, refuse_plugins
 from retinue.errors import CommunicationError, ExecutionError, RetinueError
 from retinue.process.child import Child, Exit
 from retinue.process.executable import find
@@ -89,6 +89,15 @@ class Place(Quarters):
     def environment(self, tmp: Path) -> dict[str, str]:
         """Return what a process sees; what its leave depends on is not the environment's to set."""
         return {**super().environment(tmp), **firm(self.config)}
+
+    def begin(self, name: str) -> tuple[Path, Path]:
+        """Make a process's TMPDIR; see ``Quarters``.
+
+        Raises:
+            SpawnFailed: it cannot be made, or what lies in the working directory would be run.
+        """
+        refuse_plugins(self.config, self.work_dir, self.home)
+        return super().begin(name)
 
     def failure(self, child: Child, status: Exit, doing: str) -> RetinueError:
         """Return what to say of a process that ended before its turn did.
