@@ -132,7 +132,7 @@ def test_another_terminal_is_attached(place: Place, server: Server) -> None:
     assert attached.stdin is not None
     assert attached.stdout is not None
     assert attached.stdout.readline() == "hello\n"
-    for line in ("one\n", "two\n"):
+    for line in ("one\n", "two\n", "x" * 300_000 + "\n"):
         attached.stdin.write(line)
         attached.stdin.flush()
         assert attached.stdout.readline() == line

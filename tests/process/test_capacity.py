@@ -1,5 +1,6 @@
 """What this machine can bear is checked at the start, and the number that fits is named."""
 
+import os
 import resource
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 
 from retinue.errors import SettingsError, SpawnFailed
 from retinue.process import LocalProcessRunner, ProcessRunnerConfig, ResourceLimits
-from retinue.process.capacity import FILES_EACH, FILES_KEPT, Host, fits, refusal
+from retinue.process.capacity import FILES_EACH, FILES_KEPT, Host, fits, percent, refusal
 from retinue.runtime import check_capacity
 from retinue.settings import CommandReference, Settings, WorkerReference
 
@@ -111,3 +112,11 @@ def test_a_server_that_wants_more_than_there_is_does_not_start(tmp_path: Path) -
     assert done.returncode != 0
     assert "200 agents at one time do not fit this machine" in done.stderr
     assert "its open files are enough for 50" in done.stderr
+
+
+@pytest.mark.requirement("001.metrics")
+def test_no_moment_uses_more_than_there_is() -> None:
+    assert percent(0.5, 2.0) == 25.0
+    assert percent(20.0, 2.0) == 1000.0  # of ten CPUs: it may run elsewhere
+    assert percent(0.05, 0.001) == 100.0 * (os.cpu_count() or 1)
+    assert percent(0.05, 0.0) == 0.0

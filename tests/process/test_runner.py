@@ -539,6 +539,10 @@ async def test_metrics_are_of_the_agents_tree_and_stay_after_its_end(
     after = await handle.metrics()
     assert (after.memory_mb, after.messages_received) == (seen.memory_mb, 3)
     assert after.uptime_secs == (await handle.metrics()).uptime_secs
+    unseen = await runner.spawn(agent("cat"))
+    await unseen.close_stdin()
+    await unseen.wait()
+    assert (await unseen.metrics()).memory_mb > 0
 
 
 async def test_two_runners_do_not_see_each_others_agents(runner: LocalProcessRunner) -> None:

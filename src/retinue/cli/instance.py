@@ -27,6 +27,8 @@ Which = Annotated[
     ),
 ]
 _PATH = "/v1/instances"
+_PIECE = 64 << 10
+"""How much of a line is sent at one time."""
 _LEFT = (
     ": what is lost was left by one that did; of that only what is to be kept running may still"
     " run, and the next `retinue serve` finds out"
@@ -239,7 +241,8 @@ async def _write(client: Client, path: str) -> None:
 
     threading.Thread(target=_quietly, args=(read,), name="stdin", daemon=True).start()
     while line := await typed.get():
-        await client.post(path, {"text": line})
+        for at in range(0, len(line), _PIECE):
+            await client.post(path, {"text": line[at : at + _PIECE]})
     await client.post(path, {"close": True})
 
 

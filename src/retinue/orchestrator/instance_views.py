@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import msgspec
@@ -11,6 +10,7 @@ from retinue.domain.ids import iso, now_us
 from retinue.domain.instance import InstanceRecord, InstanceState, Seen
 from retinue.engine.instances import Live
 from retinue.engine.rounds import Silence
+from retinue.process.capacity import percent
 
 
 class MovedView(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,7 +125,7 @@ def view_of(
         last_output_secs=_rounded(silence.output),
         last_event_secs=_rounded(silence.event),
         busy_secs=_rounded(silence.busy),
-        cpu_usage=_percent(record.cpu_us / 1_000_000, _measured(record, seen, up)),
+        cpu_usage=percent(record.cpu_us / 1_000_000, _measured(record, seen, up)),
         cpu_secs=round(record.cpu_us / 1_000_000, 3),
         memory_mb=round(used.get("memory", record.peak_bytes) / (1 << 20), 2),
         peak_memory_mb=round(record.peak_bytes / (1 << 20), 2),
@@ -171,12 +171,6 @@ def _measured(record: InstanceRecord, seen: Seen, up: float) -> float:
     if record.started_at is None or not seen.measured_at:
         return up
     return min(max(seen.measured_at - record.started_at, 0) / 1_000_000, up)
-
-
-def _percent(cpu: float, up: float) -> float:
-    """Return CPU seconds in percent of one CPU: of a moment not more than all CPUs can give."""
-    most = 100.0 * (os.cpu_count() or 1) if up < 1 else float("inf")
-    return round(min(cpu / up * 100, most), 1) if up else 0.0
 
 
 def _rounded(seconds: float | None) -> float | None:

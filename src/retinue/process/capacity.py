@@ -62,6 +62,12 @@ def _available() -> int:
     return _UNLIMITED
 
 
+def percent(cpu: float, up: float) -> float:
+    """Return CPU seconds in percent of one CPU: of a moment not more than all CPUs can give."""
+    most = 100.0 * (os.cpu_count() or 1) if up < 1 else float("inf")
+    return round(min(cpu / up * 100, most), 1) if up > 0 else 0.0
+
+
 def fits(host: Host, memory_each: int = MEMORY_EACH) -> tuple[int, str]:
     """Return how many agents fit, and what bounds them: open files, processes or memory."""
     bounds = {

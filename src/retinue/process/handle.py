@@ -18,6 +18,7 @@ import msgspec
 
 from retinue.domain.ids import now_us
 from retinue.errors import CommunicationError, Timeout
+from retinue.process.capacity import percent
 from retinue.process.child import Child, Exit
 from retinue.process.config import (
     AgentConfig,
@@ -154,9 +155,10 @@ class AgentHandle:
             self._last = {"cpu": used["cpu"], "memory": used["memory"]}
         elif child.exit is not None:
             self._last["cpu"] = max(self._last["cpu"], child.exit.cpu)
+            self._last["memory"] = self._last["memory"] or child.exit.peak
         up = (child.ended_at or time.monotonic()) - child.started_at
         return AgentMetrics(
-            cpu_usage=self._last["cpu"] / max(up, 0.001) * 100,
+            cpu_usage=percent(self._last["cpu"], up),
             memory_mb=self._last["memory"] / (1 << 20),
             uptime_secs=up,
             messages_sent=child.stdin.calls if child.stdin is not None else 0,

@@ -144,12 +144,18 @@ async def get_instance(call: Call) -> bytes:
 
 
 async def pause_instance(call: Call) -> bytes:
-    """Stop an instance's whole tree where it is (SIGSTOP). 409 when it has ended."""
+    """Stop an instance's whole tree where it is (SIGSTOP). 409 when it has ended.
+
+    Until it goes on, the deadline of what it works on stands still, as it does for a question.
+    """
     return encode(await call.orchestrator.pause_instance(_id(call), call.principal))
 
 
 async def resume_instance(call: Call) -> bytes:
-    """Let a paused instance go on (SIGCONT). 409 when it has ended."""
+    """Let an instance go on (SIGCONT) that was paused, or that a signal had stand still.
+
+    409 when it has ended.
+    """
     return encode(await call.orchestrator.resume_instance(_id(call), call.principal))
 
 
