@@ -253,7 +253,8 @@ class OpencodeOnce(OnceTurn):
         """Judge the end: there is no last word, but a last step that says ``stop``."""
         said = child.stderr.tail.decode("utf-8", "replace")
         if "auto-rejecting" in said:
-            self.note(EventType.LOG, {"level": "warning", "message": said.strip()[-500:]})
+            quoted = self.instance.place.last_said(child.stderr.tail, 500)
+            self.note(EventType.LOG, {"level": "warning", "message": quoted})
             self.fail(AgentFailed("it asked for leave, which this form refuses"))
         elif self._done and child.exit is not None and child.exit.code == 0:
             self.end(self._last)

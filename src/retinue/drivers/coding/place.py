@@ -104,8 +104,7 @@ class Place(Quarters):
 
         Its exit code proves nothing: a CLI may exit 0 when it is interrupted.
         """
-        tail = child.stderr.tail.decode("utf-8", "replace").strip()[-MOST_SAID:]
-        said = self.masked(tail)
+        said = self.last_said(child.stderr.tail, MOST_SAID)
         details = {
             "exit_code": status.code,
             "signal": status.signal,
