@@ -24,7 +24,7 @@ from torture.servers import Server
 SHORT_MS = 600
 ENDLESS_MS = 120_000
 NEW_SECONDS = 0.12
-_REFUSALS = ("fenced", "late end refused")
+_REFUSALS = ("not ended here", "late end refused")
 
 
 @dataclass(kw_only=True)
