@@ -645,12 +645,12 @@ async def test_another_version_of_the_protocol_is_refused(started: Start) -> Non
 
 
 async def test_what_it_was_given_is_not_repeated(started: Start) -> None:
-    system = await started("claude", environment={"KEY": "canary-1234"})
-    # What is quoted of it begins in the middle of the second one.
-    noise = f"[[noise canary-1234]][[noise canary-1234{'.' * 1995}]]"
-    answer, _ = await run(system, "claude", f"{noise}[[exit 2]]")
+    system = await started("claude", environment={"KEY": "canary-1234", "LONG": "e" * 750})
+    # It is on stderr three times; what may be quoted of that begins in the middle of the first.
+    answer, _ = await run(system, "claude", "[[spill 2250]][[exit 2]]")
     assert answer.error is not None
-    assert "1234" not in json.dumps(answer.error["details"]["stderr"])
+    assert answer.error["details"]["stderr"].startswith("*********")
+    assert "eeee" not in answer.error["details"]["stderr"]
     answer, _ = await run(system, "claude", "[[noise canary-1234]][[exit 2]]")
     assert answer.error is not None
     stored = await system.store.events(answer.execution_id)
