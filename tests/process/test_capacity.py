@@ -32,7 +32,7 @@ def test_the_scarcest_thing_says_how_many_fit(host: Host, most: int, what: str) 
     assert refusal(most, host) is None
     refused = refusal(most + 1, host)
     assert refused is not None
-    assert refused.endswith(f"its {what} are enough for {most}")
+    assert refused.endswith(f"its {what} {'is' if what == 'memory' else 'are'} enough for {most}")
 
 
 def test_an_agents_own_limit_counts(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_an_agents_own_limit_counts(tmp_path: Path) -> None:
         driver="command", agent_id="a", command=("x",), concurrency=10, max_memory_mb=200
     )
     settings = Settings(data_dir=tmp_path, agents=(agent,))
-    with pytest.raises(SettingsError, match=r"10 agents .* memory are enough for 5"):
+    with pytest.raises(SettingsError, match=r"10 agents .* memory is enough for 5"):
         check_capacity(settings, host)
     check_capacity(settings.model_copy(update={"max_concurrent_executions": 5}), host)
     check_capacity(Settings(data_dir=tmp_path), Host(0, 0, 0))
@@ -73,7 +73,7 @@ def test_a_workers_memory_counts_as_its_operator_sets_it_aside(tmp_path: Path) -
     # Three processes that may have 4 GiB each by default, and are not what they may be.
     check_capacity(Settings(data_dir=tmp_path, agents=(worker(),)), small)
     said = worker(max_memory_mb=4096)
-    with pytest.raises(SettingsError, match=r"3 agents .* memory are enough for 0"):
+    with pytest.raises(SettingsError, match=r"3 agents .* memory is enough for 0"):
         check_capacity(Settings(data_dir=tmp_path, agents=(said,)), small)
     agent = CommandReference(
         driver="command", agent_id="a", command=("x",), concurrency=2, max_memory_mb=100
@@ -81,7 +81,7 @@ def test_a_workers_memory_counts_as_its_operator_sets_it_aside(tmp_path: Path) -
     beside = worker(process_pool_size=2, max_memory_mb=400)
     check_capacity(Settings(data_dir=tmp_path, agents=(agent, beside)), small)
     beside = worker(process_pool_size=2, max_memory_mb=420)
-    with pytest.raises(SettingsError, match="memory are enough for 3"):
+    with pytest.raises(SettingsError, match="memory is enough for 3"):
         check_capacity(Settings(data_dir=tmp_path, agents=(agent, beside)), small)
 
 
@@ -89,7 +89,7 @@ def test_a_workers_memory_counts_as_its_operator_sets_it_aside(tmp_path: Path) -
 def test_a_runner_that_wants_more_than_there_is_is_refused() -> None:
     LocalProcessRunner(config=ProcessRunnerConfig(max_concurrent_agents=1))
     limits = ResourceLimits(max_memory_mb=1 << 30)
-    with pytest.raises(SpawnFailed, match=r"2 agents .* memory are enough for 0"):
+    with pytest.raises(SpawnFailed, match=r"2 agents .* memory is enough for 0"):
         LocalProcessRunner(config=ProcessRunnerConfig(max_concurrent_agents=2, limits=limits))
 
 

@@ -13,7 +13,7 @@ from retinue.cli import output
 from retinue.cli.door import ask
 from retinue.cli.options import Config, Json, Limit, Url
 from retinue.domain.ids import is_ulid
-from retinue.errors import Conflict, NotFound
+from retinue.errors import Conflict, InvalidInput, NotFound
 
 if TYPE_CHECKING:
     from retinue.cli.client import Client
@@ -27,6 +27,7 @@ Which = Annotated[
     ),
 ]
 _PATH = "/v1/instances"
+_SIGNALS = ("INT", "TERM", "HUP", "QUIT", "KILL", "USR1", "USR2", "STOP", "CONT")
 _PIECE = 64 << 10
 """How much of a line is sent at one time."""
 _LEFT = (
@@ -179,6 +180,8 @@ def send(
 ) -> None:
     """Signal an agent's process."""
     number = name.removeprefix("SIG") if name.isupper() else name
+    if number not in _SIGNALS:
+        output.fail(InvalidInput(f"no signal {name}: there are {', '.join(_SIGNALS)}"))
     body = {"signal": number, "tree": tree}
 
     async def run(client: Client) -> Any:
@@ -189,7 +192,8 @@ def send(
         output.show(answer)
     else:
         count = answer["delivered"]
-        output.say(f"{count} processes got it" if count else "it has ended: nobody got it")
+        many = "one process" if count == 1 else f"{count} processes"
+        output.say(f"{many} got it" if count else "it has ended: nobody got it")
 
 
 def attach(

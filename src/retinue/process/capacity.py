@@ -84,4 +84,5 @@ def refusal(wanted: int, host: Host, memory_each: int = MEMORY_EACH) -> str | No
     most, what = fits(host, memory_each)
     if wanted <= most:
         return None
-    return f"{wanted} agents at one time do not fit this machine: its {what} are enough for {most}"
+    enough = f"{what} is enough" if what == "memory" else f"{what} are enough"
+    return f"{wanted} agents at one time do not fit this machine: its {enough} for {most}"

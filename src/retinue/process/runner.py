@@ -79,7 +79,7 @@ class LocalProcessRunner:
     def with_config(
         cls, config: ProcessRunnerConfig, *, catalogue: Mapping[str, Backend] | None = None
     ) -> LocalProcessRunner:
-        """Return a runner with that configuration."""
+        """Return a new runner with that configuration, and a catalogue of its own."""
         return cls(config, catalogue=catalogue)
 
     async def __aenter__(self) -> LocalProcessRunner:
