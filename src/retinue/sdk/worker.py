@@ -239,7 +239,10 @@ class Worker:
             self._provide(frame)
             return
         if operation != "agent.invoke":
-            raise UnknownOperation(f"there is no operation {operation!r}")
+            named = operation is not None
+            raise UnknownOperation(
+                f"there is no operation {operation!r}" if named else "it names no operation"
+            )
         asked: Invoke = payload_as(frame.payload, Invoke)
         limit = asked.options.timeout_ms if asked.options is not None else None
         if limit is not None and limit <= 0:
