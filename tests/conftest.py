@@ -4,8 +4,9 @@ import itertools
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,6 +37,22 @@ def elsewhere() -> Iterator[Path]:
     """A directory that does not lie in /tmp, as people's files do not."""
     with tempfile.TemporaryDirectory(dir=Path.home(), prefix=".retinue-test-") as made:
         yield Path(made)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """Have reports sent between processes of the test run; what is no text may be in a log."""
+    return _sendable((yield))
+
+
+def _sendable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_sendable(key): _sendable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_sendable, value))
+    return value
 
 
 @pytest.hookimpl(trylast=True)
