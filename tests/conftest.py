@@ -55,12 +55,26 @@ def _sendable(value: Any) -> Any:
     return value
 
 
+_left_by_others: list[str] = []
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Hear of what another process of the test run has left behind."""
+    _left_by_others.extend(getattr(node, "workeroutput", {}).get("left_behind", []))
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail a run that leaves child processes behind; every fixture has ended by now."""
     deadline = time.monotonic() + CHILDREN_MAY_TAKE
     while (children := _children()) and time.monotonic() < deadline:
         time.sleep(0.05)
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["left_behind"] = children
+        return
+    children += _left_by_others
     if not children:
         return
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
