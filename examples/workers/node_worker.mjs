@@ -93,11 +93,8 @@ class Invocation {
   }
 
   async perform() {
-    const limit = this.options.timeout_ms ?? 30_000;
-    const timer = setTimeout(() => {
-      const message = `Agent invocation timed out after ${limit}ms`;
-      this.interrupt(new Fault("E_TIMEOUT", "timeout", message, { elapsed_ms: limit }, true));
-    }, limit);
+    this.left = this.options.timeout_ms ?? 30_000;
+    this.goOn();
     try {
       const { stream_node: node, capability } = this.options;
       if (node && node !== this.name) throw invalid(`agent ${this.name} has no node ${node}`);
@@ -117,11 +114,27 @@ class Invocation {
     } catch (error) {
       sendError(this.messageId, error);
     } finally {
-      clearTimeout(timer);
+      this.standStill();
       this.over = true;
       running.delete(this.messageId);
       if (stopping && running.size === 0) process.exit(0);
     }
+  }
+
+  // Its time: stands still while a person is asked.
+
+  goOn() {
+    this.since = Date.now();
+    this.timer = setTimeout(() => {
+      const limit = this.options.timeout_ms ?? 30_000;
+      const message = `Agent invocation timed out after ${limit}ms`;
+      this.interrupt(new Fault("E_TIMEOUT", "timeout", message, { elapsed_ms: limit }, true));
+    }, this.left);
+  }
+
+  standStill() {
+    clearTimeout(this.timer);
+    this.left -= Date.now() - this.since;
   }
 
   text(chunk) {
@@ -148,7 +161,10 @@ class Invocation {
       input_id: inputId,
       prompt,
     });
-    return this.wait((done) => this.questions.set(inputId, done));
+    this.standStill();
+    const answer = await this.wait((done) => this.questions.set(inputId, done));
+    this.goOn();
+    return answer;
   }
 }
 

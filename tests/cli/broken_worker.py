@@ -67,6 +67,10 @@ def out(frame: dict[str, Any]) -> None:  # noqa: PLR0912, PLR0915, C901 one bran
         frame |= {"type": "response", "payload": {"status": "success", "result": None}}
     elif FAULT == "cancel" and payload.get("error_code") == "E_CANCELLED":
         payload["error_code"] = "E_INTERNAL"
+    elif FAULT == "asked-time" and payload.get("operation") == "human_input.request":
+        late = {"error_code": "E_TIMEOUT", "error_type": "timeout", "message": "too late"}
+        fault = {**late, "retryable": True, "details": {}}
+        threading.Timer(0.3, write, [{**frame, "type": "error", "payload": fault}]).start()
     elif FAULT == "timeout" and payload.get("error_code") == "E_TIMEOUT":
         payload["error_type"] = "internal"
     elif FAULT == "true-is-one" and result and payload["result"] is True:

@@ -24,7 +24,7 @@ COMMANDS = {
     "shell": ["sh", str(WORKERS / "shell_worker.sh")],
 }
 # What a worker that has one agent, and does the least, has nothing to show for.
-LEAST = {"stream", "failure", "human-input", "cancel", "timeout", "drain", "deadline"}
+LEAST = {"stream", "failure", "human-input", "asked-time", "cancel", "timeout", "drain", "deadline"}
 SHOWN_BY = {
     "accumulated": "stream",
     "always-accumulated": "stream",

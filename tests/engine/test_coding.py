@@ -249,7 +249,15 @@ async def test_opencodes_leave_is_ours_whatever_else_its_environment_has(
         (".opencode/plugins/x.ts", "", True),
         ("opencode.jsonc", '{ // mine\n "plugin" : ["x"]}', True),
         (".opencode/opencode.json", '{"plugins": []}', True),
+        ("opencode.jsonc", '{"plugin" /* a */ : ["x"]}', True),
+        ("opencode.json", '{"plu\\u0067in": ["x"]}', True),
+        ("opencode.json", '{"a": "b" "plugin": ["x"]', True),
         ("opencode.json", '{"model": "x"}', False),
+        (
+            "opencode.jsonc",
+            '{"model": "// \\"plugin\\": ", // plugin\n "a": [1, /* x */ ], }',
+            False,
+        ),
         ("../opencode.json", '{"plugin": ["of nobody who works here"]}', False),
     ],
 )

@@ -256,6 +256,7 @@ async def test_its_session_goes_on_and_after_a_restart(
     system = await started(kind)
     await run(system, kind, "[[say one]]")
     await run(system, kind, "[[say two]]")
+    await run(system, kind, "[[say else]]", session="another")
     await system.stop(grace=5)
     system = await started(kind)
     answer, events = await run(system, kind, "[[say three]]")

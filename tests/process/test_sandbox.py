@@ -141,6 +141,7 @@ async def test_no_socket_of_the_host_is_reached(
     shared = elsewhere / "shared"
     shared.mkdir()
     places = [tmp_path / "s", elsewhere / "s", shared / "s"]
+    monkeypatch.setattr("retinue.process.sandbox._SOCKET_SECONDS", 0.0)
     reach = """
 import socket, sys
 for path in sys.argv[-1].split():
@@ -375,3 +376,23 @@ def test_the_arguments_name_each_path_after_its_parents(tmp_path: Path) -> None:
     assert f"{tmp_path}/data/db" not in words
     assert f"--remount-ro {tmp_path}/data --chdir {tmp_path} -- /bin/x -- it" in words
     assert words.index("--ro-bind / /") < words.index("--bind ")
+
+
+async def test_what_retinue_runs_from_is_not_an_agents_to_change(tmp_path: Path) -> None:
+    environment = tmp_path / ".venv"
+    (environment / "bin").mkdir(parents=True)
+    plain = Command(path="/bin/sh", argv=("sh", "-c", "true"), env={}, cwd=str(tmp_path))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("retinue.process.sandbox._OURS", (str(environment), "/usr"))
+        argv = " ".join(boxed(plain, Sandbox(), "/usr/bin/bwrap", [str(tmp_path)]).argv)
+    assert f"--bind {tmp_path} {tmp_path} " in argv
+    assert f"--ro-bind {environment} {environment} " in argv
+    assert "--ro-bind /usr /usr" not in argv  # nobody can write there anyway
+
+
+async def test_a_socket_that_may_be_gone_in_a_moment_does_not_matter(elsewhere: Path) -> None:
+    plain = Command(path="/bin/sh", argv=("sh", "-c", "true"), env={}, cwd="/")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(elsewhere / "s"))
+        server.listen()
+        assert str(elsewhere / "s") not in boxed(plain, Sandbox(), "/usr/bin/bwrap", []).argv

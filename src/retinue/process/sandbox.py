@@ -10,9 +10,11 @@ ends with it, so nothing it starts can outlive it, and no privilege to gain. ``n
 ============  =======================================================================
 
 A service of the host could do what the sandbox may not, so no socket of one is seen: /run is empty,
-/tmp and /var/tmp are memory of its own, and what else is listened at when it starts is hidden.
-Abstract sockets go with the host's network. What our next start reads (``guard``) is not seen and
-cannot be replaced, wherever it lies: who could write that would have commands run outside.
+/tmp and /var/tmp are memory of its own, and what else is listened at when it starts is hidden, but
+for what was bound by a relative name, renamed since, or is seconds old. Abstract sockets go with
+the host's network. What Retinue itself runs from cannot be written, and what our next start reads
+(``guard``) is not seen and cannot be replaced, wherever it lies: who could write that would have
+commands run outside.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ import asyncio
 import os
 import pwd
 import stat
+import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
@@ -44,10 +48,15 @@ _SCRATCH = ("/tmp", "/var/tmp")
 _RUN = ("/run", "/var/run")
 _KEPT_OF_RUN = ("/run/systemd/resolve", "/run/current-system")
 """The names of DNS servers, and NixOS's programs."""
+_NAMES = "/etc/resolv.conf"
 _SOCKETS = "/proc/net/unix"
+_SOCKET_SECONDS = 10.0
+"""One that is younger may be gone before the sandbox is made, which would then fail."""
 _EMPTY = str(Path(__file__).parents[1] / "py.typed")
 """A file with nothing in it, which every installation has; a device could not be opened there."""
 _MOST_LINKS = 40
+_OURS = (sys.prefix, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+"""What Retinue runs from: an environment, and its own code, which may lie beside it."""
 LOGINS = (
     *(".claude/.credentials.json", ".codex/auth.json", ".gemini/oauth_creds.json"),
     ".local/share/opencode/auth.json",
@@ -136,7 +145,8 @@ def _views(box: Sandbox, own: tuple[str, ...], program: str) -> Views:
     for path in (*_RUN, *box.hide):
         if os.path.exists(path) and os.path.realpath(path) not in mine:
             views.put(path, "hide")
-    for path in (*filter(os.path.exists, _KEPT_OF_RUN), *_places(program)):
+    seen = (*_KEPT_OF_RUN, os.path.realpath(_NAMES))
+    for path in (*filter(os.path.exists, seen), *_places(program)):
         if views.over(path) in {"hide", "scratch"}:
             views.put(path, "read")
     for path in filter(os.path.exists, box.read):
@@ -146,6 +156,8 @@ def _views(box: Sandbox, own: tuple[str, ...], program: str) -> Views:
     for path in _listened_at():
         if views.over(path) is None:
             views.put(path, "hide")
+    for path in filter(views.writable, _OURS):
+        views.put(path, "read")
     for path in box.guard:
         _guard(views, path)
     return views
@@ -173,6 +185,10 @@ class Views:
                 return self._kinds[path]
             path = os.path.dirname(path)
         return None
+
+    def writable(self, path: str) -> bool:
+        """Whether a path may be written as it stands."""
+        return self.over(os.path.realpath(path)) == "write"
 
     def options(self) -> list[str]:
         """Return bubblewrap's options, each path after its parents."""
@@ -214,7 +230,9 @@ def _listened_at() -> Iterator[str]:
     for line in lines:
         _, _, path = line.partition(" /")
         try:
-            if path and stat.S_ISSOCK(os.stat(f"/{path}").st_mode):
+            found = os.stat(f"/{path}") if path else None
+            old = found is not None and found.st_ctime < time.time() - _SOCKET_SECONDS
+            if found is not None and old and stat.S_ISSOCK(found.st_mode):
                 yield os.path.realpath(f"/{path}")
         except OSError:
             continue  # of another mount namespace, or gone

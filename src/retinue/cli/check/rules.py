@@ -342,7 +342,13 @@ async def human_input(peer: Peer) -> None:
     """Check the rule `human-input`."""
     await peer.until_ready()
     message_id = peer.invoke(peer.named("ask"), {})
+    question = await _question(peer, message_id)
+    if not question.invoke_id or not question.input_id:
+        raise Broken("the question has no invoke_id, or no input_id")
+    await _answered_once(peer, message_id, question)
 
+
+async def _question(peer: Peer, message_id: str) -> Asking:
     def test(frame: Frame) -> Asking | None:
         if isinstance(frame, Control) and frame.payload.get("operation") == "human_input.request":
             if frame.correlation_id != message_id:
@@ -354,9 +360,10 @@ async def human_input(peer: Peer) -> None:
             return found
         return None
 
-    question = await peer.first("the human_input.request frame", test, peer.plan.seconds)
-    if not question.invoke_id or not question.input_id:
-        raise Broken("the question has no invoke_id, or no input_id")
+    return await peer.first("the human_input.request frame", test, peer.plan.seconds)
+
+
+async def _answered_once(peer: Peer, message_id: str, question: Asking) -> None:
     ids = {"invoke_id": question.invoke_id, "input_id": question.input_id}
     wrong = peer.ask("human_input.provide", **{**ids, "input_id": "no-such"}, value=1)
     _expect(await peer.answer(wrong, "human_input.provide for no-such"), "E_INVALID_INPUT")
@@ -369,6 +376,19 @@ async def human_input(peer: Peer) -> None:
         raise Broken(f"the agent was answered, and failed: {answer.payload.message}")
     again = peer.ask("human_input.provide", **ids, value="no")
     _expect(await peer.answer(again, "a second answer"), "E_INVALID_INPUT")
+
+
+async def asked_time(peer: Peer) -> None:
+    """Check the rule `asked-time`."""
+    await peer.until_ready()
+    message_id = peer.invoke(peer.named("ask"), {}, timeout_ms=300)
+    question = await _question(peer, message_id)
+    await asyncio.sleep(LINGER_SECONDS)
+    ids = {"invoke_id": question.invoke_id, "input_id": question.input_id}
+    await peer.answer(peer.ask("human_input.provide", **ids, value="yes"), "human_input.provide")
+    answer = await peer.answer(message_id, "agent.invoke of ask, which was answered")
+    if isinstance(answer, Error):
+        raise Broken(f"it ended while a person was asked: {answer.payload.message}")
 
 
 async def cancel(peer: Peer) -> None:

@@ -92,6 +92,10 @@ RULES: dict[str, tuple[Rule, str]] = {
         rules.human_input,
         "A question (of an agent named ask) is answered by human_input.provide, once.",
     ),
+    "asked-time": (
+        rules.asked_time,
+        "While a person is asked (by an agent named ask), the invocation's time stands still.",
+    ),
     "cancel": (
         rules.cancel,
         "A request (of an agent named slow) that is cancelled ends in E_CANCELLED.",

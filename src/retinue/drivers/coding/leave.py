@@ -34,7 +34,9 @@ OPENCODE_TOOLS = {
     "todowrite": (),
 }
 """OpenCode's permissions, and what else its tools are called: their kind in ACP, first of all."""
-_PLUGINS = re.compile(rb"""["'](?:plugins?|policies)["']\s*:""")
+_PLUGINS = {"plugin", "plugins", "policies"}
+_ASIDE = re.compile(r'"(?:[^"\\]|\\.)*"|//[^\n]*|/\*.*?\*/|,(?=\s*[}\]])', re.DOTALL)
+"""Texts, and what JSON with comments has beyond JSON."""
 _ASKED = ("bash", "edit", "webfetch", "websearch", "codesearch")
 GEMINI_TOOLS = {
     "run_shell_command": "execute",
@@ -111,10 +113,22 @@ def refuse_plugins(config: CodingConfig, work_dir: Path, home: Path) -> None:
 
 
 def _has_plugins(file: Path) -> bool:
+    """Whether settings name plugins; what cannot be read as OpenCode may read it counts as such."""
+    found: set[str] = set()
+
+    def look(pairs: list[tuple[str, Any]]) -> None:
+        found.update(key for key, _ in pairs)
+
     try:
-        return _PLUGINS.search(file.read_bytes()) is not None
-    except OSError:
+        text = file.read_text("utf-8-sig")
+        for _ in range(2):  # a comma may stand before a comment
+            text = _ASIDE.sub(lambda part: part[0] if part[0].startswith('"') else " ", text)
+        json.loads(text, object_pairs_hook=look)
+    except FileNotFoundError:
         return False
+    except (OSError, ValueError, RecursionError):
+        return True
+    return bool(found & _PLUGINS)
 
 
 def opencode_permission(config: CodingConfig) -> dict[str, Any]:

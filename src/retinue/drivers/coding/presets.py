@@ -96,7 +96,12 @@ def _gemini_prepare(config: CodingConfig, home: Path) -> None:
     settings: dict[str, object] = {
         **kept,
         "security": security,
-        "general": {"enableAutoUpdate": False, "enableAutoUpdateNotification": False},
+        "general": {
+            "enableAutoUpdate": False,
+            "enableAutoUpdateNotification": False,
+            # It would take a session that we have gone on with for a damaged one, and delete it.
+            "sessionRetention": {"enabled": False},
+        },
         "privacy": {"usageStatisticsEnabled": False},
         "telemetry": {"enabled": False},
     }

@@ -43,7 +43,7 @@ class Speech:
             return None
         said = "".join(self._waiting)
         text = self._mask(said) if self._secrets else said
-        held = "" if last or not self._secrets else self._beginning(text)
+        held = "" if last else self.beginning(text)
         self._waiting = [held] if held else []
         self.size = len(held)
         self._whole.append(said[: len(said) - len(held)])
@@ -63,8 +63,8 @@ class Speech:
         said[0]["is_reset"] = True
         return [EventData(EventType.CONTENT_CHUNK, data) for data in said]
 
-    def _beginning(self, text: str) -> str:
-        """Return the end of ``text`` that a secret begins with."""
+    def beginning(self, text: str) -> str:
+        """Return the end of ``text`` that a secret begins with: it waits for what follows."""
         longest = ""
         for secret in self._secrets:
             for size in range(min(len(secret) - 1, len(text)), len(longest), -1):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -177,22 +178,27 @@ class Told:
         self._flush_text()
         self._thought.append(text)
         if sum(map(len, self._thought)) >= MOST_THOUGHT:
-            self._flush_thought()
+            self._flush_thought(last=False)
         elif self._thought_timer is None:
-            self._thought_timer = self._loop.call_later(THOUGHT_SECONDS, self._flush_thought)
+            flush = partial(self._flush_thought, last=False)
+            self._thought_timer = self._loop.call_later(THOUGHT_SECONDS, flush)
 
     def _flush_text(self, *, last: bool = True) -> None:
         event = self._speech.take(last=last)
         if event is not None:
             self._events.append(event)
 
-    def _flush_thought(self) -> None:
+    def _flush_thought(self, *, last: bool = True) -> None:
         if self._thought_timer is not None:
             self._thought_timer.cancel()
             self._thought_timer = None
         if self._thought:
-            content = "".join(self._thought)
-            self._thought.clear()
+            content = self._secrecy.of_work("".join(self._thought))
+            held = "" if last else self._speech.beginning(content)
+            self._thought = [held] if held else []
+            content = content[: len(content) - len(held)]
+            if not content:
+                return
             data = {"status": "thinking", "content": content}
             self._events.append(EventData(EventType.THINKING, data))
             self._ring()
