@@ -431,7 +431,9 @@ class _Commit:
                     joined.append((place, holder))
                     continue
             leased = step.free and not step.later and not due[step.key]
-            if not leased and depth[step.key] >= step.bound:
+            # One that brings a free slot makes the queue no longer: the first of it gets that.
+            longer = not step.free or step.later
+            if not leased and longer and depth[step.key] >= step.bound:
                 answers[place] = ("rejected", "queue_full")
                 full[number] = step.bound
                 continue

@@ -437,6 +437,7 @@ class HumanInputRequired(ExecutionError):
 
     code = "E_HUMAN_INPUT_REQUIRED"
     kind = "pending"
+    default_outcome = "unknown"
 
 
 def said(error: BaseException) -> str:

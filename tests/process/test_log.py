@@ -15,6 +15,7 @@ from retinue.process.log import (
     last_said,
     masked,
     read_log,
+    telling,
 )
 from retinue.process.reading import TAIL_BYTES
 from retinue.process.traces import settle
@@ -123,3 +124,12 @@ def test_a_log_is_followed_across_its_rotations(tmp_path: Path) -> None:
     nothing = LogFollower(tmp_path, "stderr", tail=5)
     assert nothing.read() == b""
     nothing.close()
+
+
+def test_what_went_wrong_is_quoted_though_it_is_not_what_was_said_last() -> None:
+    node = ["x.js:1", "Error: my message", *(f"    at frame {n}" for n in range(9)), "Node.js v20"]
+    assert telling(node, 3) == [node[1], *node[-3:]]
+    assert telling(["a", "ValueError: b"], 3) == ["a", "ValueError: b"]
+    assert telling(["Error: old", "c", "TypeError: d"], 2) == ["c", "TypeError: d"]
+    assert telling(["a", "b", "c"], 2) == ["b", "c"]
+    assert telling([], 2) == []

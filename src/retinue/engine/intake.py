@@ -239,13 +239,16 @@ class Intake:
         if entry is not None:
             self._registry.slots.take(entry)
             call = entry.admit(time.monotonic())
+        # Where others wait already it joins them, and the first of them gets the slot it brings.
+        bound, brought = self._may_wait(route), int(entry is not None)
+        self._registry.leasing[route.key] += brought
         try:
             result = await self._write(
                 Submit(
                     execution,
                     request,
                     worker=self._store.worker if entry is not None else None,
-                    bound=self._may_wait(route),
+                    bound=bound,
                     bind=not route.bound,
                     idempotency=_idempotency(task, request.body, execution.created_at),
                 )
@@ -255,6 +258,8 @@ class Intake:
             self._attempts.doubt()
             self._put_back(entry, call)
             raise
+        finally:
+            self._registry.leasing[route.key] -= brought
         if isinstance(result, Submitted) and not result.joined:
             self._grown.add((execution.owner, execution.session_id))
         if isinstance(result, Submitted) and result.leased and entry is not None:

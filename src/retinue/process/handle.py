@@ -30,7 +30,7 @@ from retinue.process.config import (
     Moved,
 )
 from retinue.process.ladder import Ladder, Stopped, stop
-from retinue.process.log import forms, last_said
+from retinue.process.log import forms, last_said, telling
 from retinue.process.reading import Counts
 from retinue.process.standing import Standing, event_of
 
@@ -238,7 +238,8 @@ class AgentHandle:
                 await child.wait_gone()  # what it wrote last is read then
         status = str(child.exit) if child.exit is not None else "closed its output"
         text = f"{self.command} {status} {when}"
-        said = last_said(child.stderr.tail, self._secrets, MOST_SAID).splitlines()[-LAST_LINES:]
+        lines = last_said(child.stderr.tail, self._secrets, MOST_SAID).splitlines()
+        said = telling(lines, LAST_LINES)
         return f"{text}: {' | '.join(said)}" if said else text
 
     async def signal(self, wanted: AgentSignal) -> bool:

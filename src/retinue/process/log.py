@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -123,6 +124,7 @@ class _File:
 
 LEAST_SECRET = 4
 """Shorter values are no secrets, and to mask them would mask words."""
+_WRONG = re.compile(r"\b\w*(?:[Ee]rror|Exception|panic)\b")
 _BREAKS = "\u2028\u2029\u0085"
 """What our frames have escaped beyond what JSON asks for."""
 
@@ -157,6 +159,18 @@ def last_said(tail: bytes, secrets: Sequence[str], most: int) -> str:
         begun = max((_ends(text, secret) for secret in secrets), default=0)
         text = "***" * bool(begun) + text[begun:]
     return text.strip()[-most:]
+
+
+def telling(lines: Sequence[str], most: int) -> list[str]:
+    """Return the last ``most`` lines, and what went wrong if that stands before them.
+
+    Of some programs the last lines are only where it happened, or their own version.
+    """
+    last = list(lines[-most:])
+    if not any(map(_WRONG.search, last)):
+        earlier = next((line for line in reversed(lines[:-most]) if _WRONG.search(line)), None)
+        last = [*([earlier] if earlier is not None else []), *last]
+    return last
 
 
 def whole(data: bytes) -> bytes:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from retinue.errors import SpawnFailed
 from retinue.keeper.tree import tree
+from retinue.process.log import telling
 from retinue.wire import envelope
 from retinue.wire.envelope import Control, Error, Frame, Request, Response, Stream
 from retinue.wire.exchange import Exchanges
@@ -237,7 +238,7 @@ class Peer:
                 raise Broken(f"{what} did not come within {seconds:g} s{self._why()}") from None
 
     def _last_words(self) -> str:
-        said = [line.strip() for line in self.errors if line.strip()][-_SHOWN:]
+        said = telling([line.strip() for line in self.errors if line.strip()], _SHOWN)
         return f"; its stderr ends with: {' / '.join(said)}" if said else ""
 
     def _why(self) -> str:

@@ -26,6 +26,7 @@ from retinue.errors import (
 from retinue.interfaces import DriverContext, Health, InstanceHandle, Job, Supervised
 from retinue.process.child import Child
 from retinue.process.ladder import Ladder, stop
+from retinue.process.log import telling
 from retinue.process.quarters import Quarters
 from retinue.wire.envelope import Control, Error, Request
 from retinue.wire.faults import error_of, fault_of
@@ -312,9 +313,6 @@ class StdioInstance:
 
 
 def last_words(said: str) -> str:
-    """Return what a program said last on stderr, for the end of a sentence.
-
-    Of some the last line is what went wrong, of others only where, or their own version.
-    """
+    """Return what a program said last on stderr, for the end of a sentence."""
     lines = [line.rstrip() for line in said.splitlines() if line.strip()]
-    return ": " + " | ".join(lines[-LAST_LINES:]) if lines else ""
+    return ": " + " | ".join(telling(lines, LAST_LINES)) if lines else ""
