@@ -1,6 +1,5 @@
 """``retinue serve --stdio``: the whole system as a subprocess, from its parent's side."""
 
-import fcntl
 import json
 import os
 import signal
@@ -13,12 +12,11 @@ from typing import Any
 
 import pytest
 from tests.cli.conftest import COMMANDS, Place
-from tests.sdk.test_worker import unread
+from tests.sdk.test_worker import ends_unread
 
 from retinue.cli.check.peer import Peer, Plan
 from retinue.cli.check.suite import check
 from retinue.wire import Control, Error, Frame, Response, Stream
-from retinue.wire.envelope import encode_message, request
 from retinue.wire.faults import payload_as
 from retinue.wire.payloads import Asking, Fault
 
@@ -353,19 +351,4 @@ def test_a_parent_that_does_not_read_does_not_keep_it_from_ending(
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=place.directory, env=env
     ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert b"ready" in process.stdout.readline()
-        for _ in range(20):
-            task = {"operation": "agent.invoke", "agent_name": "big", "input": {"n": 400_000}}
-            process.stdin.write(encode_message(request(task)))
-        process.stdin.flush()
-        full = fcntl.fcntl(process.stdout, fcntl.F_GETPIPE_SZ)
-        while unread(process.stdout.fileno()) < full:
-            os.sched_yield()
-        if way == "eof":
-            process.stdin.close()
-        else:
-            process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
-        process.stdin.close()
+        ends_unread(process, way)

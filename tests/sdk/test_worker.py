@@ -56,6 +56,26 @@ def memory(pid: int) -> int:
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmRSS"))
 
 
+def ends_unread(process: "subprocess.Popen[bytes]", way: str) -> None:
+    """Have its agent ``big`` say more than its pipe holds, read none of it, and end it."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert b"ready" in process.stdout.readline()
+    for _ in range(20):
+        task = {"operation": "agent.invoke", "agent_name": "big", "input": {"n": 400_000}}
+        process.stdin.write(make.encode_message(make.request(task)))
+    process.stdin.flush()
+    full = fcntl.fcntl(process.stdout, fcntl.F_GETPIPE_SZ)
+    while unread(process.stdout.fileno()) < full:
+        os.sched_yield()
+    if way == "eof":
+        process.stdin.close()
+    else:
+        process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+    process.stdin.close()
+
+
 async def question(peer: Peer, to: str) -> Asking:
     def test(frame: Frame) -> Asking | None:
         asks = (
@@ -803,24 +823,7 @@ def test_a_parent_that_does_not_read_does_not_keep_it_from_ending(
         """
     )
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert b"ready" in process.stdout.readline()
-        for _ in range(8):
-            frame = make.request(
-                {"operation": "agent.invoke", "agent_name": "big", "input": {"n": 500_000}}
-            )
-            process.stdin.write(make.encode_message(frame))
-        process.stdin.flush()
-        full = fcntl.fcntl(process.stdout, fcntl.F_GETPIPE_SZ)
-        while unread(process.stdout.fileno()) < full:
-            os.sched_yield()
-        if way == "eof":
-            process.stdin.close()
-        else:
-            process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
-        process.stdin.close()
+        ends_unread(process, way)
 
 
 def test_a_parent_that_only_writes_does_not_make_it_grow(program: Program) -> None:
