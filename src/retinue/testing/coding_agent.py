@@ -328,6 +328,20 @@ def heed(deaf: Callable[[], bool], stop: Callable[[], None]) -> None:
     signal.signal(signal.SIGTERM, heard)
 
 
+def version_of(name: str) -> str:
+    """Return the number in what a CLI says of its version."""
+    said = os.environ.get("FAKE_VERSION", VERSIONS.get(name, "1.0.0"))
+    return next(word for word in said.split() if word[0].isdigit())
+
+
+def word_after(words: list[str], option: str) -> str | None:
+    """Return the word after an option, or after what stands between it and ``-``."""
+    if option not in words:
+        return None
+    rest = [w for w in words[words.index(option) + 1 :] if not w.startswith("-")]
+    return rest[0] if rest else None
+
+
 def new_session() -> str:
     """Return a name for a session."""
     return str(uuid.uuid4())
